@@ -1,0 +1,119 @@
+"""LoRA adapters in PEFT's folder format: read without PEFT, written with the same bytes each time."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dlplora.errors import AdapterError
+from dlplora.records.training import read_adapter_training
+
+_WEIGHT = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+# Settings of PEFT's LoRA that change its forward pass beyond B A x, by the value that does not.
+_PLAIN: dict[str, tuple[object, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "use_dora": (False, None),
+    "lora_bias": (False, None),
+    "use_qalora": (False, None),
+    "use_bdlora": (None, False),
+    "modules_to_save": (None, []),
+    "trainable_token_indices": (None, {}, []),
+    "target_parameters": (None, []),
+    "layer_replication": (None, []),
+    "alora_invocation_tokens": (None, []),
+    "arrow_config": (None, {}),
+}
+
+
+@dataclass(frozen=True)
+class LoraPair:
+    """The two matrices of one linear layer, A (R, I) and B (O, R), and their scaling."""
+
+    down_RI: Tensor
+    up_OR: Tensor
+    scaling: float
+
+
+@dataclass(frozen=True)
+class LoraAdapter:
+    """One task's adapter: a pair for each linear layer that it changes, by module path."""
+
+    name: str
+    pairs: Mapping[str, LoraPair]
+
+
+def read_adapter(folder: Path, *, base_fingerprint: str) -> LoraAdapter:
+    """Read an adapter folder; its name is the task's.
+
+    Raises `AdapterError` if it was trained on another base model, holds anything that is not
+    a plain low-rank pair of a linear layer, or cannot be read.
+    """
+    training = read_adapter_training(folder)
+    if training.base_fingerprint != base_fingerprint:
+        raise AdapterError(
+            f"{folder}: trained on the base model {training.base_fingerprint[:12]}, "
+            f"the one in use is {base_fingerprint[:12]}; train it again"
+        )
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    for key, plain in _PLAIN.items():
+        if key in config and config[key] not in plain:
+            raise AdapterError(f"{folder}: {key} is {config[key]!r}; only plain LoRA can be fused")
+    sides: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in _read_tensors(folder / "adapter_model.safetensors").items():
+        match = _WEIGHT.fullmatch(name)
+        if match is None:
+            raise AdapterError(f"{folder}: the tensor {name} is no LoRA matrix of a linear layer")
+        sides.setdefault(match["module"], {})[match["side"]] = tensor
+    if lone := [module for module, pair in sides.items() if len(pair) != 2]:
+        raise AdapterError(f"{folder}: {lone[0]} has only one of lora_A and lora_B")
+    pairs = {
+        module: LoraPair(pair["A"], pair["B"], _scaling(config, module, pair["A"].shape[0]))
+        for module, pair in sorted(sides.items())
+    }
+    return LoraAdapter(folder.name, pairs)
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{file}: cannot be read as safetensors: {error}") from error
+
+
+def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """Return alpha / r, or alpha / √r for rsLoRA, with PEFT's alpha patterns."""
+    alpha: float = config["lora_alpha"]
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            alpha = value
+            break
+    return alpha / sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def write_adapter(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, base_id: str
+) -> None:
+    """Write PEFT's two files so that equal adapters have equal bytes.
+
+    PEFT writes sets in random order and the path of the base: here lists are sorted and the
+    base is named by its id.
+    """
+    sorted_config = {
+        key: sorted(value) if isinstance(value, set | list) and key != "layer_replication" else value
+        for key, value in sorted(config.items())
+    }
+    sorted_config |= {"base_model_name_or_path": base_id, "inference_mode": True}
+    text = json.dumps(sorted_config, indent=2, sort_keys=True, default=str)
+    (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+    whole = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
+    save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})

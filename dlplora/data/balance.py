@@ -1,0 +1,135 @@
+"""Balanced router data: the same number of questions from every task, and composites of several."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from dlplora.params import Balance
+from dlplora.records.examples import Example
+from dlplora.records.files import read_table, write_table, written_folder
+
+_TEXTS = pa.list_(pa.string())
+_LABELLED = pa.schema([("text", pa.string()), ("task", pa.string())])
+_COMPOSITES = pa.schema(
+    [("text", pa.string()), ("questions", _TEXTS), ("answers", _TEXTS), ("tasks", _TEXTS)]
+)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A text with the task that it belongs to."""
+
+    text: str
+    task: str
+
+
+@dataclass(frozen=True)
+class Composite:
+    """Several questions in one numbered text, with their answers and the sequence of tasks."""
+
+    text: str
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]
+    tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RouterData:
+    """What routers learn from and are stopped by."""
+
+    train: list[Labelled]
+    validation: list[Labelled]
+    composites: list[Composite]
+
+
+def balance(
+    train: Mapping[str, Sequence[Example]],
+    validation: Mapping[str, Sequence[Example]],
+    *,
+    params: Balance,
+    seed: int,
+) -> RouterData:
+    """Draw router data from the examples of each task.
+
+    Every task contributes exactly `per_task` texts to training and `validation_per_task` to
+    validation. Composites join 2, 3, … questions of different tasks, in the order of
+    `params.parts`, as long as there are so many tasks.
+    """
+    rng = np.random.default_rng(seed)
+    return RouterData(
+        train=_labelled(train, params.per_task, rng),
+        validation=_labelled(validation, params.validation_per_task, rng),
+        composites=_composites(train, params, rng),
+    )
+
+
+def draw(size: int, count: int, rng: np.random.Generator) -> list[int]:
+    """Draw `count` of `size` rows, each as often as any other, give or take once."""
+    passes = [rng.permutation(size) for _ in range(-(-count // size))]
+    return [int(row) for row in np.concatenate(passes)[:count]]
+
+
+def _labelled(
+    examples: Mapping[str, Sequence[Example]], count: int, rng: np.random.Generator
+) -> list[Labelled]:
+    return [
+        Labelled(examples[task][row].question, task)
+        for task in sorted(examples)
+        for row in draw(len(examples[task]), count, rng)
+    ]
+
+
+def _composites(
+    examples: Mapping[str, Sequence[Example]], params: Balance, rng: np.random.Generator
+) -> list[Composite]:
+    sizes = [size for size in params.parts if size <= len(examples)]
+    count = params.composites if sizes else 0
+    names = sorted(examples)
+    drawn = []
+    for number in range(count):
+        tasks = rng.choice(names, size=sizes[number % len(sizes)], replace=False).tolist()
+        parts = [examples[task][int(rng.integers(len(examples[task])))] for task in tasks]
+        questions = tuple(part.question for part in parts)
+        drawn.append(
+            Composite(
+                text=composite_text(questions),
+                questions=questions,
+                answers=tuple(part.answers[0] for part in parts),
+                tasks=tuple(tasks),
+            )
+        )
+    return drawn
+
+
+def composite_text(questions: Sequence[str]) -> str:
+    """Number several questions as one prompt."""
+    return "\n".join(f"{number}. {text.strip()}" for number, text in enumerate(questions, start=1))
+
+
+def write_router_data(folder: Path, data: RouterData) -> None:
+    """Write train, validation and composites as parquet files."""
+    with written_folder(folder) as aside:
+        write_table(aside / "train.parquet", [asdict(row) for row in data.train], _LABELLED)
+        write_table(
+            aside / "validation.parquet", [asdict(row) for row in data.validation], _LABELLED
+        )
+        rows = [asdict(row) for row in data.composites]
+        write_table(aside / "composites.parquet", rows, _COMPOSITES)
+
+
+def read_router_data(folder: Path) -> RouterData:
+    """Read what `write_router_data` wrote."""
+    train, validation = (
+        [Labelled(**row) for row in read_table(folder / f"{split}.parquet")]
+        for split in ("train", "validation")
+    )
+    composites = [
+        Composite(
+            row["text"], tuple(row["questions"]), tuple(row["answers"]), tuple(row["tasks"])
+        )
+        for row in read_table(folder / "composites.parquet")
+    ]
+    return RouterData(train, validation, composites)

@@ -1,0 +1,73 @@
+"""Token lists as batches: padding, and an endless stream of batches of like length.
+
+Shapes: B rows, S tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_WINDOW_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Token ids (B, S), 1 where they are real (B, S), and their positions (B, S)."""
+
+    ids_BS: Tensor
+    mask_BS: Tensor
+    positions_BS: Tensor
+
+    def to(self, device: torch.device) -> "Padded":
+        """Move to a device."""
+        return Padded(
+            self.ids_BS.to(device), self.mask_BS.to(device), self.positions_BS.to(device)
+        )
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> Padded:
+    """Pad in front, so that the last token of every row stands in the last column."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return Padded(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> Padded:
+    """Pad behind, so that the first token of every row stands in the first column."""
+    width = max(map(len, rows))
+    ids = torch.tensor([list(row) + [pad_id] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    return Padded(ids, mask, torch.arange(width).expand(len(rows), -1))
+
+
+def batch_order(lengths: Sequence[int], batch_size: int, *, seed: int) -> Iterator[list[int]]:
+    """Yield batches of row numbers for ever, all rows once an epoch, like lengths together.
+
+    Each epoch shuffles the rows, sorts windows of a few batches by length, cuts them, and
+    shuffles the batches; an incomplete batch at its end is filled from the next epoch.
+    """
+    rng = np.random.default_rng(seed)
+    waiting: list[int] = []
+    window = _WINDOW_BATCHES * batch_size
+    while True:
+        while len(waiting) < window:
+            waiting += rng.permutation(len(lengths)).tolist()
+        rows = sorted(waiting[:window], key=lambda row: (lengths[row], row))
+        waiting = waiting[window:]
+        batches = [rows[start : start + batch_size] for start in range(0, window, batch_size)]
+        for number in rng.permutation(len(batches)):
+            yield batches[number]
+
+
+def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens all rows begin with in common."""
+    shortest = min(map(len, rows))
+    first = rows[0]
+    for place in range(shortest):
+        if any(row[place] != first[place] for row in rows):
+            return place
+    return shortest

@@ -1,0 +1,142 @@
+"""Where inputs come from: pinned, hash-checked packages of an index.
+
+A package's file is downloaded once into a folder of archives and checked by its hash on every
+use; of an archive only the wanted members are read, in one scan, and no path inside it is used
+to write.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dlplora.errors import SourceError, choices
+
+_ADVICE = "check the network and the package index, then run the same command again"
+
+
+def download_package(name: str, version: str, *, sha256: str, downloads: Path) -> Path:
+    """Return the archive of a package, downloaded once and checked against its hash."""
+    folder = downloads / f"{name}-{version}"
+    archives = sorted(folder.glob("*")) if folder.is_dir() else []
+    if len(archives) == 1 and file_sha256(archives[0]) == sha256:
+        return archives[0]
+    aside = downloads / f".{folder.name}.{os.getpid()}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        _pip_download(f"{name}=={version}", sha256, aside)
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.replace(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    (archive,) = folder.iterdir()
+    return archive
+
+
+def _pip_download(requirement: str, sha256: str, folder: Path) -> None:
+    """Run pip, whose own bar shows the progress; nothing of the package is installed."""
+    print(f"downloading {requirement}", file=sys.stderr, flush=True)
+    wanted = folder / "requirements.txt"
+    wanted.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
+    command += ["--disable-pip-version-check", "--dest", str(folder), "--requirement", str(wanted)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
+    wanted.unlink()
+    if done.returncode != 0 or len(list(folder.iterdir())) != 1:
+        raise SourceError(f"pip could not download {requirement} (see its lines above); {_ADVICE}")
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unpack_file(wheel: Path, member: str, target: Path) -> None:
+    """Write one file out of a wheel to `target`."""
+    with zipfile.ZipFile(wheel) as archive:
+        try:
+            source = archive.open(member)
+        except KeyError:
+            raise SourceError(
+                f"{wheel.name} has no file {member!r}; it has: {choices(archive.namelist())[:300]}"
+            ) from None
+        with source, target.open("wb") as file:
+            shutil.copyfileobj(source, file)
+
+
+def read_bigbench(
+    archive: Path, members: Mapping[str, str], *, advance: Callable[..., None]
+) -> dict[str, list[dict[str, Any]]]:
+    """Read tasks out of the archive of BIG-bench as raw items.
+
+    `members` maps the task's name here to its folder in the archive. `advance` is called once
+    for each task found.
+    """
+    wanted = {f"{folder}/task.json": name for name, folder in members.items()}
+    found: dict[str, list[dict[str, Any]]] = {}
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            _, _, inside = member.name.partition("/benchmark_tasks/")
+            if inside not in wanted or not member.isfile():
+                continue
+            file = tar.extractfile(member)
+            assert file is not None  # a regular file
+            found[wanted[inside]] = bigbench_items(json.load(file))
+            advance(task=wanted[inside])
+            if len(found) == len(wanted):
+                break
+    if missing := sorted(set(members) - set(found)):
+        raise SourceError(f"{archive.name} has no task {members[missing[0]]!r} for {missing[0]!r}")
+    return found
+
+
+def bigbench_items(task: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Turn a parsed task.json of BIG-bench into raw items.
+
+    The question is built as BIG-bench builds it: prefix, input prefix, input, choices, output
+    prefix. An item is multiple choice if it has scored targets, unless the task prefers to
+    match a target that it also gives. Where choices are shown, their order comes from a hash
+    of the input, so that a position never tells the answer.
+    """
+    if "examples" not in task:
+        raise SourceError(f"the task {task.get('name')!r} of the archive is no JSON task")
+    by_choice = task.get("preferred_score") == "multiple_choice_grade"
+    items = []
+    for example in task["examples"]:
+        shown = str(example["input"])
+        scores: dict[str, float] = example.get("target_scores") or {}
+        is_choice = bool(scores) and (by_choice or "target" not in example)
+        if is_choice and task.get("append_choices_to_input", True):
+            prefix = task.get("choice_prefix", "\n  choice: ")
+            shown += "".join(prefix + option for option in _shuffled(shown, list(scores)))
+        question = (
+            task.get("task_prefix", "")
+            + task.get("example_input_prefix", "\nQ: ")
+            + shown
+            + task.get("example_output_prefix", "\nA: ")
+        )
+        item: dict[str, Any] = {"Q": question, "bare": str(example["input"])}
+        if is_choice:
+            best = max(scores.values())
+            item["A"] = [option for option, score in scores.items() if score == best]
+            item["options"] = list(scores)
+        else:
+            target = example["target"]
+            item["A"] = target if isinstance(target, list) else [target]
+        items.append(item)
+    return items
+
+
+def _shuffled(text: str, options: Sequence[str]) -> list[str]:
+    return sorted(
+        options, key=lambda option: hashlib.sha256(f"{text}\0{option}".encode()).digest()
+    )

@@ -1,0 +1,115 @@
+"""All systems of a setting side by side, on the same items."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlplora.errors import DataError
+from dlplora.evaluation.metrics import interval, resampled_scores, summarise
+from dlplora.records.comparison import Comparison, Difference, Routing, Sample
+from dlplora.records.scores import ItemScore, read_items
+from dlplora.routing.base import calibration_error
+
+_SAMPLES_PER_TASK = 3
+BY_TASK = ("base", "single")
+
+
+def compare(
+    scores: Path,
+    *,
+    setting: str,
+    primaries: Mapping[str, str],
+    systems: Sequence[str],
+    seed: int,
+) -> Comparison:
+    """Compare `base`, `single` and the named systems over the tasks that `primaries` names.
+
+    Raises `DataError` if two systems did not answer the same items.
+    """
+    items = {
+        name: _system_items(scores / setting / name, name, primaries)
+        for name in [*BY_TASK, *systems]
+    }
+    asked = [item.id for item in items["single"]]
+    for name, rows in items.items():
+        if [item.id for item in rows] != asked:
+            raise DataError(f"{scores / setting / name}: other items than those of single")
+    summaries = {
+        name: summarise(rows, primaries, setting=setting, system=name, seed=seed)
+        for name, rows in items.items()
+    }
+    resampled = {
+        name: _resampled_mean(rows, primaries, seed=seed) for name, rows in items.items()
+    }
+    differences = {}
+    for name, summary in summaries.items():
+        low, high = interval(resampled[name] - resampled["single"])
+        gap = summary.score - summaries["single"].score
+        differences[name] = Difference(gap, low, high)
+    return Comparison(
+        setting=setting,
+        summaries=summaries,
+        differences=differences,
+        routing={name: _routing(rows) for name, rows in items.items() if name not in BY_TASK},
+        samples=_samples(items, sorted(primaries)),
+    )
+
+
+def _system_items(
+    folder: Path, name: str, primaries: Mapping[str, str]
+) -> list[ItemScore]:
+    """Read a system's items, those of listed tasks alone, task after task."""
+    if name not in BY_TASK:
+        return [item for item in read_items(folder) if item.task in primaries]
+    return [item for task in sorted(primaries) for item in read_items(folder / task)]
+
+
+def _resampled_mean(
+    items: Sequence[ItemScore], primaries: Mapping[str, str], *, seed: int
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    rows = [
+        resampled_scores([item for item in items if item.task == task], primary, seed=seed)
+        for task, primary in primaries.items()
+    ]
+    mean: np.ndarray[Any, np.dtype[np.float64]] = np.mean(rows, axis=0)
+    return mean
+
+
+def _routing(items: Sequence[ItemScore]) -> Routing:
+    confusion: dict[str, Counter[str]] = {}
+    for item in items:
+        confusion.setdefault(item.task, Counter())[item.route.first or "none"] += 1
+    sizes = Counter(len(item.route.adapters) for item in items)
+    confidences = [item.route.confidence for item in items]
+    error = None
+    if all(confidence is not None for confidence in confidences):
+        right = np.array([item.route.first == item.task for item in items])
+        error = calibration_error(np.array(confidences, dtype=np.float64), right)
+    return Routing(
+        confusion={task: dict(sorted(row.items())) for task, row in sorted(confusion.items())},
+        num_adapters={str(size): count for size, count in sorted(sizes.items())},
+        calibration_error=error,
+    )
+
+
+def _samples(items: Mapping[str, Sequence[ItemScore]], tasks: Sequence[str]) -> tuple[Sample, ...]:
+    samples = []
+    for task in tasks:
+        places = [place for place, item in enumerate(items["single"]) if item.task == task]
+        for place in places[:_SAMPLES_PER_TASK]:
+            first = items["single"][place]
+            answers = {
+                name: {
+                    "text": rows[place].prediction,
+                    "score": rows[place].score,
+                    "route": dict(
+                        zip(rows[place].route.adapters, rows[place].route.weights, strict=True)
+                    ),
+                }
+                for name, rows in items.items()
+            }
+            samples.append(Sample(task, first.prompt, first.references, answers))
+    return tuple(samples)

@@ -1,0 +1,171 @@
+"""Metrics of generated answers and chosen options, with 95 % intervals.
+
+All are fractions of 1. Proportions have Wilson's interval; means and corpus BLEU a bootstrap
+over items, stratified by task. Intervals cover the choice of items, not of training seeds.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sacrebleu.metrics import BLEU
+
+from dlplora.errors import ParamsError
+from dlplora.records.scores import ItemScore, Summary, TaskScore
+
+NUM_RESAMPLES = 10_000
+_PROPORTIONS = ("accuracy", "exact_match")
+_SENTENCE_BLEU = BLEU(effective_order=True)
+Numbers = NDArray[np.float64]
+
+
+def exact_match(text: str, references: Sequence[str]) -> float:
+    """Return 1 if the text is one of the references, white space around them aside."""
+    return float(text.strip() in {reference.strip() for reference in references})
+
+
+def sentence_bleu(text: str, references: Sequence[str]) -> float:
+    """Return sacrebleu's sentence BLEU: for an item's row, never for a task's score."""
+    return float(_SENTENCE_BLEU.sentence_score(text, list(references)).score) / 100
+
+
+@cache
+def _rouge_scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+
+
+def rouge(text: str, references: Sequence[str]) -> dict[str, float]:
+    """Return the F1 of ROUGE-1 and ROUGE-L against the reference that fits best, each."""
+    scores = _rouge_scorer().score_multi(list(references), text)
+    return {name: float(score.fmeasure) for name, score in scores.items()}
+
+
+ITEM_METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
+    "accuracy": exact_match,
+    "exact_match": exact_match,
+    "rougeL": lambda text, references: rouge(text, references)["rougeL"],
+    "bleu": sentence_bleu,
+}
+
+
+def bleu_counts(items: Sequence[ItemScore]) -> NDArray[np.int64]:
+    """Count for each item what corpus BLEU adds up: 4 matches, 4 totals, 2 lengths (n, 10)."""
+    rows = []
+    for item in items:
+        score = _SENTENCE_BLEU.sentence_score(item.generated, list(item.references))
+        rows.append([*score.counts, *score.totals, score.sys_len, score.ref_len])
+    return np.array(rows, dtype=np.int64)
+
+
+def bleu_of_counts(counts: Sequence[int]) -> float:
+    """Return sacrebleu's corpus BLEU of summed counts (10,)."""
+    matches, totals, lengths = counts[:4], counts[4:8], counts[8:]
+    score = BLEU.compute_bleu(
+        list(matches), list(totals), sys_len=lengths[0], ref_len=lengths[1], smooth_method="exp"
+    )
+    return float(score.score) / 100
+
+
+def wilson(successes: float, n: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a proportion."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(round(successes), n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def task_metrics(items: Sequence[ItemScore]) -> dict[str, float]:
+    """Return every metric that fits a task's items."""
+    exact = float(np.mean([exact_match(item.generated, item.references) for item in items]))
+    if items[0].options is not None:
+        right = [exact_match(item.prediction, item.references) for item in items]
+        return {"accuracy": float(np.mean(right)), "exact_match": exact}
+    rouges = [rouge(item.generated, item.references) for item in items]
+    return {
+        "exact_match": exact,
+        "bleu": bleu_of_counts(bleu_counts(items).sum(0).tolist()),
+        "rouge1": float(np.mean([row["rouge1"] for row in rouges])),
+        "rougeL": float(np.mean([row["rougeL"] for row in rouges])),
+    }
+
+
+def resampled_scores(items: Sequence[ItemScore], primary: str, *, seed: int) -> Numbers:
+    """Return a task's score in each resample of its items (NUM_RESAMPLES,).
+
+    The draws depend on the seed, the task and the number of items alone: two systems on the
+    same items get the same draws, so that the difference of their rows is paired.
+    """
+    key = int.from_bytes(hashlib.sha256(items[0].task.encode()).digest()[:8], "big")
+    rng = np.random.default_rng([seed, key])
+    rows = rng.integers(len(items), size=(NUM_RESAMPLES, len(items)))
+    if primary != "bleu":
+        means: Numbers = np.array([item.score for item in items])[rows].mean(1)
+        return means
+    sums = bleu_counts(items)[rows].sum(1).tolist()
+    return np.array([bleu_of_counts(row) for row in sums])
+
+
+def interval(resampled: Numbers) -> tuple[float, float]:
+    """Return the middle 95 % of resampled scores."""
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def score_task(items: Sequence[ItemScore], primary: str, resampled: Numbers) -> TaskScore:
+    """Sum up one task's items; raises `ParamsError` if the primary metric does not fit them."""
+    metrics = task_metrics(items)
+    if primary not in metrics:
+        kind = "free answers" if items[0].options is None else "multiple choice"
+        raise ParamsError(
+            f"params.yaml: tasks.{items[0].task}.primary is {primary}, but the task has {kind}; "
+            f"expected one of {', '.join(metrics)}"
+        )
+    n = len(items)
+    if primary in _PROPORTIONS:
+        low, high = wilson(metrics[primary] * n, n)
+    else:
+        low, high = interval(resampled)
+    return TaskScore(
+        n=n,
+        kind="qa" if items[0].options is None else "mcq",
+        primary=primary,
+        score=metrics[primary],
+        score_low=low,
+        score_high=high,
+        metrics=metrics,
+    )
+
+
+def summarise(
+    items: Sequence[ItemScore],
+    primaries: Mapping[str, str],
+    *,
+    setting: str,
+    system: str,
+    seed: int,
+) -> Summary:
+    """Sum up the items of one system over the tasks that `primaries` names."""
+    tasks, resampled = {}, []
+    for task, primary in primaries.items():
+        mine = [item for item in items if item.task == task]
+        resampled.append(resampled_scores(mine, primary, seed=seed))
+        tasks[task] = score_task(mine, primary, resampled[-1])
+    low, high = interval(np.mean(resampled, axis=0))
+    firsts = [item.route.first for item in items]
+    right = [first == item.task for first, item in zip(firsts, items, strict=True)]
+    return Summary(
+        setting=setting,
+        system=system,
+        seed=seed,
+        score=float(np.mean([task.score for task in tasks.values()])),
+        score_low=low,
+        score_high=high,
+        routing_accuracy=float(np.mean(right)) if any(firsts) else None,
+        adapters_per_prompt=float(np.mean([len(item.route.adapters) for item in items])),
+        tasks=tasks,
+    )

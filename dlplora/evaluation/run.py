@@ -1,0 +1,113 @@
+"""One system on test items: routes, answers, scores."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlplora.adapters import LoraAdapter
+from dlplora.engine import Engine
+from dlplora.evaluation.metrics import ITEM_METRICS, summarise
+from dlplora.models import Base
+from dlplora.params import Evaluation, Task
+from dlplora.records.examples import Example
+from dlplora.records.routes import Route
+from dlplora.records.scores import ItemScore, Summary, write_scores
+from dlplora.routing.base import Router
+from dlplora.stage import progress
+
+SETTING = "iid"
+
+
+@dataclass(frozen=True)
+class Test:
+    """The test examples of one task and how its answers are scored."""
+
+    examples: Sequence[Example]
+    task: Task
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.examples[0].task
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one system scored: its items and their summary."""
+
+    items: list[ItemScore]
+    summary: Summary
+
+    def save(self, folder: Path) -> None:
+        """Write items.parquet and summary.json."""
+        write_scores(folder, self.items, self.summary)
+
+
+def answer_tests(
+    base: Base,
+    adapters: Sequence[LoraAdapter],
+    tests: Sequence[Test],
+    router: Router,
+    *,
+    system: str,
+    evaluation: Evaluation,
+    seed: int,
+) -> Scores:
+    """Answer every test item of each task by one router's routes, and score the answers.
+
+    A batch holds items of one task in item order, the same for every system, so that who
+    shares a batch is no difference between systems.
+    """
+    items: list[ItemScore] = []
+    size = evaluation.batch_size
+    total = sum(len(test.examples) for test in tests)
+    with (
+        progress(f"evaluate {system}", total=total) as advance,
+        Engine.over(base, adapters) as engine,
+    ):
+        for test in tests:
+            routes = router.route([example.question for example in test.examples])
+            for start in range(0, len(routes), size):
+                batch = slice(start, start + size)
+                items += _answer_batch(
+                    engine, test.examples[batch], routes[batch], test.task, evaluation
+                )
+                advance(len(routes[batch]), task=test.name)
+    primaries = {test.name: test.task.primary for test in tests}
+    summary = summarise(items, primaries, setting=SETTING, system=system, seed=seed)
+    return Scores(items, summary)
+
+
+def _answer_batch(
+    engine: Engine,
+    examples: Sequence[Example],
+    routes: Sequence[Route],
+    task: Task,
+    evaluation: Evaluation,
+) -> list[ItemScore]:
+    chat = engine.base.chat
+    prompts = [
+        chat.prompt(example.question, max_tokens=evaluation.max_prompt_tokens).ids
+        for example in examples
+    ]
+    asked = engine.ask(prompts, routes)
+    options = [example.options for example in examples if example.options]
+    chosen = engine.score_options(asked, options)
+    generated = engine.generate(asked, max_new_tokens=task.max_new_tokens)
+    scores = []
+    for place, (example, text) in enumerate(zip(examples, generated, strict=True)):
+        prediction = chosen[place].best if chosen else text
+        scores.append(
+            ItemScore(
+                id=example.id,
+                task=example.task,
+                prompt=example.question,
+                prediction=prediction,
+                references=example.answers,
+                score=ITEM_METRICS[task.primary](prediction, example.answers),
+                generated=text,
+                options=chosen[place] if chosen else None,
+                route=routes[place],
+            )
+        )
+    return scores

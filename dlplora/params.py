@@ -1,0 +1,250 @@
+"""The parameters: every value that a stage reads, as frozen sections of params.yaml.
+
+No field has a default: a value that is not in the file is an error, so that DVC sees every
+change. Each section goes to the one function that its stage calls.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from dlplora.errors import ParamsError, choices
+
+PARAMS_FILE = Path("params.yaml")
+T = TypeVar("T")
+Primary = Literal["accuracy", "exact_match", "rougeL", "bleu"]
+Weighting = Literal["renormalise", "softmax_probabilities", "softmax_logits"]
+_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+_RESERVED = {"con", "prn", "aux", "nul", "default", "base"} | {
+    f"{port}{number}" for port in ("com", "lpt") for number in range(10)
+}
+
+
+def is_identifier(name: str) -> bool:
+    """Tell whether a name may stand for a task, system or router, and so in paths."""
+    return _IDENTIFIER.fullmatch(name) is not None and name.lower() not in _RESERVED
+
+
+def _identifier(name: str) -> str:
+    if not is_identifier(name):
+        raise ValueError(
+            f"{name[:80]!r} is no plain identifier: use a letter, then up to 63 letters, digits, _"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_identifier)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Section(BaseModel):
+    """A frozen group of parameters that knows all its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Runtime(Section):
+    """What the same bytes depend on besides the inputs."""
+
+    dtype: Literal["float32", "bfloat16"]
+    threads: Count
+
+
+class PackageGguf(Section):
+    """A base model in a GGUF file of a package, pinned by the hash of its wheel."""
+
+    kind: Literal["package_gguf"]
+    name: str
+    version: str
+    sha256: Sha256
+    file: str
+    system_prompt: str
+
+
+class ModelFolder(Section):
+    """A base model in a local transformers folder, pinned by the hash of its weights."""
+
+    kind: Literal["folder"]
+    path: str
+    sha256: Sha256
+    system_prompt: str
+
+
+class BigbenchPackage(Section):
+    """Tasks out of the archive of the package `bigbench`, pinned by its hash."""
+
+    kind: Literal["bigbench_package"]
+    version: str
+    sha256: Sha256
+    members: dict[Name, str]
+
+
+class Keys(Section):
+    """What the fields of a raw item are called."""
+
+    question: str
+    answer: str
+    options: str | None
+
+
+class Task(Section):
+    """One NLP task: where its items come from and how its answers are scored."""
+
+    raw: str
+    keys: Literal["auto"] | Keys
+    on_bad_row: Literal["refuse", "skip"]
+    primary: Primary
+    max_new_tokens: Count
+
+
+class Splits(Section):
+    """Sizes of the splits: the most and the least items of each, and their shares."""
+
+    train: Count
+    validation: Count
+    test: Count
+    shares: tuple[Fraction, Fraction, Fraction]
+    least: tuple[Count, Count, Count]
+
+
+class Adapter(Section):
+    """How one LoRA adapter is trained."""
+
+    target_modules: list[str]
+    rank: Count
+    alpha: Annotated[float, Field(gt=0)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    learning_rate: Annotated[float, Field(gt=0)]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    steps: Count
+    batch_size: Count
+    max_tokens: Count
+    validate_every: Count
+
+
+class Balance(Section):
+    """How router data is drawn from the tasks."""
+
+    per_task: Count
+    validation_per_task: Count
+    composites: Annotated[int, Field(ge=0)]
+    parts: list[Annotated[int, Field(ge=2)]]
+
+
+class MlpRouter(Section):
+    """The mini-MLP of DLP-LoRA over the base model's own tokens."""
+
+    kind: Literal["mlp"]
+    parameters: Annotated[int, Field(ge=1)]
+    hidden: Count
+    max_tokens: Count
+    learning_rate: Annotated[float, Field(gt=0)]
+    batch_size: Count
+    epochs: Count
+    patience: Count
+
+
+class TfidfRouter(Section):
+    """TF-IDF and logistic regression: the simple router beside every learned one."""
+
+    kind: Literal["tfidf"]
+    regularisation: Annotated[float, Field(gt=0)]
+
+
+class DrawnRoute(Section):
+    """A system whose route reads no text: one random adapter, or all alike."""
+
+    artifact: str
+    route: Literal["random", "uniform"]
+
+
+class TopPRoute(Section):
+    """A system that keeps the smallest set of tasks whose probability reaches `p`."""
+
+    artifact: str
+    route: Literal["top_p"]
+    p: Annotated[float, Field(gt=0, le=1)]
+    weights: Weighting
+
+
+class TopKRoute(Section):
+    """A system that keeps the `k` most probable tasks."""
+
+    artifact: str
+    route: Literal["top_k"]
+    k: Count
+    weights: Weighting
+
+
+class Evaluation(Section):
+    """How answers are produced for scoring."""
+
+    batch_size: Count
+    max_prompt_tokens: Count
+    generation: Literal["greedy"]
+
+
+Model = Annotated[PackageGguf | ModelFolder, Field(discriminator="kind")]
+RouterParams = Annotated[MlpRouter | TfidfRouter, Field(discriminator="kind")]
+System = Annotated[DrawnRoute | TopPRoute | TopKRoute, Field(discriminator="route")]
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    seed: int
+    runtime: Runtime
+    base_model: Model
+    sources: dict[Name, BigbenchPackage]
+    tasks: dict[Name, Task]
+    splits: Splits
+    adapter: Adapter
+    adapters: dict[Name, dict[str, Any]]
+    balance: Balance
+    routers: dict[Name, RouterParams]
+    systems: dict[Name, System]
+    evaluation: Evaluation
+
+    def adapter_of(self, task: str) -> Adapter:
+        """Return the training parameters of one task: `adapter` with its overrides."""
+        overrides = named(self.adapters, task, "adapters")
+        merged = self.adapter.model_dump() | overrides
+        return _checked(lambda: Adapter.model_validate(merged), f"adapters.{task}")
+
+
+def named(section: dict[str, T], name: str, title: str) -> T:
+    """Return one entry of a section of params, or say which there are."""
+    if name not in section:
+        raise ParamsError(f"params.yaml: no {title}.{name}; there are: {choices(section)}")
+    return section[name]
+
+
+def parse_params(values: object, source: str) -> Params:
+    """Check parsed YAML against the sections; `source` names the file in errors."""
+    return _checked(lambda: Params.model_validate(values), source)
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Read and check the parameters file."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ParamsError(f"{path}: {' '.join(str(error).split())}") from error
+    return parse_params(values, str(path))
+
+
+def _checked(validate: Callable[[], T], source: str) -> T:
+    try:
+        return validate()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        found = repr(first["input"])[:80]
+        raise ParamsError(f"{source}: {where}: {first['msg']}; found {found}{more}") from error

@@ -1,0 +1,93 @@
+"""The comparison of systems in one setting, as the report shows it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dlplora.records.files import read_json, write_json, written_folder
+from dlplora.records.scores import Summary, summary_from_json, summary_to_json
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The score of a system less that of `single`, on the same items, with a paired interval."""
+
+    difference: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How one system routed: first choices by true task, and numbers of adapters of prompts.
+
+    `confusion[task][adapter]` counts items; `num_adapters[n]` counts prompts with n adapters;
+    `calibration_error` is the expected one on test items, where the router gives confidences.
+    """
+
+    confusion: Mapping[str, Mapping[str, int]]
+    num_adapters: Mapping[str, int]
+    calibration_error: float | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One test item with what each system answered: text, score, adapters and weights."""
+
+    task: str
+    prompt: str
+    references: tuple[str, ...]
+    answers: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All systems of one setting, in the order in which they are shown."""
+
+    setting: str
+    summaries: Mapping[str, Summary]
+    differences: Mapping[str, Difference]
+    routing: Mapping[str, Routing]
+    samples: tuple[Sample, ...]
+
+
+def write_comparison(folder: Path, metrics: Path, comparison: Comparison) -> None:
+    """Write the folder that the report reads and the small file of metrics that git keeps."""
+    with written_folder(folder) as aside:
+        values = {
+            "setting": comparison.setting,
+            "summaries": {
+                name: summary_to_json(summary) for name, summary in comparison.summaries.items()
+            },
+            "differences": {name: asdict(row) for name, row in comparison.differences.items()},
+            "routing": {name: asdict(row) for name, row in comparison.routing.items()},
+            "samples": [asdict(sample) for sample in comparison.samples],
+        }
+        write_json(aside / f"{comparison.setting}.json", values)
+    best = comparison.summaries["single"].score
+    rows = {
+        name: {
+            "score": summary.score,
+            "low": summary.score_low,
+            "high": summary.score_high,
+            "normalised": summary.score / best if best else None,
+            "routing_accuracy": summary.routing_accuracy,
+        }
+        for name, summary in comparison.summaries.items()
+    }
+    write_json(metrics, {comparison.setting: rows})
+
+
+def read_comparison(folder: Path, setting: str) -> Comparison:
+    """Read one setting's comparison back."""
+    values = read_json(folder / f"{setting}.json")
+    return Comparison(
+        setting=values["setting"],
+        summaries={name: summary_from_json(row) for name, row in values["summaries"].items()},
+        differences={name: Difference(**row) for name, row in values["differences"].items()},
+        routing={name: Routing(**row) for name, row in values["routing"].items()},
+        samples=tuple(
+            Sample(**row | {"references": tuple(row["references"])}) for row in values["samples"]
+        ),
+    )

@@ -1,0 +1,83 @@
+"""Examples: questions with their answers, as every stage after ingest sees them."""
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+
+from dlplora.records.files import read_table, write_table
+
+Split = Literal["train", "validation", "test"]
+Kind = Literal["mcq", "qa"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+_TEXTS = pa.list_(pa.string())
+_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("task", pa.string()),
+        ("question", pa.string()),
+        ("answers", _TEXTS),
+        ("options", _TEXTS),
+        ("bare", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question with its answers.
+
+    `options` makes it multiple choice; `bare` is the question without the task's template
+    where the source tells the two apart.
+    """
+
+    id: str
+    task: str
+    question: str
+    answers: tuple[str, ...]
+    options: tuple[str, ...] | None
+    bare: str | None
+
+    @property
+    def kind(self) -> Kind:
+        """Multiple choice or free answer."""
+        return "qa" if self.options is None else "mcq"
+
+
+def normalise(question: str) -> str:
+    """Fold what does not tell questions apart: NFKC, case, white space."""
+    return " ".join(unicodedata.normalize("NFKC", question).casefold().split())
+
+
+def example_id(task: str, question: str) -> str:
+    """Return the hash that names an example: of its task and normalised question."""
+    return hashlib.sha256(f"{task}\0{normalise(question)}".encode()).hexdigest()
+
+
+def examples_path(folder: Path, split: Split, task: str) -> Path:
+    """Return where the examples of a task's split stand."""
+    return folder / split / f"{task}.parquet"
+
+
+def write_examples(path: Path, examples: Sequence[Example]) -> None:
+    """Write the examples of one task and split."""
+    write_table(path, [asdict(example) for example in examples], _SCHEMA)
+
+
+def read_examples(path: Path) -> list[Example]:
+    """Read the examples of one task and split."""
+    return [
+        Example(
+            id=row["id"],
+            task=row["task"],
+            question=row["question"],
+            answers=tuple(row["answers"]),
+            options=None if row["options"] is None else tuple(row["options"]),
+            bare=row["bare"],
+        )
+        for row in read_table(path)
+    ]

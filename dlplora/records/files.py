@@ -1,0 +1,61 @@
+"""Files that are whole or absent: written aside, then renamed into place."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Give a path beside `path` to write a file or folder to; it becomes `path` on success."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield aside
+        if path.is_dir():
+            shutil.rmtree(path)
+        aside.replace(path)
+    finally:
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder that becomes `path`, replacing what stood there, on success."""
+    with written_aside(path) as aside:
+        aside.mkdir()
+        yield aside
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write indented UTF-8 JSON with keys in the order given; NaN is refused."""
+    with written_aside(path) as aside:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        aside.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that this library wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
+    """Write rows as one parquet file; the same rows give the same bytes."""
+    with written_aside(path) as aside:
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), aside)
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """Read a parquet file as a list of rows."""
+    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    return rows

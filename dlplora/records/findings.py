@@ -1,0 +1,55 @@
+"""Findings: what ingest met in the raw file of one task."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dlplora.records.examples import Kind
+from dlplora.records.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A bad item of a raw file: its number, counted from 1, and what is wrong with it."""
+
+    item: int
+    problem: str
+
+
+@dataclass(frozen=True)
+class SplitSize:
+    """How many distinct questions fell into a split, and how many of them were kept."""
+
+    found: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The counts of an ingest: read = distinct + united + skipped."""
+
+    task: str
+    raw: str
+    kind: Kind
+    keys: dict[str, str]
+    read: int
+    distinct: int
+    united: int
+    skipped: int
+    problems: tuple[Problem, ...]
+    splits: dict[str, SplitSize]
+    longest_question_chars: int
+    longest_answer_chars: int
+    most_answers: int
+
+
+def write_findings(path: Path, findings: Findings) -> None:
+    """Write findings.json of one task."""
+    write_json(path, asdict(findings))
+
+
+def read_findings(path: Path) -> Findings:
+    """Read findings.json of one task."""
+    values = read_json(path)
+    values["problems"] = tuple(Problem(**problem) for problem in values["problems"])
+    values["splits"] = {name: SplitSize(**size) for name, size in values["splits"].items()}
+    return Findings(**values)

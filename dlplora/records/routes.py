@@ -1,0 +1,36 @@
+"""Routes: the adapters chosen for one text, with their weights."""
+
+from dataclasses import dataclass
+from math import isclose
+
+from dlplora.errors import RouterError
+
+
+@dataclass(frozen=True)
+class Route:
+    """The chosen adapters and their weights, which sum to 1; no adapter means the base model.
+
+    `confidence` is the router's probability of its first choice, where it has one.
+    """
+
+    adapters: tuple[str, ...]
+    weights: tuple[float, ...]
+    confidence: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse weights that do not belong to the adapters or do not sum to 1."""
+        if len(self.adapters) != len(self.weights):
+            raise RouterError(
+                f"a route of {len(self.adapters)} adapters has {len(self.weights)} weights"
+            )
+        if self.weights and not isclose(sum(self.weights), 1.0, abs_tol=1e-6):
+            raise RouterError(f"the weights of a route sum to {sum(self.weights)}, not to 1")
+
+    @property
+    def first(self) -> str | None:
+        """The adapter of the largest weight, if one is larger than all others."""
+        top = [place for place, w in enumerate(self.weights) if w == max(self.weights)]
+        return self.adapters[top[0]] if len(top) == 1 else None
+
+
+BASE_ROUTE = Route((), ())

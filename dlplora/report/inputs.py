@@ -1,0 +1,86 @@
+"""What a report is drawn from, read from the folders of the stages before it."""
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dlplora.records.comparison import Comparison, read_comparison
+from dlplora.records.files import read_json
+from dlplora.records.findings import Findings, read_findings
+from dlplora.records.training import AdapterTraining, read_adapter_training
+
+_VERSIONS = ("torch", "transformers", "peft", "dvc")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one stage took: wall time, and the peak memory of its process."""
+
+    stage: str
+    item: str
+    seconds: float
+    memory_mib: float
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that a report shows."""
+
+    comparison: Comparison
+    findings: Mapping[str, Findings]
+    trainings: Mapping[str, AdapterTraining]
+    routers: Mapping[str, Mapping[str, Any]]
+    timings: Sequence[Timing]
+    machine: Mapping[str, str]
+
+
+def read_inputs(
+    comparison: Path,
+    findings: Path,
+    adapters: Path,
+    routers: Path,
+    timings: Path,
+    *,
+    tasks: Sequence[str],
+    router_names: Sequence[str],
+    runtime: Mapping[str, Any],
+) -> Inputs:
+    """Read what the listed tasks and routers left; other folders are not looked at."""
+    return Inputs(
+        comparison=read_comparison(comparison, "iid"),
+        findings={task: read_findings(findings / f"{task}.json") for task in tasks},
+        trainings={task: read_adapter_training(adapters / task) for task in tasks},
+        routers={name: read_json(routers / name / "training.json") for name in router_names},
+        timings=_timings(timings),
+        machine=machine() | {name: str(value) for name, value in runtime.items()},
+    )
+
+
+def _timings(folder: Path) -> list[Timing]:
+    rows = []
+    for file in sorted(folder.rglob("*.json")):
+        stage, *item = file.relative_to(folder).with_suffix("").parts
+        rows.append(Timing(stage, "/".join(item), **read_json(file)))
+    return rows
+
+
+def machine() -> dict[str, str]:
+    """Describe this machine: processor, cores, memory, versions."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    flags = {flag for line in lines if line.startswith("flags") for flag in line.split()}
+    wide = [flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    described = {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "instructions": ", ".join(wide) or "no AVX-512",
+        "cores": str(os.cpu_count()),
+        "memory": f"{memory_gib:.0f} GiB",
+        "python": platform.python_version(),
+    }
+    return described | {name: version(name) for name in _VERSIONS}

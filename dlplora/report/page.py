@@ -1,0 +1,103 @@
+"""The report: one self-contained HTML page, and the same as markdown with its pictures."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from dlplora.records.files import written_folder
+from dlplora.report import plots, tables
+from dlplora.report.inputs import Inputs
+
+_HEADLINE = ("base", "single", "dlp_mlp")
+
+
+def write_report(inputs: Inputs, out: Path) -> None:
+    """Write index.html, report.md and figures/ to a folder."""
+    charts = _charts(inputs)
+    svgs = {name: plots.to_svg(chart) for name, chart in charts.items()}
+    shown = _content(inputs)
+    with written_folder(out) as aside:
+        page = _template("page.html.jinja", autoescape=True)
+        figures = {name: Markup(svg) for name, svg in svgs.items()}
+        (aside / "index.html").write_text(
+            page.render(**shown, figures=figures, css=_css()), encoding="utf-8"
+        )
+        markdown = _template("report.md.jinja", autoescape=False)
+        (aside / "report.md").write_text(
+            markdown.render(**shown, figures=list(charts)), encoding="utf-8"
+        )
+        (aside / "figures").mkdir()
+        for name, svg in svgs.items():
+            (aside / "figures" / f"{name}.svg").write_text(svg, encoding="utf-8")
+
+
+def _template(name: str, *, autoescape: bool) -> Any:
+    environment = Environment(
+        loader=PackageLoader("dlplora.report", "."),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["cell"] = _markdown_cell
+    return environment.get_template(name)
+
+
+def _css() -> Markup:
+    return Markup((Path(__file__).parent / "page.css.jinja").read_text(encoding="utf-8"))
+
+
+def _markdown_cell(cell: tables.Cell) -> str:
+    text = f"**{cell.text}**" if cell.best else cell.text
+    text = f"{text} ({cell.note})" if cell.note else text
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _charts(inputs: Inputs) -> dict[str, Any]:
+    comparison = inputs.comparison
+    charts = {
+        "scores_by_system": plots.scores_by_system(comparison),
+        "scores_by_task": plots.scores_by_task(comparison, _headline(inputs)),
+        "learning_curves": plots.learning_curves(inputs.trainings),
+        "adapters_per_prompt": plots.adapters_per_prompt(comparison.routing),
+        "stage_seconds": plots.stage_seconds(inputs.timings),
+    }
+    for name in _learned(inputs):
+        charts[f"confusion_{name}"] = plots.confusion_matrix(comparison.routing[name])
+    return charts
+
+
+def _headline(inputs: Inputs) -> list[str]:
+    return [name for name in _HEADLINE if name in inputs.comparison.summaries]
+
+
+def _learned(inputs: Inputs) -> list[str]:
+    """Return the systems whose router gives confidences."""
+    routing = inputs.comparison.routing
+    return [name for name, row in routing.items() if row.calibration_error is not None]
+
+
+def _content(inputs: Inputs) -> Mapping[str, Any]:
+    comparison = inputs.comparison
+    return {
+        "headline": [comparison.summaries[name] for name in _headline(inputs)],
+        "num_systems": len(comparison.summaries),
+        "num_items": sum(task.n for task in comparison.summaries["single"].tasks.values()),
+        "tasks": sorted(inputs.findings),
+        "learned": _learned(inputs),
+        "systems": tables.systems_by_tasks(comparison),
+        "metrics": tables.all_metrics(comparison, _headline(inputs)),
+        "routing": tables.routed_systems(comparison),
+        "routers": tables.router_quality(comparison, inputs.routers),
+        "findings": tables.data_findings(inputs.findings, inputs.trainings),
+        "problems": {
+            task: found.problems[:5] for task, found in inputs.findings.items() if found.problems
+        },
+        "stages": tables.stage_costs(inputs.timings),
+        "total_seconds": sum(timing.seconds for timing in inputs.timings),
+        "samples": comparison.samples,
+        "machine": inputs.machine,
+    }

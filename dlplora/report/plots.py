@@ -1,0 +1,220 @@
+"""The figures of a report, as charts that become SVG without a browser."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+import pandas as pd
+import vl_convert
+
+from dlplora.records.comparison import Comparison, Routing
+from dlplora.records.training import AdapterTraining
+from dlplora.report.inputs import Timing
+
+INK, MUTED, LINE = "#1f2933", "#66727f", "#d9dee4"
+ACCENT, SECOND, GREY = "#2457c5", "#d9822b", "#9aa5b1"
+_FONT = "Inter, Helvetica Neue, Arial, sans-serif"
+_WIDTH = 640
+_ROW = 26
+
+
+def to_svg(chart: Any) -> str:
+    """Draw a chart as SVG text."""
+    svg: str = vl_convert.vegalite_to_svg(_styled(chart).to_dict())
+    return svg
+
+
+def to_png(chart: Any) -> bytes:
+    """Draw a chart as a PNG picture of double size."""
+    png: bytes = vl_convert.vegalite_to_png(_styled(chart).to_dict(), scale=2)
+    return png
+
+
+def _styled(chart: Any) -> Any:
+    axis = {
+        "labelColor": INK,
+        "titleColor": MUTED,
+        "gridColor": "#eef1f4",
+        "domainColor": LINE,
+        "tickColor": LINE,
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+        "labelLimit": 240,
+    }
+    return (
+        chart.configure(font=_FONT, background="white")
+        .configure_axis(**axis)
+        .configure_view(stroke=None)
+        .configure_legend(labelFontSize=12, titleFontSize=12, titleFontWeight="normal")
+        .configure_header(labelFontSize=12, labelColor=INK, titleFontSize=12, labelFontWeight=600)
+    )
+
+
+def scores_by_system(comparison: Comparison) -> Any:
+    """Draw each system's score with its interval, best on top."""
+    rows = pd.DataFrame(
+        {
+            "system": name,
+            "score": summary.score,
+            "low": summary.score_low,
+            "high": summary.score_high,
+            "label": f"{summary.score:.3f}",
+            "kind": "reference" if name in ("base", "single") else "system",
+        }
+        for name, summary in comparison.summaries.items()
+    )
+    colour = alt.Color(
+        "kind:N",
+        scale=alt.Scale(domain=["system", "reference"], range=[ACCENT, GREY]),
+        legend=None,
+    )
+    y = alt.Y("system:N", sort=alt.SortField("score", order="descending"), title=None)
+    x = alt.X("low:Q", title="score, mean over tasks", scale=alt.Scale(domain=[0, 1]))
+    base = alt.Chart(rows)
+    bars = base.mark_rule(strokeWidth=3, opacity=0.45).encode(x=x, x2="high:Q", y=y, color=colour)
+    dots = base.mark_circle(size=110, opacity=1).encode(x="score:Q", y=y, color=colour)
+    text = base.mark_text(align="left", dx=8, fontSize=12, color=INK).encode(
+        x="high:Q", y=y, text="label:N"
+    )
+    return (bars + dots + text).properties(width=_WIDTH, height=_ROW * len(rows))
+
+
+def scores_by_task(comparison: Comparison, shown: Sequence[str]) -> Any:
+    """Draw the systems of `shown` on each task, joined by a line from worst to best."""
+    rows = pd.DataFrame(
+        {"task": task, "system": name, "score": score.score}
+        for name in shown
+        for task, score in comparison.summaries[name].tasks.items()
+    )
+    y = alt.Y("task:N", title=None)
+    colours = [GREY, SECOND, ACCENT][-len(shown) :]
+    colour = alt.Color(
+        "system:N", scale=alt.Scale(domain=list(shown), range=colours), title=None
+    )
+    shape = alt.Shape(
+        "system:N",
+        scale=alt.Scale(domain=list(shown), range=["circle", "diamond", "cross"][-len(shown) :]),
+        title=None,
+    )
+    span = (
+        alt.Chart(rows)
+        .mark_rule(color=LINE, strokeWidth=2)
+        .encode(x=alt.X("min(score):Q", title="score"), x2="max(score):Q", y=y)
+    )
+    marks = (
+        alt.Chart(rows)
+        .mark_point(size=110, filled=True, opacity=0.9)
+        .encode(
+            x=alt.X("score:Q", scale=alt.Scale(domain=[0, 1])), y=y, color=colour, shape=shape
+        )
+    )
+    return (span + marks).properties(width=_WIDTH, height=_ROW * rows["task"].nunique())
+
+
+def learning_curves(trainings: Mapping[str, AdapterTraining]) -> Any:
+    """Draw the training and validation loss of each adapter in a small panel of its own."""
+    rows = pd.DataFrame(
+        {"task": task, "step": point.step, "loss": loss, "on": on}
+        for task, training in trainings.items()
+        for point in training.curve.points
+        for on, loss in (("training", point.loss), ("validation", point.validation_loss))
+        if loss is not None
+    )
+    colour = alt.Color(
+        "on:N",
+        scale=alt.Scale(domain=["training", "validation"], range=[GREY, ACCENT]),
+        title=None,
+        legend=alt.Legend(orient="top"),
+    )
+    x = alt.X("step:Q", title="step")
+    y = alt.Y("loss:Q", title="loss of answer tokens", scale=alt.Scale(domainMin=0))
+    base = alt.Chart(rows).encode(x=x, y=y, color=colour)
+    lines = base.mark_line(strokeWidth=1.6)
+    points = base.transform_filter("datum.on == 'validation'").mark_circle(size=45, opacity=1)
+    panel = (lines + points).properties(width=190, height=120)
+    return panel.facet(
+        facet=alt.Facet("task:N", title=None, header=alt.Header(labelAnchor="start")), columns=3
+    ).resolve_scale(y="independent")
+
+
+def confusion_matrix(routing: Routing) -> Any:
+    """Draw how many items of each task (rows) were first sent to each adapter (columns)."""
+    names = sorted({*routing.confusion, *(a for row in routing.confusion.values() for a in row)})
+    rows = pd.DataFrame(
+        {
+            "task": task,
+            "adapter": adapter,
+            "items": row.get(adapter, 0),
+            "share": row.get(adapter, 0) / sum(row.values()),
+            "label": str(row.get(adapter, 0) or ""),
+        }
+        for task, row in routing.confusion.items()
+        for adapter in names
+    )
+    base = alt.Chart(rows).encode(
+        x=alt.X("adapter:N", title="first adapter", axis=alt.Axis(labelAngle=-40), sort=names),
+        y=alt.Y("task:N", title="true task", sort=names),
+    )
+    cells = base.mark_rect(stroke="white", strokeWidth=2).encode(
+        color=alt.Color(
+            "share:Q", scale=alt.Scale(domain=[0, 1], range=["#f3f5f8", ACCENT]), legend=None
+        )
+    )
+    text = base.mark_text(fontSize=12).encode(
+        text="label:N",
+        color=alt.condition("datum.share > 0.5", alt.value("white"), alt.value(INK)),
+    )
+    size = 44 * len(names)
+    return (cells + text).properties(width=size, height=_ROW * len(routing.confusion) + 10)
+
+
+def adapters_per_prompt(routing: Mapping[str, Routing]) -> Any:
+    """Draw for each system how many prompts were answered by 0, 1, 2, … adapters."""
+    rows = pd.DataFrame(
+        {"system": name, "adapters": int(size), "prompts": count}
+        for name, row in routing.items()
+        for size, count in row.num_adapters.items()
+    )
+    most = int(rows["adapters"].max())
+    bars = (
+        alt.Chart(rows)
+        .mark_bar()
+        .encode(
+            x=alt.X("prompts:Q", title="prompts", axis=alt.Axis(tickMinStep=1)),
+            y=alt.Y("system:N", title=None, sort=list(routing)),
+            order=alt.Order("adapters:Q"),
+            color=alt.Color(
+                "adapters:O",
+                title="adapters in a prompt",
+                scale=alt.Scale(
+                    domain=list(range(most + 1)), range=_shades(most + 1)
+                ),
+            ),
+        )
+    )
+    return bars.properties(width=_WIDTH - 60, height=_ROW * len(routing))
+
+
+def _shades(count: int) -> list[str]:
+    """Return colours from pale to dark blue, the second one the accent."""
+    known = ["#dfe5ee", "#8fb0ef", ACCENT, "#173a86", "#0c1f49"]
+    return [known[min(place, len(known) - 1)] for place in range(count)]
+
+
+def stage_seconds(timings: Sequence[Timing]) -> Any:
+    """Draw the seconds of each stage, the runs of one stage stacked."""
+    rows = pd.DataFrame(
+        {"stage": row.stage, "item": row.item, "seconds": row.seconds} for row in timings
+    )
+    order = rows.groupby("stage")["seconds"].sum().sort_values(ascending=False).index.tolist()
+    bars = (
+        alt.Chart(rows)
+        .mark_bar(color=ACCENT, stroke="white", strokeWidth=1)
+        .encode(
+            x=alt.X("seconds:Q", title="seconds, one box a run of the stage"),
+            y=alt.Y("stage:N", title=None, sort=order),
+            detail="item:N",
+        )
+    )
+    return bars.properties(width=_WIDTH, height=_ROW * len(order))

@@ -1,0 +1,163 @@
+"""The tables of a report, as rows of text that the page and the markdown lay out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dlplora.records.comparison import Comparison
+from dlplora.records.findings import Findings
+from dlplora.records.scores import TaskScore
+from dlplora.records.training import AdapterTraining
+from dlplora.report.inputs import Timing
+
+NOT_APPLICABLE = "n/a"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure with what stands small beside it, and whether it is the best of its column."""
+
+    text: str
+    note: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headed columns and rows of cells; the first column names the row."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+
+def systems_by_tasks(comparison: Comparison) -> Table:
+    """Lay out every system on every task with intervals, the best systems first."""
+    ranked = sorted(comparison.summaries.values(), key=lambda summary: -summary.score)
+    tasks = sorted(ranked[0].tasks)
+    top = {
+        task: max(summary.tasks[task].score for summary in ranked) for task in tasks
+    }
+    rows = []
+    for summary in ranked:
+        row = [
+            Cell(summary.system),
+            Cell(f"{summary.score:.3f}", _span(summary.score_low, summary.score_high)),
+            _difference(comparison, summary.system),
+            _fraction(summary.routing_accuracy),
+            Cell(f"{summary.adapters_per_prompt:.2f}"),
+        ]
+        for task in tasks:
+            score = summary.tasks[task]
+            row.append(
+                Cell(
+                    f"{score.score:.3f}",
+                    _span(score.score_low, score.score_high),
+                    best=score.score >= top[task],
+                )
+            )
+        rows.append(row)
+    head = ["system", "score", "less single", "routing accuracy", "adapters a prompt"]
+    return Table([*head, *tasks], rows)
+
+
+def _difference(comparison: Comparison, system: str) -> Cell:
+    if system == "single":
+        return Cell("–")
+    row = comparison.differences[system]
+    return Cell(f"{row.difference:+.3f}", f"{row.low:+.2f} … {row.high:+.2f}")
+
+
+def _fraction(value: float | None) -> Cell:
+    return Cell(NOT_APPLICABLE if value is None else f"{value:.3f}")
+
+
+def _span(low: float, high: float) -> str:
+    return f"{low:.2f} – {high:.2f}"
+
+
+def all_metrics(comparison: Comparison, shown: Sequence[str]) -> Table:
+    """Lay out every metric of every task for the systems of `shown`."""
+    names = ["accuracy", "exact_match", "bleu", "rouge1", "rougeL"]
+    rows = [
+        [
+            Cell(task),
+            Cell(system),
+            Cell(str(score.n)),
+            *[_metric(score, name) for name in names],
+        ]
+        for task in sorted(comparison.summaries["single"].tasks)
+        for system in shown
+        for score in [comparison.summaries[system].tasks[task]]
+    ]
+    return Table(["task", "system", "items", *names], rows)
+
+
+def _metric(score: TaskScore, name: str) -> Cell:
+    value = score.metrics.get(name)
+    text = "–" if value is None else f"{value:.3f}"
+    return Cell(text, best=name == score.primary)
+
+
+def data_findings(findings: Mapping[str, Findings], trainings: Mapping[str, AdapterTraining]) -> Table:
+    """Lay out what ingest met in each task's raw file."""
+    head = ["task", "kind", "read", "distinct", "united", "skipped", "train", "validation", "test"]
+    head += ["answers, most", "longest answer, tokens", "prompts cut"]
+    rows = []
+    for task, found in sorted(findings.items()):
+        training = trainings[task]
+        counts = [found.read, found.distinct, found.united, found.skipped]
+        counts += [size.kept for size in found.splits.values()]
+        counts += [found.most_answers, training.longest_answer_tokens, training.prompts_cut]
+        kind = "multiple choice" if found.kind == "mcq" else "free answers"
+        rows.append([Cell(task), Cell(kind), *[Cell(f"{count:,}") for count in counts]])
+    return Table(head, rows)
+
+
+def router_quality(comparison: Comparison, routers: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Lay out how well each trained router does on held-out validation questions."""
+    rows = [
+        [
+            Cell(name),
+            Cell(f"{row['num_parameters']:,}"),
+            Cell(f"{row['accuracy']:.4f}"),
+            Cell(f"{row['calibration_error']:.4f}"),
+        ]
+        for name, row in sorted(routers.items())
+    ]
+    return Table(
+        ["router", "parameters", "validation accuracy", "expected calibration error"], rows
+    )
+
+
+def routed_systems(comparison: Comparison) -> Table:
+    """Lay out how each system routed the test items."""
+    rows = [
+        [
+            Cell(name),
+            _fraction(comparison.summaries[name].routing_accuracy),
+            _fraction(routing.calibration_error),
+            Cell(", ".join(f"{size} × {count}" for size, count in routing.num_adapters.items())),
+        ]
+        for name, routing in comparison.routing.items()
+    ]
+    head = ["system", "routing accuracy", "expected calibration error", "adapters × prompts"]
+    return Table(head, rows)
+
+
+def stage_costs(timings: Sequence[Timing]) -> Table:
+    """Lay out runs, seconds and peak memory of each stage, the costliest first."""
+    stages: dict[str, list[Timing]] = {}
+    for timing in timings:
+        stages.setdefault(timing.stage, []).append(timing)
+    ranked = sorted(stages.items(), key=lambda pair: -sum(row.seconds for row in pair[1]))
+    rows = [
+        [
+            Cell(stage),
+            Cell(str(len(runs))),
+            Cell(f"{sum(run.seconds for run in runs):,.1f}"),
+            Cell(f"{max(run.seconds for run in runs):,.1f}"),
+            Cell(f"{max(run.memory_mib for run in runs):,.0f}"),
+        ]
+        for stage, runs in ranked
+    ]
+    return Table(["stage", "runs", "seconds", "longest", "peak memory, MiB"], rows)

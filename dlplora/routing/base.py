@@ -1,0 +1,102 @@
+"""What a router is, and how its probabilities become a route.
+
+Shapes: B texts, N tasks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlplora.params import TopKRoute, TopPRoute, Weighting
+from dlplora.records.routes import Route
+
+Probabilities = NDArray[np.float64]
+_CALIBRATION_BINS = 15
+
+
+class Router(Protocol):
+    """Texts → routes."""
+
+    def route(self, texts: Sequence[str]) -> list[Route]:
+        """Return one route for each text, by the text alone."""
+        ...
+
+
+class Classifier(Protocol):
+    """Texts → probabilities of tasks."""
+
+    labels: tuple[str, ...]
+
+    def probabilities(self, texts: Sequence[str]) -> Probabilities:
+        """Return the probability of each task (B, N); rows sum to 1."""
+        ...
+
+
+@dataclass(frozen=True)
+class ClassifierRouter:
+    """A router that keeps the likeliest tasks of a classifier and weighs their adapters."""
+
+    classifier: Classifier
+    selection: TopPRoute | TopKRoute
+
+    def route(self, texts: Sequence[str]) -> list[Route]:
+        """Return one route for each text."""
+        return [
+            select(row, self.classifier.labels, self.selection)
+            for row in self.classifier.probabilities(texts)
+        ]
+
+
+def select(probabilities: Probabilities, labels: Sequence[str], how: TopPRoute | TopKRoute) -> Route:
+    """Turn the probabilities of one text (N,) into its route; equal ones keep label order."""
+    order = np.argsort(-probabilities, kind="stable")
+    ranked = probabilities[order]
+    if isinstance(how, TopPRoute):
+        num_kept = nucleus_size(ranked, how.p)
+    else:
+        num_kept = min(how.k, len(ranked))
+    weights = weigh(ranked[:num_kept], how.weights)
+    return Route(
+        adapters=tuple(labels[place] for place in order[:num_kept]),
+        weights=tuple(weights.tolist()),
+        confidence=float(ranked[0]),
+    )
+
+
+def nucleus_size(ranked: Probabilities, p: float) -> int:
+    """Return how many of the ranked probabilities (N,) make the smallest set that reaches `p`.
+
+    DLP-LoRA's top-p (arXiv 2410.01497, section 3): at least one is kept.
+    """
+    reached = np.cumsum(ranked) >= p - 1e-9
+    return int(np.argmax(reached)) + 1 if reached.any() else len(ranked)
+
+
+def weigh(kept: Probabilities, weighting: Weighting) -> Probabilities:
+    """Turn the probabilities of the kept tasks (K,) into weights that sum to 1.
+
+    `renormalise` divides by their sum. `softmax_probabilities` takes a softmax of the
+    probabilities, as DLP-LoRA's paper and code do. `softmax_logits` takes it of the logits
+    log p, which gives the same weights as `renormalise`, by another path of rounding.
+    """
+    if weighting == "softmax_probabilities":
+        kept = np.exp(kept - kept.max())
+    elif weighting == "softmax_logits":
+        logits = np.log(np.maximum(kept, np.finfo(np.float64).tiny))
+        kept = np.exp(logits - logits.max())
+    weights: Probabilities = kept / kept.sum()
+    return weights
+
+
+def calibration_error(confidence: Probabilities, right: NDArray[np.bool_]) -> float:
+    """Return the expected calibration error of B texts: |accuracy − confidence| over 15 bins."""
+    bins = np.minimum((confidence * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
+    gaps = [
+        abs(right[bins == number].mean() - confidence[bins == number].mean())
+        * (bins == number).mean()
+        for number in np.unique(bins)
+    ]
+    return float(sum(gaps))

@@ -1,0 +1,48 @@
+"""From params and a folder to a router: the look-up tables of kinds."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dlplora.errors import RouterError, choices
+from dlplora.params import DrawnRoute, TopKRoute, TopPRoute
+from dlplora.records.files import read_json
+from dlplora.routing.base import Classifier, ClassifierRouter, Router
+from dlplora.routing.mlp import MlpClassifier
+from dlplora.routing.simple import RandomRouter, TfidfClassifier, UniformRouter
+
+CLASSIFIERS: dict[str, Callable[[Path, Path], Classifier]] = {
+    "mlp": lambda folder, base: MlpClassifier.load(folder, tokenizer_file=base / "tokenizer.json"),
+    "tfidf": lambda folder, _: TfidfClassifier.load(folder),
+}
+
+
+def load_classifier(folder: Path, *, base: Path, tasks: Sequence[str]) -> Classifier:
+    """Load a trained router's classifier; its labels must be the tasks of the pool."""
+    try:
+        kind = read_json(folder / "router.json")["kind"]
+    except (OSError, ValueError, KeyError) as error:
+        raise RouterError(f"{folder}: no usable router: {error}") from error
+    if kind not in CLASSIFIERS:
+        raise RouterError(f"{folder}: a router of kind {kind!r}; there are: {choices(CLASSIFIERS)}")
+    classifier = CLASSIFIERS[kind](folder, base)
+    if set(classifier.labels) != set(tasks):
+        raise RouterError(
+            f"{folder}: trained for the tasks {choices(classifier.labels)}; "
+            f"the pool has {choices(tasks)}"
+        )
+    return classifier
+
+
+def build_router(
+    system: DrawnRoute | TopPRoute | TopKRoute,
+    artifact: Path,
+    base: Path,
+    *,
+    tasks: Sequence[str],
+    seed: int,
+) -> Router:
+    """Build the router of a system over a pool of tasks, from its artifact."""
+    labels = tuple(sorted(tasks))
+    if isinstance(system, DrawnRoute):
+        return RandomRouter(labels, seed) if system.route == "random" else UniformRouter(labels)
+    return ClassifierRouter(load_classifier(artifact, base=base, tasks=tasks), system)

@@ -1,0 +1,126 @@
+"""The mini-MLP router of DLP-LoRA (arXiv 2410.01497): 4 layers over the mean of token embeddings.
+
+Shapes: B texts, T tokens of all texts, N tasks.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from dlplora.errors import ParamsError, RouterError
+from dlplora.records.files import read_json, write_json
+from dlplora.routing.base import Probabilities
+
+_NUM_LAYERS = 4
+_BATCH = 256
+
+
+class MiniMlp(nn.Module):
+    """Mean of token embeddings, then four linear layers with GELU between them.
+
+    The embedding is as wide as the budget of parameters allows: the paper's mini-MLP has 5 M
+    and does not publish its widths.
+    """
+
+    def __init__(self, *, vocabulary: int, embedding: int, hidden: int, num_labels: int) -> None:
+        super().__init__()
+        self.embed = nn.EmbeddingBag(vocabulary, embedding, mode="mean")
+        widths = [embedding, *[hidden] * (_NUM_LAYERS - 1), num_labels]
+        layers: list[nn.Module] = []
+        for width_in, width_out in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(width_in, width_out), nn.GELU()]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, ids_T: Tensor, starts_B: Tensor) -> Tensor:
+        """Map the tokens of B texts, one after another, to logits (B, N)."""
+        logits_BN: Tensor = self.layers(self.embed(ids_T, starts_B))
+        return logits_BN
+
+
+def embedding_width(*, budget: int, vocabulary: int, hidden: int, num_labels: int) -> int:
+    """Return the widest embedding that keeps a `MiniMlp` within `budget` parameters."""
+    above = (_NUM_LAYERS - 2) * (hidden * hidden + hidden) + hidden + (hidden + 1) * num_labels
+    width = (budget - above) // (vocabulary + hidden)
+    if width < 1:
+        raise ParamsError(
+            f"params.yaml: a mini-MLP of {budget:,} parameters cannot hold {vocabulary:,} tokens "
+            f"and layers of {hidden}; raise `parameters` or lower `hidden`"
+        )
+    return width
+
+
+class MlpClassifier:
+    """A trained mini-MLP with the tokenizer that it reads by."""
+
+    def __init__(
+        self, model: MiniMlp, tokenizer: Tokenizer, labels: tuple[str, ...], *, max_tokens: int
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.labels = labels
+        self.max_tokens = max_tokens
+
+    @torch.inference_mode()
+    def probabilities(self, texts: Sequence[str]) -> Probabilities:
+        """Return the probability of each task (B, N)."""
+        rows = encode(self.tokenizer, texts, max_tokens=self.max_tokens)
+        logits = [
+            self.model(*bag(rows[start : start + _BATCH])) for start in range(0, len(rows), _BATCH)
+        ]
+        result: Probabilities = torch.cat(logits).double().softmax(1).numpy().astype(np.float64)
+        return result
+
+    def save(self, folder: Path, *, tokenizer_file: Path) -> None:
+        """Write router.safetensors and router.json."""
+        save_file(self.model.state_dict(), folder / "router.safetensors")
+        card = {
+            "kind": "mlp",
+            "labels": list(self.labels),
+            "tokenizer": _sha256(tokenizer_file),
+            "max_tokens": self.max_tokens,
+        }
+        write_json(folder / "router.json", card)
+
+    @classmethod
+    def load(cls, folder: Path, *, tokenizer_file: Path) -> "MlpClassifier":
+        """Read what `save` wrote; `RouterError` if the tokenizer is another one."""
+        card = read_json(folder / "router.json")
+        if card["tokenizer"] != _sha256(tokenizer_file):
+            raise RouterError(f"{folder}: trained with another tokenizer than {tokenizer_file}")
+        state = load_file(folder / "router.safetensors")
+        vocabulary, embedding = state["embed.weight"].shape
+        model = MiniMlp(
+            vocabulary=vocabulary,
+            embedding=embedding,
+            hidden=len(state["layers.0.weight"]),
+            num_labels=len(card["labels"]),
+        )
+        model.load_state_dict(state)
+        tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        return cls(model, tokenizer, tuple(card["labels"]), max_tokens=card["max_tokens"])
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str], *, max_tokens: int) -> list[list[int]]:
+    """Tokenise texts without special tokens; a long one keeps its beginning and its end."""
+    rows = [encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+    half = max_tokens // 2
+    return [
+        row if len(row) <= max_tokens else row[: max_tokens - half] + row[len(row) - half :]
+        for row in rows
+    ]
+
+
+def bag(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Lay token lists one after another (T,), with the place where each begins (B,)."""
+    starts = np.cumsum([0, *map(len, rows)])[:-1]
+    return torch.tensor([token for row in rows for token in row]), torch.from_numpy(starts)
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

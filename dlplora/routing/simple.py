@@ -1,0 +1,133 @@
+"""Routers that learn nothing or little: base, fixed, random, uniform, and TF-IDF."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from dlplora.records.files import read_json, write_json
+from dlplora.records.routes import BASE_ROUTE, Route
+from dlplora.routing.base import Probabilities
+
+
+@dataclass(frozen=True)
+class BaseRouter:
+    """The base model alone for every text."""
+
+    def route(self, texts: Sequence[str]) -> list[Route]:
+        """Return one route for each text."""
+        return [BASE_ROUTE] * len(texts)
+
+
+@dataclass(frozen=True)
+class FixedRouter:
+    """One adapter for every text; with the true task's, the oracle."""
+
+    adapter: str
+
+    def route(self, texts: Sequence[str]) -> list[Route]:
+        """Return one route for each text."""
+        return [Route((self.adapter,), (1.0,))] * len(texts)
+
+
+@dataclass(frozen=True)
+class RandomRouter:
+    """One adapter for each text, drawn by the seed and the text: order does not matter."""
+
+    labels: tuple[str, ...]
+    seed: int
+
+    def route(self, texts: Sequence[str]) -> list[Route]:
+        """Return one route for each text."""
+        return [Route((self.labels[self._draw(text)],), (1.0,)) for text in texts]
+
+    def _draw(self, text: str) -> int:
+        digest = hashlib.sha256(f"{self.seed}\0{text}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") % len(self.labels)
+
+
+@dataclass(frozen=True)
+class UniformRouter:
+    """All adapters alike for every text."""
+
+    labels: tuple[str, ...]
+
+    def route(self, texts: Sequence[str]) -> list[Route]:
+        """Return one route for each text."""
+        weights = (1 / len(self.labels),) * len(self.labels)
+        return [Route(self.labels, weights) for _ in texts]
+
+
+@dataclass(frozen=True)
+class TfidfClassifier:
+    """Words and word pairs, weighed by TF-IDF, under a logistic regression.
+
+    `coefficients` are (N, terms), `intercepts` (N,), `idf` (terms,).
+    """
+
+    labels: tuple[str, ...]
+    terms: tuple[str, ...]
+    idf: NDArray[np.float64]
+    coefficients: NDArray[np.float64]
+    intercepts: NDArray[np.float64]
+
+    def probabilities(self, texts: Sequence[str]) -> Probabilities:
+        """Return the probability of each task (B, N)."""
+        from scipy.special import softmax
+
+        features = _vectoriser(self.terms, self.idf).transform(texts)
+        result: Probabilities = softmax(features @ self.coefficients.T + self.intercepts, axis=1)
+        return result
+
+    def save(self, folder: Path) -> None:
+        """Write router.safetensors and router.json."""
+        tensors = {"idf": self.idf, "coefficients": self.coefficients, "intercepts": self.intercepts}
+        save_file(tensors, folder / "router.safetensors")
+        card = {"kind": "tfidf", "labels": list(self.labels), "terms": list(self.terms)}
+        write_json(folder / "router.json", card)
+
+    @classmethod
+    def load(cls, folder: Path) -> "TfidfClassifier":
+        """Read what `save` wrote."""
+        card = read_json(folder / "router.json")
+        tensors = load_file(folder / "router.safetensors")
+        return cls(labels=tuple(card["labels"]), terms=tuple(card["terms"]), **tensors)
+
+
+def fit_tfidf(
+    texts: Sequence[str], tasks: Sequence[str], *, regularisation: float
+) -> TfidfClassifier:
+    """Fit on texts with their tasks; `regularisation` is scikit-learn's C."""
+    from sklearn.linear_model import LogisticRegression
+
+    vectoriser = _vectoriser(None, None)
+    features = vectoriser.fit_transform(texts)
+    labels = sorted(set(tasks))
+    model = LogisticRegression(C=regularisation, max_iter=1000).fit(features, tasks)
+    coefficients, intercepts = model.coef_, model.intercept_
+    if len(labels) == 2:  # scikit-learn keeps one row for two classes: p = sigmoid(x w)
+        coefficients = np.concatenate([-coefficients, coefficients]) / 2
+        intercepts = np.concatenate([-intercepts, intercepts]) / 2
+    return TfidfClassifier(
+        labels=tuple(labels),
+        terms=tuple(vectoriser.get_feature_names_out()),
+        idf=vectoriser.idf_,
+        coefficients=coefficients,
+        intercepts=intercepts,
+    )
+
+
+def _vectoriser(terms: Sequence[str] | None, idf: NDArray[np.float64] | None):  # type: ignore[no-untyped-def]
+    """Build scikit-learn's vectoriser, fitted if terms and idf are given."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectoriser = TfidfVectorizer(
+        ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]", vocabulary=terms
+    )
+    if idf is not None:
+        vectoriser.idf_ = idf
+    return vectoriser

@@ -1,0 +1,64 @@
+"""Where and in which number format tensors live: the one place that decides device and dtype."""
+
+import os
+import platform
+import random
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dlplora.errors import ParamsError
+from dlplora.params import Runtime
+
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """The device and dtype that a stage computes with."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def set_up(runtime: Runtime, *, seed: int) -> Place:
+    """Fix threads and seeds, and return the device and dtype to use.
+
+    Raises `ParamsError` if the processor has no instructions for the dtype.
+    """
+    torch.set_num_threads(runtime.threads)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 – libraries draw from it
+    torch.manual_seed(seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if runtime.dtype == "bfloat16" and not has_bfloat16(device):
+        raise ParamsError(
+            "params.yaml: runtime.dtype is bfloat16, for which this processor has no "
+            "instructions; expected float32"
+        )
+    return Place(device, getattr(torch, runtime.dtype))
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Tell whether the device multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if platform.system() == "Darwin":
+        asked = ["sysctl", "-n", "hw.optional.arm.FEAT_BF16"]
+        return subprocess.run(asked, capture_output=True, check=False).stdout.strip() == b"1"
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and not _BFLOAT16_FLAGS.isdisjoint(cpuinfo.read_text().split())
+
+
+def proposed_runtime() -> Runtime:
+    """Return the runtime that suits this machine: bfloat16 where it is fast, two threads.
+
+    Two threads, because another number gives other bytes, and small models gain little more.
+    """
+    fast = has_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return Runtime(
+        dtype="bfloat16" if fast else "float32", threads=min(2, os.cpu_count() or 1)
+    )

@@ -1,0 +1,102 @@
+"""The edge of a stage: its command line, progress bars, time and memory."""
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dlplora.errors import DlpLoraError
+from dlplora.records.files import write_json
+
+Advance = Callable[..., None]
+_PLAIN_SECONDS = 5.0
+
+
+def run(main: Callable[..., None]) -> None:
+    """Run a stage's `main` on the command line's words; a user's mistake is one line, exit 1."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    try:
+        app(standalone_mode=False)
+    except DlpLoraError as error:
+        fail(error)
+
+
+def fail(error: DlpLoraError) -> None:
+    """End the process with one line on stderr and exit code 1."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def write_timing(path: Path) -> None:
+    """Write what this stage took since its process began: seconds and peak memory in MiB."""
+    seconds = time.time() - psutil.Process().create_time()
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if sys.platform == "darwin":
+        peak_kib //= 1024
+    write_json(path, {"seconds": round(seconds, 2), "memory_mib": round(peak_kib / 1024, 1)})
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Advance]:
+    """Show a bar with the time left; without a terminal, a plain line every few seconds.
+
+    Yields `advance(n=1, **figures)`; figures, such as loss=0.31, are shown behind the bar.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _plain_lines(title, total)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        row = bar.add_task(title, total=total, figures="")
+
+        def advance(n: int = 1, **figures: Any) -> None:
+            bar.update(row, advance=n, figures=_figures(figures))
+
+        yield advance
+
+
+def _plain_lines(title: str, total: int) -> Advance:
+    started = shown = time.monotonic()
+    done = 0
+
+    def advance(n: int = 1, **figures: Any) -> None:
+        nonlocal shown, done
+        done += n
+        now = time.monotonic()
+        if now - shown < _PLAIN_SECONDS and done < total:
+            return
+        shown = now
+        left = (now - started) / max(done, 1) * (total - done)
+        line = f"{title}: {done}/{total}, {left:.0f} s left {_figures(figures)}"
+        print(line.rstrip(), file=sys.stderr, flush=True)
+
+    return advance
+
+
+def _figures(figures: dict[str, Any]) -> str:
+    return "  ".join(
+        f"{name.replace('_', ' ')} {_figure(value)}" for name, value in figures.items()
+    )
+
+
+def _figure(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

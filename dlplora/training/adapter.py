@@ -1,0 +1,229 @@
+"""One LoRA adapter for one task, by PEFT, on a frozen base model.
+
+The loss is the mean over answer tokens, the end token among them: the logits at a place predict
+the token after it, and no prompt token is a target.
+
+Shapes: B examples, S tokens after the common prefix, n labelled places.
+"""
+
+import dataclasses
+import hashlib
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from torch import Tensor
+from torch.nn import functional
+from transformers.cache_utils import DynamicCache
+
+from dlplora.adapters import write_adapter
+from dlplora.data.batches import Padded, batch_order, common_prefix, pad_right
+from dlplora.data.prompts import ChatFormat
+from dlplora.errors import DataError, ParamsError
+from dlplora.models import Base, logits_at
+from dlplora.params import Adapter
+from dlplora.records.examples import Example
+from dlplora.records.files import written_folder
+from dlplora.records.training import AdapterTraining, write_adapter_training
+from dlplora.stage import Advance
+from dlplora.training.loop import fit
+
+_PROMPT_LEAST = 8
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The tokens of a question and of the answer to learn, its end token included."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+class _Speed:
+    """Tokens of training data per second so far."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.num_tokens = 0
+
+    def now(self) -> float:
+        return self.num_tokens / (time.monotonic() - self.started)
+
+
+@dataclass(frozen=True)
+class TrainedAdapter:
+    """A PEFT model with a trained adapter, and how it came to be."""
+
+    model: PeftModel
+    base_id: str
+    training: AdapterTraining
+
+    def save(self, folder: Path) -> None:
+        """Write PEFT's folder and training.json."""
+        config = self.model.peft_config["default"].to_dict()
+        tensors = get_peft_model_state_dict(self.model)
+        with written_folder(folder) as aside:
+            write_adapter(aside, config, tensors, base_id=self.base_id)
+            write_adapter_training(aside, self.training)
+
+
+def train_adapter(
+    base: Base,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    *,
+    params: Adapter,
+    seed: int,
+    advance: Advance,
+) -> TrainedAdapter:
+    """Train an adapter on examples; of several answers, each pass draws the next.
+
+    Raises `DataError` if an answer leaves no room for the question within `max_tokens`.
+    """
+    task = train[0].task
+    config = LoraConfig(
+        r=params.rank,
+        lora_alpha=params.alpha,
+        lora_dropout=params.dropout,
+        target_modules=list(params.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    model = _with_lora(base, config)
+    pairs, num_cut = encode_pairs(train, base.chat, max_tokens=params.max_tokens)
+    held_out, _ = encode_pairs(validation, base.chat, max_tokens=params.max_tokens)
+    lengths = [len(options[0].prompt) + len(options[0].answer) for options in pairs]
+    order = batch_order(lengths, params.batch_size, seed=seed)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    speed = _Speed()
+
+    def loss(step: int) -> Tensor:
+        batch = [pairs[row][step % len(pairs[row])] for row in next(order)]
+        speed.num_tokens += sum(len(pair.prompt) + len(pair.answer) for pair in batch)
+        model.train()
+        return mean_loss(model, batch, base.chat)
+
+    curve = fit(
+        parameters,
+        loss,
+        validation_loss=lambda: _validation_loss(model, held_out, base.chat, params.batch_size),
+        steps=params.steps,
+        learning_rate=params.learning_rate,
+        warmup_steps=params.warmup_steps,
+        validate_every=params.validate_every,
+        patience=None,
+        on_step=lambda point: advance(loss=point.loss, tokens_per_second=speed.now()),
+    )
+    training = AdapterTraining(
+        task=task,
+        base_fingerprint=base.fingerprint,
+        data_sha256=_data_sha256([*train, *validation]),
+        num_examples=len(train),
+        num_parameters=sum(parameter.numel() for parameter in parameters),
+        longest_answer_tokens=max(len(pair.answer) for options in pairs for pair in options),
+        prompts_cut=num_cut,
+        curve=curve,
+    )
+    return TrainedAdapter(model, base.id, training)
+
+
+def _with_lora(base: Base, config: LoraConfig) -> PeftModel:
+    try:
+        with warnings.catch_warnings():  # PEFT 0.21 asks transformers 5 by an old name
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
+            return get_peft_model(base.model, config)
+    except ValueError as error:
+        raise ParamsError(f"params.yaml: adapter.target_modules: {error}") from error
+
+
+def encode_pairs(
+    examples: Sequence[Example], chat: ChatFormat, *, max_tokens: int
+) -> tuple[list[list[Pair]], int]:
+    """Tokenise each example with each of its answers; return how many questions were cut."""
+    encoded = []
+    num_cut = 0
+    for example in examples:
+        answers = [(*chat.answer(answer), chat.end_id) for answer in example.answers]
+        room = max_tokens - max(map(len, answers))
+        if room < _PROMPT_LEAST:
+            raise DataError(
+                f"task {example.task}: an answer of {max_tokens - room} tokens leaves {room} of "
+                f"adapter.max_tokens ({max_tokens}) for its question: {example.question[:60]!r}"
+            )
+        prompt = chat.prompt(example.question, max_tokens=room)
+        num_cut += prompt.num_cut > 0
+        encoded.append([Pair(prompt.ids, answer) for answer in answers])
+    return encoded, num_cut
+
+
+def mean_loss(model: torch.nn.Module, pairs: Sequence[Pair], chat: ChatFormat) -> Tensor:
+    """Return the mean cross-entropy of the answer tokens of a batch.
+
+    What all prompts of the batch begin with is computed once, and its keys and values are
+    expanded to every row; the gradients of all rows sum into the one prefix. With dropout the
+    prefix would be dropped alike in all rows, so it is shared only without.
+    """
+    prompts = [pair.prompt for pair in pairs]
+    shared = 0 if _has_dropout(model) else min(common_prefix(prompts), min(map(len, prompts)) - 1)
+    rows = [pair.prompt[shared:] + pair.answer for pair in pairs]
+    padded = pad_right(rows, chat.pad_id)
+    starts_B = torch.tensor([len(prompt) - shared for prompt in prompts])
+    ends_B = torch.tensor([len(row) for row in rows])
+    places_S = torch.arange(padded.ids_BS.shape[1])
+    is_answer_BS = (places_S >= starts_B[:, None]) & (places_S < ends_B[:, None])
+    keep_BS = torch.cat([is_answer_BS[:, 1:], torch.zeros(len(rows), 1, dtype=torch.bool)], 1)
+    targets_n = padded.ids_BS[:, 1:][is_answer_BS[:, 1:]]
+
+    device = next(model.parameters()).device
+    cache = DynamicCache(config=model.config)
+    if shared:
+        prefix = pad_right([prompts[0][:shared]], chat.pad_id).to(device)
+        no_logits = torch.zeros_like(prefix.mask_BS, dtype=torch.bool)
+        logits_at(model, prefix, no_logits, past_key_values=cache, use_cache=True)
+        for layer in cache.layers:
+            layer.keys = layer.keys.expand(len(rows), -1, -1, -1)
+            layer.values = layer.values.expand(len(rows), -1, -1, -1)
+    prefix_mask = torch.ones(len(rows), shared, dtype=padded.mask_BS.dtype)
+    batch = dataclasses.replace(padded, positions_BS=padded.positions_BS + shared).to(device)
+    logits_nV = logits_at(
+        model,
+        batch,
+        keep_BS.to(device),
+        attention_mask=torch.cat([prefix_mask.to(device), batch.mask_BS], 1),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return functional.cross_entropy(logits_nV.float(), targets_n.to(device))
+
+
+def _has_dropout(model: torch.nn.Module) -> bool:
+    return model.training and any(
+        isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules()
+    )
+
+
+@torch.no_grad()
+def _validation_loss(
+    model: torch.nn.Module, pairs: Sequence[Sequence[Pair]], chat: ChatFormat, batch_size: int
+) -> float:
+    """Return the mean loss over the first answers, each batch weighed by its tokens."""
+    model.eval()
+    first = sorted((options[0] for options in pairs), key=lambda pair: len(pair.prompt))
+    total, num_tokens = 0.0, 0
+    for start in range(0, len(first), batch_size):
+        batch = first[start : start + batch_size]
+        batch_tokens = sum(len(pair.answer) for pair in batch)
+        total += mean_loss(model, batch, chat).item() * batch_tokens
+        num_tokens += batch_tokens
+    return total / num_tokens
+
+
+def _data_sha256(examples: Sequence[Example]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(repr(dataclasses.astuple(example)).encode())
+    return digest.hexdigest()

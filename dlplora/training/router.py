@@ -1,0 +1,153 @@
+"""Routers trained on router data, each with how well it does on held-out questions."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch.nn import functional
+
+from dlplora.data.balance import Labelled, RouterData
+from dlplora.data.batches import batch_order
+from dlplora.params import MlpRouter, TfidfRouter
+from dlplora.records.files import write_json, written_folder
+from dlplora.records.training import Curve, curve_to_json
+from dlplora.routing.base import Classifier, calibration_error
+from dlplora.routing.mlp import MiniMlp, MlpClassifier, bag, embedding_width, encode
+from dlplora.routing.simple import fit_tfidf
+from dlplora.stage import progress
+from dlplora.training.loop import fit
+
+
+@dataclass(frozen=True)
+class RouterQuality:
+    """A router on the validation texts.
+
+    `calibration_error` is the expected one over 15 equal bins of confidence; `confusion` counts
+    texts by true task (rows) and first choice (columns), in the order of `labels`.
+    """
+
+    labels: tuple[str, ...]
+    accuracy: float
+    calibration_error: float
+    confusion: tuple[tuple[int, ...], ...]
+    num_parameters: int
+
+
+@dataclass(frozen=True)
+class TrainedRouter:
+    """A classifier that can be saved, with its quality and, if it was optimised, its curve."""
+
+    classifier: Classifier
+    save_weights: Callable[[Path], None]
+    quality: RouterQuality
+    curve: Curve | None
+
+    def save(self, folder: Path) -> None:
+        """Write the router's files and training.json."""
+        with written_folder(folder) as aside:
+            self.save_weights(aside)
+            values: dict[str, Any] = asdict(self.quality)
+            values["curve"] = curve_to_json(self.curve) if self.curve else None
+            write_json(aside / "training.json", values)
+
+
+def train_router(
+    data: RouterData,
+    params: MlpRouter | TfidfRouter,
+    *,
+    tokenizer_file: Path,
+    seed: int,
+    title: str,
+) -> TrainedRouter:
+    """Train the kind of router that the params name."""
+    if isinstance(params, MlpRouter):
+        return _train_mlp(data, params, tokenizer_file, seed, title)
+    texts, tasks = [row.text for row in data.train], [row.task for row in data.train]
+    classifier = fit_tfidf(texts, tasks, regularisation=params.regularisation)
+    num_parameters = classifier.coefficients.size + classifier.intercepts.size
+    return TrainedRouter(
+        classifier, classifier.save, measure(classifier, data.validation, num_parameters), None
+    )
+
+
+def _train_mlp(
+    data: RouterData, params: MlpRouter, tokenizer_file: Path, seed: int, title: str
+) -> TrainedRouter:
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    labels = tuple(sorted({row.task for row in data.train}))
+    rows, targets = _encode(data.train, labels, tokenizer, params.max_tokens)
+    held_out, held_out_targets = _encode(data.validation, labels, tokenizer, params.max_tokens)
+    vocabulary = tokenizer.get_vocab_size()
+    width = embedding_width(
+        budget=params.parameters,
+        vocabulary=vocabulary,
+        hidden=params.hidden,
+        num_labels=len(labels),
+    )
+    model = MiniMlp(
+        vocabulary=vocabulary, embedding=width, hidden=params.hidden, num_labels=len(labels)
+    )
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert num_parameters <= params.parameters
+    order = batch_order([1] * len(rows), params.batch_size, seed=seed)
+    steps_per_epoch = max(1, len(rows) // params.batch_size)
+
+    def loss(_: int) -> torch.Tensor:
+        drawn = next(order)
+        return functional.cross_entropy(model(*bag([rows[row] for row in drawn])), targets[drawn])
+
+    @torch.no_grad()
+    def validation_loss() -> float:
+        return functional.cross_entropy(model(*bag(held_out)), held_out_targets).item()
+
+    steps = params.epochs * steps_per_epoch
+    with progress(title, total=steps) as advance:
+        curve = fit(
+            list(model.parameters()),
+            loss,
+            validation_loss=validation_loss,
+            steps=steps,
+            learning_rate=params.learning_rate,
+            warmup_steps=min(steps_per_epoch, steps - 1),
+            validate_every=steps_per_epoch,
+            patience=params.patience,
+            on_step=lambda point: advance(loss=point.loss),
+        )
+    classifier = MlpClassifier(model, tokenizer, labels, max_tokens=params.max_tokens)
+    return TrainedRouter(
+        classifier,
+        lambda folder: classifier.save(folder, tokenizer_file=tokenizer_file),
+        measure(classifier, data.validation, num_parameters),
+        curve,
+    )
+
+
+def _encode(
+    labelled: Sequence[Labelled], labels: Sequence[str], tokenizer: Tokenizer, max_tokens: int
+) -> tuple[list[list[int]], torch.Tensor]:
+    rows = encode(tokenizer, [row.text for row in labelled], max_tokens=max_tokens)
+    number: Mapping[str, int] = {label: place for place, label in enumerate(labels)}
+    return rows, torch.tensor([number[row.task] for row in labelled])
+
+
+def measure(
+    classifier: Classifier, labelled: Sequence[Labelled], num_parameters: int
+) -> RouterQuality:
+    """Measure a classifier on labelled texts."""
+    labels = classifier.labels
+    probabilities = classifier.probabilities([row.text for row in labelled])
+    truth = np.array([labels.index(row.task) for row in labelled])
+    chosen = probabilities.argmax(1)
+    confusion = np.zeros((len(labels), len(labels)), dtype=int)
+    np.add.at(confusion, (truth, chosen), 1)
+    return RouterQuality(
+        labels=labels,
+        accuracy=float((truth == chosen).mean()),
+        calibration_error=calibration_error(probabilities.max(1), truth == chosen),
+        confusion=tuple(tuple(row) for row in confusion.tolist()),
+        num_parameters=num_parameters,
+    )

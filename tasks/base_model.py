@@ -1,0 +1,22 @@
+"""Stage `base_model`: convert the base model to safetensors, once."""
+
+from pathlib import Path
+
+from dlplora.conversion import make_base
+from dlplora.params import load_params
+from dlplora.runtime import set_up
+from dlplora.stage import run, write_timing
+
+DOWNLOADS = Path(".scratch/downloads")
+
+
+def main(out: Path, timing: Path) -> None:
+    """Write the base model, its tokenizer and its card to OUT."""
+    params = load_params()
+    place = set_up(params.runtime, seed=params.seed)
+    make_base(params.base_model, place=place, downloads=DOWNLOADS, out=out)
+    write_timing(timing)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,26 @@
+"""Stage `ingest`: validate one task's raw file and split it."""
+
+from pathlib import Path
+
+from dlplora.data.ingest import ingest
+from dlplora.params import load_params, named
+from dlplora.records.examples import examples_path, write_examples
+from dlplora.records.findings import write_findings
+from dlplora.stage import run, write_timing
+
+
+def main(task: str, raw: Path, examples: Path, findings: Path, timing: Path) -> None:
+    """Write the examples of TASK, by split, under EXAMPLES and what was met to FINDINGS."""
+    params = load_params()
+    settings = named(params.tasks, task, "tasks")
+    ingested = ingest(
+        raw, task, keys=settings.keys, on_bad_row=settings.on_bad_row, splits=params.splits
+    )
+    for split, part in ingested.examples.items():
+        write_examples(examples_path(examples, split, task), part)
+    write_findings(findings, ingested.findings)
+    write_timing(timing)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,30 @@
+"""Stage `report`: draw the report."""
+
+from pathlib import Path
+
+from dlplora.params import load_params
+from dlplora.report.inputs import read_inputs
+from dlplora.report.page import write_report
+from dlplora.stage import run
+
+
+def main(
+    comparison: Path, findings: Path, adapters: Path, routers: Path, timings: Path, out: Path
+) -> None:
+    """Draw the COMPARISON, with what earlier stages found, learned and took, to OUT."""
+    params = load_params()
+    inputs = read_inputs(
+        comparison,
+        findings,
+        adapters,
+        routers,
+        timings,
+        tasks=sorted(params.tasks),
+        router_names=sorted(params.routers),
+        runtime=params.runtime.model_dump(),
+    )
+    write_report(inputs, out)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,28 @@
+"""Stage `router`: train one router."""
+
+from pathlib import Path
+
+from dlplora.data.balance import read_router_data
+from dlplora.params import load_params, named
+from dlplora.runtime import set_up
+from dlplora.stage import run, write_timing
+from dlplora.training.router import train_router
+
+
+def main(name: str, router_data: Path, base: Path, out: Path, timing: Path) -> None:
+    """Train the router NAME on ROUTER_DATA, reading by the tokenizer of BASE; write it to OUT."""
+    params = load_params()
+    set_up(params.runtime, seed=params.seed)
+    trained = train_router(
+        read_router_data(router_data),
+        named(params.routers, name, "routers"),
+        tokenizer_file=base / "tokenizer.json",
+        seed=params.seed,
+        title=f"router {name}",
+    )
+    trained.save(out)
+    write_timing(timing)
+
+
+if __name__ == "__main__":
+    run(main)
