@@ -1,0 +1,41 @@
+# The same targets serve people and CI. VENV may name an environment elsewhere.
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+PYTHON ?= python3
+# Stages run `python -m …`: the environment's interpreter must be the first one found.
+export PATH := $(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help env repro test check pull push
+
+help:           ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --progress-bar on -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m dlplora.cli propose-runtime
+	@touch $@
+
+env: $(VENV)/installed  ## Make the environment with pinned dependencies
+
+repro: env      ## Bring the pipeline up to date
+	@$(BIN)/python -m dlplora.cli prune
+	@$(BIN)/dvc repro
+
+test: env       ## Run the tests
+	@$(BIN)/python -m pytest
+
+check: env      ## Run the linters, types and import contracts
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/codespell
+
+pull: env       ## Fetch results and the run-cache from the DVC remote
+	@$(BIN)/dvc pull --run-cache
+
+push: env       ## Send results and the run-cache to the DVC remote
+	@$(BIN)/dvc push --run-cache

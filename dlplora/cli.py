@@ -1,0 +1,150 @@
+"""The command line: one's own data and suites, in words. Exit code 1 is a mistake, 2 wrong usage."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from dlplora.errors import DlpLoraError
+from dlplora.params import Primary
+from dlplora.stage import fail
+
+app = typer.Typer(
+    help="One LoRA adapter per task, and routers that choose. Run it in the project's folder; "
+    "then `make repro` computes what changed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.command()
+def validate(
+    files: Annotated[list[Path], typer.Argument(help="JSON files of questions and answers.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the problems as JSON.")] = False,
+) -> None:
+    """List every problem of raw files at once.
+
+    Example: dlplora validate my_task.json
+    """
+    from dlplora.data.ingest import validate as validate_file
+
+    found = {}
+    unreadable = {}
+    for file in files:
+        try:
+            found[str(file)] = [asdict(row) for row in validate_file(file, keys="auto")]
+        except DlpLoraError as error:
+            unreadable[str(file)] = str(error)
+    if as_json:
+        typer.echo(json.dumps({"problems": found, "unreadable": unreadable}, ensure_ascii=False))
+    else:
+        for message in unreadable.values():
+            typer.echo(message)
+        for name, problems in found.items():
+            for row in problems:
+                typer.echo(f"{name}: item {row['item']} {row['problem']}")
+            if not problems:
+                typer.echo(f"{name}: good")
+    if unreadable or any(found.values()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def add_task(
+    name: Annotated[str, typer.Argument(help="A plain identifier: letters, digits, _.")],
+    file: Annotated[Path, typer.Argument(help="A JSON list of questions and answers.")],
+    primary: Annotated[
+        Optional[str],  # noqa: UP045 – typer reads it
+        typer.Option(help="accuracy, exact_match, rougeL or bleu; chosen by the data if not given."),
+    ] = None,
+    max_new_tokens: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Longest answer to generate; from the training answers if not given."),
+    ] = None,
+) -> None:
+    """Add a task of your own: copy FILE to data/raw/NAME and list it in params.yaml.
+
+    Example: dlplora add-task capitals capitals.json
+    """
+    from typing import get_args
+
+    from dlplora.project import Project
+    from dlplora.project import add_task as add
+
+    if primary is not None and primary not in get_args(Primary):
+        raise typer.BadParameter(f"{primary!r}; expected one of {', '.join(get_args(Primary))}")
+    ingested = add(
+        Project(Path()), name, file, primary=primary, max_new_tokens=max_new_tokens  # type: ignore[arg-type]
+    )
+    sizes = ", ".join(f"{size.kept} {split}" for split, size in ingested.findings.splits.items())
+    typer.echo(f"added {name}: {sizes}; run `make repro` to train and compare")
+
+
+@app.command()
+def remove_task(name: Annotated[str, typer.Argument(help="A task of params.yaml.")]) -> None:
+    """Remove a task from params.yaml and its results from data/.
+
+    A file of your own stays in data/raw/NAME. Example: dlplora remove-task capitals
+    """
+    from dlplora.project import Project
+    from dlplora.project import remove_task as remove
+
+    pruned = remove(Project(Path()), name)
+    typer.echo(f"removed {name} and {len(pruned)} results; run `make repro` to compare the rest")
+    if (kept := Path("data/raw") / name).exists():
+        typer.echo(f"your file is kept in {kept}")
+
+
+@app.command()
+def prune() -> None:
+    """Delete results of tasks, routers and systems that params.yaml no longer lists."""
+    from dlplora.project import Project
+    from dlplora.project import prune as delete
+
+    for path in delete(Project(Path())):
+        typer.echo(f"pruned {path}")
+
+
+@app.command()
+def use_suite(
+    name: Annotated[str, typer.Argument(help="A file of suites/, without .yaml.")],
+    force: Annotated[bool, typer.Option("--force", help="Lose edits of those sections.")] = False,
+) -> None:
+    """Switch params.yaml to the tasks, systems and sizes of a suite; your own tasks stay.
+
+    Example: dlplora use-suite smoke
+    """
+    from dlplora.project import Project
+    from dlplora.project import use_suite as use
+
+    kept = use(Project(Path()), name, force=force)
+    typer.echo(f"params.yaml now holds suite {name}; run `make repro`")
+    if kept:
+        typer.echo(f"your own tasks stay: {', '.join(kept)}")
+
+
+@app.command()
+def propose_runtime() -> None:
+    """Write the dtype and threads that suit this processor into params.yaml."""
+    from dlplora.project import Project, set_runtime
+    from dlplora.runtime import proposed_runtime
+
+    runtime = proposed_runtime()
+    verb = "now has" if set_runtime(Project(Path()), runtime) else "keeps"
+    typer.echo(f"params.yaml {verb} runtime: {runtime.dtype}, {runtime.threads} threads")
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on stderr."""
+    try:
+        app()
+    except DlpLoraError as error:
+        fail(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Tiny real models, tokenizers, adapters and tasks, made at test time from a seed."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from dlplora.data.prompts import ChatFormat
+from dlplora.models import Base
+
+WORDS = (
+    "what is the colour opposite of sum word say a b c d e f g red green blue grey up down left "
+    "right hot cold big small yes no one two three four five six seven eight nine ten plus minus "
+    "which one user assistant system ? ! . , : ; ( ) / -"
+).split()
+SPECIAL = ["<unk>", "<pad>", "<end>", "<turn>"]
+TEMPLATE = (
+    "{% for message in messages %}<turn> {{ message['role'] }} : {{ message['content'] }} <end> "
+    "{% endfor %}{% if add_generation_prompt %}<turn> assistant : {% endif %}"
+)
+TARGETS = {"llama": ["q_proj", "v_proj"], "qwen2": ["q_proj", "v_proj"], "gpt2": ["c_attn", "c_fc"]}
+
+
+def tiny_tokenizer(*, template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    """Make a word-level tokenizer with a chat template."""
+    vocabulary = {word: place for place, word in enumerate([*SPECIAL, *dict.fromkeys(WORDS)])}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, unk_token="<unk>", pad_token="<pad>", eos_token="<end>"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def tiny_model(kind: str = "llama", *, seed: int = 0, hidden: int = 16) -> PreTrainedModel:
+    """Make a seeded two-layer model in float32."""
+    torch.manual_seed(seed)
+    size = len(tiny_tokenizer())
+    common = {"vocab_size": size, "eos_token_id": 2, "pad_token_id": 1, "bos_token_id": None}
+    if kind == "gpt2":
+        config = GPT2Config(n_embd=hidden, n_layer=2, n_head=2, n_positions=128, **common)
+        model: PreTrainedModel = GPT2LMHeadModel(config)
+    else:
+        sizes = {
+            "hidden_size": hidden,
+            "intermediate_size": 2 * hidden,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
+        }
+        classes = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}
+        config_class, model_class = classes[kind]
+        model = model_class(config_class(**sizes, **common))
+    with torch.no_grad():  # larger than at birth, so that adapters and prompts matter
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)
+    return model.eval().requires_grad_(False)
+
+
+def tiny_base(kind: str = "llama", *, seed: int = 0) -> Base:
+    """Make a loaded base model with its chat format."""
+    model = tiny_model(kind, seed=seed)
+    return Base(model, ChatFormat(tiny_tokenizer(), ""), id="tiny", fingerprint="f" * 64)
+
+
+def write_tiny_folder(folder: Path, *, seed: int = 0, hidden: int = 16) -> str:
+    """Write a transformers folder of a tiny Llama; return the SHA-256 of its weights."""
+    tiny_model(seed=seed, hidden=hidden).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def write_raw(file: Path, items: Sequence[dict[str, object]]) -> None:
+    """Write a raw file of questions and answers."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(list(items)), encoding="utf-8")
+
+
+def opposites(count: int = 80, *, start: int = 0) -> list[dict[str, object]]:
+    """Make free-answer items: `what is the opposite of up a b` → down."""
+    pairs = {"up": "down", "left": "right", "hot": "cold", "big": "small"}
+    return [
+        {"Q": f"what is the opposite of {word} {_tail(place)} ?", "A": pairs[word]}
+        for place in range(start, start + count)
+        for word in [list(pairs)[place % len(pairs)]]
+    ]
+
+
+def choices(count: int = 80, *, start: int = 0) -> list[dict[str, object]]:
+    """Make multiple-choice items: `which colour : one a b` → the colour of the number."""
+    colours = {"one": "red", "two": "green", "three": "blue", "four": "grey"}
+    return [
+        {
+            "Q": f"which colour : {word} {_tail(place)} ?",
+            "A": colours[word],
+            "options": list(colours.values()),
+        }
+        for place in range(start, start + count)
+        for word in [list(colours)[place % len(colours)]]
+    ]
+
+
+def _tail(place: int) -> str:
+    letters = "abcdefg"
+    digits = []
+    for _ in range(4):
+        place, digit = divmod(place, len(letters))
+        digits.append(letters[digit])
+    return " ".join(digits)
