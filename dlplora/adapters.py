@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's folder format: read without PEFT, written with the same bytes each time."""
+"""LoRA adapters in PEFT's folder format: read without PEFT, written with equal bytes."""
 
 import json
 import re
@@ -109,11 +109,16 @@ def write_adapter(
     base is named by its id.
     """
     sorted_config = {
-        key: sorted(value) if isinstance(value, set | list) and key != "layer_replication" else value
+        key: sorted(value)
+        if isinstance(value, set | list) and key != "layer_replication"
+        else value
         for key, value in sorted(config.items())
     }
     sorted_config |= {"base_model_name_or_path": base_id, "inference_mode": True}
     text = json.dumps(sorted_config, indent=2, sort_keys=True, default=str)
     (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
-    whole = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
+    whole = {
+        name: tensor.detach().to("cpu", torch.float32).contiguous()
+        for name, tensor in tensors.items()
+    }
     save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -19,7 +19,9 @@ from dlplora.records.files import written_folder
 from dlplora.runtime import Place
 
 
-def make_base(params: PackageGguf | ModelFolder, *, place: Place, downloads: Path, out: Path) -> None:
+def make_base(
+    params: PackageGguf | ModelFolder, *, place: Place, downloads: Path, out: Path
+) -> None:
     """Write the base model as safetensors in the place's dtype, with tokenizer and card."""
     quiet_transformers()
     with written_folder(out) as aside:
@@ -46,9 +48,7 @@ def make_base(params: PackageGguf | ModelFolder, *, place: Place, downloads: Pat
         )
 
 
-def _load_gguf(
-    file: Path, dtype: torch.dtype
-) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+def _load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     model = AutoModelForCausalLM.from_pretrained(
         file.parent,
@@ -68,6 +68,8 @@ def _load_folder(
     if not weights.is_file():
         raise SourceError(f"{folder}: found no model.safetensors; expected a transformers folder")
     if (found := file_sha256(weights)) != sha256:
-        raise SourceError(f"{weights}: found sha256 {found}; params.yaml: base_model expects {sha256}")
+        raise SourceError(
+            f"{weights}: found sha256 {found}; params.yaml: base_model expects {sha256}"
+        )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return tokenizer, AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)

@@ -104,9 +104,7 @@ class Engine:
         return self.base.chat.text(ids[:end])
 
     @torch.inference_mode()
-    def score_options(
-        self, asked: Asked, options: Sequence[Sequence[str]]
-    ) -> list[OptionScores]:
+    def score_options(self, asked: Asked, options: Sequence[Sequence[str]]) -> list[OptionScores]:
         """Return the log-likelihood of each option after its prompt.
 
         The prompt's keys and values are reused for all of its options; an option's first token

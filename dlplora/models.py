@@ -58,7 +58,7 @@ def load_base(folder: Path, *, place: Place, attention: str) -> Base:
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: no usable base model: {error}") from error
-    model.requires_grad_(False).eval().to(place.device)
+    model.requires_grad_(False).train(False).to(place.device)
     chat = ChatFormat(tokenizer, card["system_prompt"])
     return Base(model, chat, card["id"], card["fingerprint"])
 
@@ -71,8 +71,8 @@ def write_card(folder: Path, *, identity: str, fingerprint: str, system_prompt: 
 
 def quiet_transformers() -> None:
     """Keep transformers from drawing bars and printing advice between a stage's own lines."""
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def logits_at(
@@ -99,5 +99,3 @@ def logits_at(
         hook.remove()
     logits: Tensor = output.logits[0]
     return logits
-
-

@@ -118,7 +118,7 @@ class Adapter(Section):
 
     target_modules: list[str]
     rank: Count
-    alpha: Annotated[float, Field(gt=0)]
+    alpha: Count
     dropout: Annotated[float, Field(ge=0, lt=1)]
     learning_rate: Annotated[float, Field(gt=0)]
     warmup_steps: Annotated[int, Field(ge=0)]

@@ -198,7 +198,9 @@ def use_suite(project: Project, name: str, *, force: bool) -> list[str]:
     own = {key: task for key, task in params["tasks"].items() if _is_own(task)}
     values = _yaml().load(_header(project, sections) + suite)
     if taken := sorted(set(own) & set(values["tasks"])):
-        raise ParamsError(f"suite {name} has a task {taken[0]}, and so have you; remove yours first")
+        raise ParamsError(
+            f"suite {name} has a task {taken[0]}, and so have you; remove yours first"
+        )
     for key, task in own.items():
         values["tasks"][key] = task
         values["adapters"][key] = params["adapters"].get(key, CommentedMap())
@@ -237,9 +239,7 @@ def _refuse_lost_edits(project: Project, params: Mapping[str, Any], sections: li
 def _header(project: Project, sections: list[str]) -> str:
     """Return params.yaml up to the first section of a suite and the comment above it."""
     lines = project.params_file.read_text(encoding="utf-8").splitlines(keepends=True)
-    first = next(
-        place for place, line in enumerate(lines) if line.partition(":")[0] in sections
-    )
+    first = next(place for place, line in enumerate(lines) if line.partition(":")[0] in sections)
     while first and lines[first - 1].startswith("#"):
         first -= 1
     later = {line.partition(":")[0] for line in lines[first:] if re.match(r"\w+:", line)}
@@ -261,9 +261,7 @@ def set_runtime(project: Project, runtime: Runtime) -> bool:
 
 def _dvc(project: Project, *words: str) -> None:
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", *words]
-    done = subprocess.run(
-        command, cwd=project.root, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, cwd=project.root, capture_output=True, text=True, check=False)
     if done.returncode:
         raise DataError(f"dvc {' '.join(words)}: {' '.join(done.stderr.split())}")
 

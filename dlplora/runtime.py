@@ -45,7 +45,7 @@ def set_up(runtime: Runtime, *, seed: int) -> Place:
 def has_bfloat16(device: torch.device) -> bool:
     """Tell whether the device multiplies bfloat16 matrices in hardware."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if platform.system() == "Darwin":
         asked = ["sysctl", "-n", "hw.optional.arm.FEAT_BF16"]
         return subprocess.run(asked, capture_output=True, check=False).stdout.strip() == b"1"
@@ -59,6 +59,4 @@ def proposed_runtime() -> Runtime:
     Two threads, because another number gives other bytes, and small models gain little more.
     """
     fast = has_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    return Runtime(
-        dtype="bfloat16" if fast else "float32", threads=min(2, os.cpu_count() or 1)
-    )
+    return Runtime(dtype="bfloat16" if fast else "float32", threads=min(2, os.cpu_count() or 1))

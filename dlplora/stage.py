@@ -1,6 +1,5 @@
 """The edge of a stage: its command line, progress bars, time and memory."""
 
-import os
 import resource
 import sys
 import time

@@ -25,12 +25,13 @@ WORDS = (
     "what is the colour opposite of sum word say a b c d e f g red green blue grey up down left "
     "right hot cold big small yes no one two three four five six seven eight nine ten plus minus "
     "which one user assistant system ? ! . , : ; ( ) / -"
-).split()
+).split()  # noqa: SIM905
 SPECIAL = ["<unk>", "<pad>", "<end>", "<turn>"]
 TEMPLATE = (
     "{% for message in messages %}<turn> {{ message['role'] }} : {{ message['content'] }} <end> "
     "{% endfor %}{% if add_generation_prompt %}<turn> assistant : {% endif %}"
 )
+FAN_IN_FAN_OUT = {"llama": False, "qwen2": False, "gpt2": True}  # GPT-2's Conv1D holds Wᵀ
 TARGETS = {"llama": ["q_proj", "v_proj"], "qwen2": ["q_proj", "v_proj"], "gpt2": ["c_attn", "c_fc"]}
 
 
@@ -64,13 +65,17 @@ def tiny_model(kind: str = "llama", *, seed: int = 0, hidden: int = 16) -> PreTr
             "num_key_value_heads": 2,
             "max_position_embeddings": 256,
         }
-        classes = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}
+        classes = {
+            "llama": (LlamaConfig, LlamaForCausalLM),
+            "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+        }
         config_class, model_class = classes[kind]
         model = model_class(config_class(**sizes, **common))
     with torch.no_grad():  # larger than at birth, so that adapters and prompts matter
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(4)
+        model.get_output_embeddings().weight.mul_(10)  # so that it can be sure of a token
     return model.eval().requires_grad_(False)
 
 

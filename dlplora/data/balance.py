@@ -127,9 +127,7 @@ def read_router_data(folder: Path) -> RouterData:
         for split in ("train", "validation")
     )
     composites = [
-        Composite(
-            row["text"], tuple(row["questions"]), tuple(row["answers"]), tuple(row["tasks"])
-        )
+        Composite(row["text"], tuple(row["questions"]), tuple(row["answers"]), tuple(row["tasks"]))
         for row in read_table(folder / "composites.parquet")
     ]
     return RouterData(train, validation, composites)

@@ -23,9 +23,7 @@ class Padded:
 
     def to(self, device: torch.device) -> "Padded":
         """Move to a device."""
-        return Padded(
-            self.ids_BS.to(device), self.mask_BS.to(device), self.positions_BS.to(device)
-        )
+        return Padded(self.ids_BS.to(device), self.mask_BS.to(device), self.positions_BS.to(device))
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> Padded:

@@ -14,7 +14,7 @@ import orjson
 
 from dlplora.errors import DataError
 from dlplora.params import Keys, Splits
-from dlplora.records.examples import SPLITS, Example, example_id, normalise
+from dlplora.records.examples import SPLITS, Example, Split, example_id, normalise
 from dlplora.records.findings import Findings, Problem, SplitSize
 
 KNOWN_KEYS = (("Q", "A"), ("question", "answer"), ("input", "output"))
@@ -26,7 +26,7 @@ _NAMED_PROBLEMS = 100
 class Ingested:
     """The examples of a task by split, and what was met on the way."""
 
-    examples: dict[str, list[Example]]
+    examples: dict[Split, list[Example]]
     findings: Findings
 
 
@@ -108,7 +108,7 @@ def _check_file(file: Path, task: str, keys: Literal["auto"] | Keys) -> _Checked
     for number, row in enumerate(rows, start=1):
         try:
             items[number] = _row_to_example(row, task, keys)
-        except _BadItem as error:
+        except BadItemError as error:
             problems.append(Problem(number, str(error)))
     for number, problem in _contradictions(items):
         del items[number]
@@ -158,22 +158,22 @@ def _find_keys(file: Path, rows: Sequence[Any]) -> Keys:
     )
 
 
-class _BadItem(Exception):
+class BadItemError(Exception):
     """What is wrong with one item, to follow "item 17 "."""
 
 
 def _row_to_example(row: Any, task: str, keys: Keys) -> Example:
     if not isinstance(row, dict):
-        raise _BadItem(f"is {_kind(row)}, expected an object")
+        raise BadItemError(f"is {_kind(row)}, expected an object")
     question = _text(row, keys.question)
     answers = _texts(row, keys.answer)
     options = None
     if keys.options is not None and row.get(keys.options) is not None:
         options = _texts(row, keys.options)
         if len(options) < 2 or len(set(options)) < len(options):
-            raise _BadItem(f"has the options {options}, expected at least two, all different")
+            raise BadItemError(f"has the options {options}, expected at least two, all different")
         if wrong := [answer for answer in answers if answer not in options]:
-            raise _BadItem(f"has the answer {wrong[0]!r}, which is not among its options")
+            raise BadItemError(f"has the answer {wrong[0]!r}, which is not among its options")
     bare = row.get(BARE_KEY)
     return Example(
         id=example_id(task, question),
@@ -187,7 +187,7 @@ def _row_to_example(row: Any, task: str, keys: Keys) -> Example:
 
 def _text(row: dict[str, Any], key: str) -> str:
     if key not in row:
-        raise _BadItem(f"has no {key!r} (keys: {', '.join(row) or 'none'})")
+        raise BadItemError(f"has no {key!r} (keys: {', '.join(row) or 'none'})")
     return _checked_text(row[key], key)
 
 
@@ -196,17 +196,17 @@ def _texts(row: dict[str, Any], key: str) -> list[str]:
     if not isinstance(value, list):
         return [_text(row, key)]
     if not value:
-        raise _BadItem(f"has an empty list as {key!r}")
+        raise BadItemError(f"has an empty list as {key!r}")
     return [_checked_text(text, key) for text in value]
 
 
 def _checked_text(value: Any, key: str) -> str:
     if not isinstance(value, str):
-        raise _BadItem(f"has {_kind(value)} as {key!r}, expected a string")
+        raise BadItemError(f"has {_kind(value)} as {key!r}, expected a string")
     if not value.strip():
-        raise _BadItem(f"has an empty {key!r}")
+        raise BadItemError(f"has an empty {key!r}")
     if "\0" in value:
-        raise _BadItem(f"has a NUL character in {key!r}")
+        raise BadItemError(f"has a NUL character in {key!r}")
     return value
 
 
@@ -250,10 +250,10 @@ def _unite(items: Iterable[Example]) -> list[Example]:
 
 def _split(
     examples: Iterable[Example], splits: Splits
-) -> tuple[dict[str, list[Example]], dict[str, int]]:
+) -> tuple[dict[Split, list[Example]], dict[Split, int]]:
     """Deal examples to splits by the hash of the question, and cap each in hash order."""
     train, validation, _ = splits.shares
-    dealt: dict[str, list[tuple[float, Example]]] = {split: [] for split in SPLITS}
+    dealt: dict[Split, list[tuple[float, Example]]] = {split: [] for split in SPLITS}
     for example in examples:
         place = hash_place(example.question)
         split = SPLITS[(place >= train) + (place >= train + validation)]

@@ -57,10 +57,9 @@ class ChatFormat:
 
     def _render(self, question: str) -> str:
         turns = [{"role": "system", "content": self.system}, {"role": "user", "content": question}]
-        text: str = self.tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, tokenize=False
+        return str(
+            self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
         )
-        return text
 
     def prompt(self, question: str, *, max_tokens: int) -> Prompt:
         """Render a question; if it is too long, cut its beginning but not the template."""
@@ -93,5 +92,4 @@ class ChatFormat:
 
     def text(self, ids: list[int]) -> str:
         """Turn generated tokens into text, special tokens left out."""
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return text.strip()
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -137,6 +137,4 @@ def bigbench_items(task: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _shuffled(text: str, options: Sequence[str]) -> list[str]:
-    return sorted(
-        options, key=lambda option: hashlib.sha256(f"{text}\0{option}".encode()).digest()
-    )
+    return sorted(options, key=lambda option: hashlib.sha256(f"{text}\0{option}".encode()).digest())

@@ -41,9 +41,7 @@ def compare(
         name: summarise(rows, primaries, setting=setting, system=name, seed=seed)
         for name, rows in items.items()
     }
-    resampled = {
-        name: _resampled_mean(rows, primaries, seed=seed) for name, rows in items.items()
-    }
+    resampled = {name: _resampled_mean(rows, primaries, seed=seed) for name, rows in items.items()}
     differences = {}
     for name, summary in summaries.items():
         low, high = interval(resampled[name] - resampled["single"])
@@ -58,9 +56,7 @@ def compare(
     )
 
 
-def _system_items(
-    folder: Path, name: str, primaries: Mapping[str, str]
-) -> list[ItemScore]:
+def _system_items(folder: Path, name: str, primaries: Mapping[str, str]) -> list[ItemScore]:
     """Read a system's items, those of listed tasks alone, task after task."""
     if name not in BY_TASK:
         return [item for item in read_items(folder) if item.task in primaries]

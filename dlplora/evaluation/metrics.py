@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sacrebleu.metrics import BLEU
+from sacrebleu.metrics.bleu import BLEU
 
 from dlplora.errors import ParamsError
 from dlplora.records.scores import ItemScore, Summary, TaskScore

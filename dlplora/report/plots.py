@@ -89,9 +89,7 @@ def scores_by_task(comparison: Comparison, shown: Sequence[str]) -> Any:
     )
     y = alt.Y("task:N", title=None)
     colours = [GREY, SECOND, ACCENT][-len(shown) :]
-    colour = alt.Color(
-        "system:N", scale=alt.Scale(domain=list(shown), range=colours), title=None
-    )
+    colour = alt.Color("system:N", scale=alt.Scale(domain=list(shown), range=colours), title=None)
     shape = alt.Shape(
         "system:N",
         scale=alt.Scale(domain=list(shown), range=["circle", "diamond", "cross"][-len(shown) :]),
@@ -105,9 +103,7 @@ def scores_by_task(comparison: Comparison, shown: Sequence[str]) -> Any:
     marks = (
         alt.Chart(rows)
         .mark_point(size=110, filled=True, opacity=0.9)
-        .encode(
-            x=alt.X("score:Q", scale=alt.Scale(domain=[0, 1])), y=y, color=colour, shape=shape
-        )
+        .encode(x=alt.X("score:Q", scale=alt.Scale(domain=[0, 1])), y=y, color=colour, shape=shape)
     )
     return (span + marks).properties(width=_WIDTH, height=_ROW * rows["task"].nunique())
 
@@ -187,9 +183,7 @@ def adapters_per_prompt(routing: Mapping[str, Routing]) -> Any:
             color=alt.Color(
                 "adapters:O",
                 title="adapters in a prompt",
-                scale=alt.Scale(
-                    domain=list(range(most + 1)), range=_shades(most + 1)
-                ),
+                scale=alt.Scale(domain=list(range(most + 1)), range=_shades(most + 1)),
             ),
         )
     )

@@ -34,9 +34,7 @@ def systems_by_tasks(comparison: Comparison) -> Table:
     """Lay out every system on every task with intervals, the best systems first."""
     ranked = sorted(comparison.summaries.values(), key=lambda summary: -summary.score)
     tasks = sorted(ranked[0].tasks)
-    top = {
-        task: max(summary.tasks[task].score for summary in ranked) for task in tasks
-    }
+    top = {task: max(summary.tasks[task].score for summary in ranked) for task in tasks}
     rows = []
     for summary in ranked:
         row = [
@@ -98,7 +96,9 @@ def _metric(score: TaskScore, name: str) -> Cell:
     return Cell(text, best=name == score.primary)
 
 
-def data_findings(findings: Mapping[str, Findings], trainings: Mapping[str, AdapterTraining]) -> Table:
+def data_findings(
+    findings: Mapping[str, Findings], trainings: Mapping[str, AdapterTraining]
+) -> Table:
     """Lay out what ingest met in each task's raw file."""
     head = ["task", "kind", "read", "distinct", "united", "skipped", "train", "validation", "test"]
     head += ["answers, most", "longest answer, tokens", "prompts cut"]

@@ -28,7 +28,10 @@ class Router(Protocol):
 class Classifier(Protocol):
     """Texts → probabilities of tasks."""
 
-    labels: tuple[str, ...]
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The tasks, in the order of the columns of `probabilities`."""
+        ...
 
     def probabilities(self, texts: Sequence[str]) -> Probabilities:
         """Return the probability of each task (B, N); rows sum to 1."""
@@ -50,7 +53,9 @@ class ClassifierRouter:
         ]
 
 
-def select(probabilities: Probabilities, labels: Sequence[str], how: TopPRoute | TopKRoute) -> Route:
+def select(
+    probabilities: Probabilities, labels: Sequence[str], how: TopPRoute | TopKRoute
+) -> Route:
     """Turn the probabilities of one text (N,) into its route; equal ones keep label order."""
     order = np.argsort(-probabilities, kind="stable")
     ranked = probabilities[order]

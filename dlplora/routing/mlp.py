@@ -5,6 +5,7 @@ Shapes: B texts, T tokens of all texts, N tasks.
 
 import hashlib
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ class MiniMlp(nn.Module):
         self.embed = nn.EmbeddingBag(vocabulary, embedding, mode="mean")
         widths = [embedding, *[hidden] * (_NUM_LAYERS - 1), num_labels]
         layers: list[nn.Module] = []
-        for width_in, width_out in zip(widths, widths[1:], strict=False):
+        for width_in, width_out in pairwise(widths):
             layers += [nn.Linear(width_in, width_out), nn.GELU()]
         self.layers = nn.Sequential(*layers[:-1])
 
@@ -108,7 +109,9 @@ class MlpClassifier:
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], *, max_tokens: int) -> list[list[int]]:
     """Tokenise texts without special tokens; a long one keeps its beginning and its end."""
-    rows = [encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+    rows = [
+        encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    ]
     half = max_tokens // 2
     return [
         row if len(row) <= max_tokens else row[: max_tokens - half] + row[len(row) - half :]

@@ -85,7 +85,11 @@ class TfidfClassifier:
 
     def save(self, folder: Path) -> None:
         """Write router.safetensors and router.json."""
-        tensors = {"idf": self.idf, "coefficients": self.coefficients, "intercepts": self.intercepts}
+        tensors = {
+            "idf": self.idf,
+            "coefficients": self.coefficients,
+            "intercepts": self.intercepts,
+        }
         save_file(tensors, folder / "router.safetensors")
         card = {"kind": "tfidf", "labels": list(self.labels), "terms": list(self.terms)}
         write_json(folder / "router.json", card)

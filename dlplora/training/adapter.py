@@ -13,15 +13,17 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import Tensor
 from torch.nn import functional
+from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 
 from dlplora.adapters import write_adapter
-from dlplora.data.batches import Padded, batch_order, common_prefix, pad_right
+from dlplora.data.batches import batch_order, common_prefix, pad_right
 from dlplora.data.prompts import ChatFormat
 from dlplora.errors import DataError, ParamsError
 from dlplora.models import Base, logits_at
@@ -135,6 +137,7 @@ def _with_lora(base: Base, config: LoraConfig) -> PeftModel:
     try:
         with warnings.catch_warnings():  # PEFT 0.21 asks transformers 5 by an old name
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
+            warnings.filterwarnings("ignore", message="fan_in_fan_out")  # it sets it rightly
             return get_peft_model(base.model, config)
     except ValueError as error:
         raise ParamsError(f"params.yaml: adapter.target_modules: {error}") from error
@@ -164,7 +167,7 @@ def mean_loss(model: torch.nn.Module, pairs: Sequence[Pair], chat: ChatFormat) -
     """Return the mean cross-entropy of the answer tokens of a batch.
 
     What all prompts of the batch begin with is computed once, and its keys and values are
-    expanded to every row; the gradients of all rows sum into the one prefix. With dropout the
+    repeated for every row; the gradients of all rows sum into the one prefix. With dropout the
     prefix would be dropped alike in all rows, so it is shared only without.
     """
     prompts = [pair.prompt for pair in pairs]
@@ -179,14 +182,12 @@ def mean_loss(model: torch.nn.Module, pairs: Sequence[Pair], chat: ChatFormat) -
     targets_n = padded.ids_BS[:, 1:][is_answer_BS[:, 1:]]
 
     device = next(model.parameters()).device
-    cache = DynamicCache(config=model.config)
+    cache = DynamicCache(config=cast(PreTrainedConfig, model.config))
     if shared:
         prefix = pad_right([prompts[0][:shared]], chat.pad_id).to(device)
         no_logits = torch.zeros_like(prefix.mask_BS, dtype=torch.bool)
         logits_at(model, prefix, no_logits, past_key_values=cache, use_cache=True)
-        for layer in cache.layers:
-            layer.keys = layer.keys.expand(len(rows), -1, -1, -1)
-            layer.values = layer.values.expand(len(rows), -1, -1, -1)
+        cache.batch_repeat_interleave(len(rows))
     prefix_mask = torch.ones(len(rows), shared, dtype=padded.mask_BS.dtype)
     batch = dataclasses.replace(padded, positions_BS=padded.positions_BS + shared).to(device)
     logits_nV = logits_at(

@@ -1,0 +1,144 @@
+"""From a system's params and a folder to its router."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from dlplora.errors import RouterError
+from dlplora.params import DrawnRoute, TopKRoute, TopPRoute
+from dlplora.routing.base import ClassifierRouter
+from dlplora.routing.build import build_router, load_classifier
+from dlplora.routing.mlp import MiniMlp, MlpClassifier
+from dlplora.routing.simple import RandomRouter, UniformRouter, fit_tfidf
+from tests.tiny import tiny_tokenizer
+
+TASKS = ["opposite", "colour"]
+TEXTS = ["what is the opposite of up", "the opposite of hot", "which colour : one", "a colour"]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A base model's folder, as far as routers look at it."""
+    folder = tmp_path / "base"
+    folder.mkdir()
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tfidf(tmp_path: Path) -> Path:
+    folder = tmp_path / "tfidf"
+    folder.mkdir()
+    labels = ["opposite", "opposite", "colour", "colour"]
+    fit_tfidf(TEXTS, labels, regularisation=10.0).save(folder)
+    return folder
+
+
+@pytest.fixture
+def mlp(tmp_path: Path, base: Path) -> Path:
+    folder = tmp_path / "mlp"
+    folder.mkdir()
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    torch.manual_seed(0)
+    model = MiniMlp(vocabulary=tokenizer.get_vocab_size(), embedding=4, hidden=5, num_labels=2)
+    labels = ("colour", "opposite")
+    classifier = MlpClassifier(model, tokenizer, labels, max_tokens=8)
+    classifier.save(folder, tokenizer_file=base / "tokenizer.json")
+    return folder
+
+
+def top_k(k: int) -> TopKRoute:
+    return TopKRoute(artifact="", route="top_k", k=k, weights="renormalise")
+
+
+def test_random_draws_by_the_seed_over_sorted_tasks_without_an_artifact(base: Path) -> None:
+    system = DrawnRoute(artifact="", route="random")
+
+    router = build_router(system, base / "none", base, tasks=["b", "a"], seed=5)
+
+    assert router == RandomRouter(("a", "b"), 5)
+    texts = [f"text {number}" for number in range(20)]
+    other = build_router(system, base / "none", base, tasks=["a", "b"], seed=5)
+    assert other.route(texts) == router.route(texts)
+
+
+def test_uniform_needs_no_artifact(base: Path) -> None:
+    system = DrawnRoute(artifact="", route="uniform")
+
+    router = build_router(system, base / "none", base, tasks=["b", "a"], seed=0)
+
+    assert router == UniformRouter(("a", "b"))
+
+
+@pytest.mark.parametrize("kind", ["tfidf", "mlp"])
+def test_top_k_routes_by_the_classifier_of_its_artifact(
+    kind: str, base: Path, request: pytest.FixtureRequest
+) -> None:
+    folder: Path = request.getfixturevalue(kind)
+
+    router = build_router(top_k(1), folder, base, tasks=TASKS, seed=0)
+
+    assert isinstance(router, ClassifierRouter)
+    classifier = load_classifier(folder, base=base, tasks=TASKS)
+    likeliest = classifier.probabilities(TEXTS).argmax(1)
+    routes = router.route(TEXTS)
+    assert [route.adapters for route in routes] == [
+        (classifier.labels[place],) for place in likeliest
+    ]
+
+
+def test_top_p_keeps_both_tasks_when_it_must_reach_all(tfidf: Path, base: Path) -> None:
+    system = TopPRoute(artifact="", route="top_p", p=1.0, weights="renormalise")
+
+    routes = build_router(system, tfidf, base, tasks=TASKS, seed=0).route(TEXTS)
+
+    assert [route.adapters[0] for route in routes] == ["opposite", "opposite", "colour", "colour"]
+    assert all(set(route.adapters) == set(TASKS) for route in routes)
+
+
+@pytest.mark.parametrize(
+    "tasks", [["colour"], ["colour", "opposite", "sum"], ["colour", "oposite"]]
+)
+@pytest.mark.parametrize("kind", ["tfidf", "mlp"])
+def test_a_router_of_other_tasks_than_the_pool_is_refused(
+    kind: str, tasks: list[str], base: Path, request: pytest.FixtureRequest
+) -> None:
+    folder: Path = request.getfixturevalue(kind)
+
+    with pytest.raises(RouterError) as caught:
+        build_router(top_k(1), folder, base, tasks=tasks, seed=0)
+
+    assert "trained for the tasks colour, opposite" in str(caught.value)
+    assert ", ".join(sorted(tasks)) in str(caught.value)
+
+
+def test_the_order_of_the_tasks_of_the_pool_does_not_matter(tfidf: Path, base: Path) -> None:
+    forward, backward = (
+        build_router(top_k(2), tfidf, base, tasks=tasks, seed=0) for tasks in (TASKS, TASKS[::-1])
+    )
+
+    assert forward.route(TEXTS) == backward.route(TEXTS)
+
+
+def test_an_unknown_kind_is_refused_with_those_there_are(tfidf: Path, base: Path) -> None:
+    card = json.loads((tfidf / "router.json").read_text(encoding="utf-8")) | {"kind": "oracle"}
+    (tfidf / "router.json").write_text(json.dumps(card), encoding="utf-8")
+
+    with pytest.raises(RouterError, match=r"'oracle'; there are: .*mlp, tfidf"):
+        load_classifier(tfidf, base=base, tasks=TASKS)
+
+
+def test_a_missing_folder_is_refused_by_its_name(tmp_path: Path, base: Path) -> None:
+    with pytest.raises(RouterError, match="nowhere: no usable router"):
+        build_router(top_k(1), tmp_path / "nowhere", base, tasks=TASKS, seed=0)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"labels": []}'])
+def test_a_broken_card_is_refused(tfidf: Path, base: Path, text: str) -> None:
+    (tfidf / "router.json").write_text(text, encoding="utf-8")
+
+    with pytest.raises(RouterError, match="tfidf: no usable router"):
+        load_classifier(tfidf, base=base, tasks=TASKS)

@@ -1,0 +1,280 @@
+"""Real `dvc repro` on a tiny model: what is rerun after each kind of change, and what is not.
+
+One project serves all tests in the order in which they stand; each begins up to date.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dlplora.data.ingest import hash_place
+from tests.tiny import choices, opposites, write_raw, write_tiny_folder
+
+ROOT = Path(__file__).parent.parent.parent
+CODE = ["dlplora", "tasks", "dvc.yaml", ".gitignore", ".dvcignore", "pyproject.toml"]
+ROUTING = {"router_data", "router@mlp", "router@tfidf"}
+SYSTEMS = {f"evaluate@{name}" for name in ("random", "uniform", "dlp_mlp", "tfidf")}
+END = {"compare", "report"}
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A checkout of the pipeline in a temporary folder."""
+
+    root: Path
+
+    def run(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "GIT_AUTHOR_NAME": "test",
+            "GIT_AUTHOR_EMAIL": "test@localhost",
+            "GIT_COMMITTER_NAME": "test",
+            "GIT_COMMITTER_EMAIL": "test@localhost",
+        }
+        done = subprocess.run(
+            words, cwd=self.root, env=environment, capture_output=True, text=True, check=False
+        )
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def cli(self, *words: str) -> str:
+        return self.run(sys.executable, "-m", "dlplora.cli", *words).stdout
+
+    def repro(self) -> set[str]:
+        """Bring the pipeline up to date; return the stages that really ran."""
+        return set(re.findall(r"Running stage '(.+)'", self.run("dvc", "repro").stdout))
+
+    def edit(self, change: Any) -> None:
+        """Change params.yaml by a function of its parsed values."""
+        file = self.root / "params.yaml"
+        values = yaml.safe_load(file.read_text())
+        change(values)
+        file.write_text(yaml.safe_dump(values, sort_keys=False))
+
+    def hashes(self) -> dict[str, str]:
+        """Return the hash of every output but timings and the report."""
+        stages = yaml.safe_load((self.root / "dvc.lock").read_text())["stages"]
+        return {
+            out["path"]: out["md5"]
+            for stage in stages.values()
+            for out in stage["outs"]
+            if not out["path"].startswith(("data/timings", "data/report"))
+        }
+
+    def scores(self) -> dict[str, Any]:
+        scores: dict[str, Any] = json.loads((self.root / "data/comparison.json").read_text())["iid"]
+        return scores
+
+
+def params(sha256: str, base: Path) -> dict[str, Any]:
+    def task(name: str, primary: str) -> dict[str, Any]:
+        return {
+            "raw": f"suites/{name}.json",
+            "keys": "auto",
+            "on_bad_row": "refuse",
+            "primary": primary,
+            "max_new_tokens": 4,
+        }
+
+    def by_router(name: str) -> dict[str, Any]:
+        how = {"route": "top_p", "p": 0.6} if name == "mlp" else {"route": "top_k", "k": 1}
+        return {"artifact": f"data/routers/{name}", **how, "weights": "renormalise"}
+
+    return {
+        "seed": 0,
+        "runtime": {"dtype": "float32", "threads": 2},
+        "base_model": {"kind": "folder", "path": str(base), "sha256": sha256, "system_prompt": ""},
+        "sources": {},
+        "tasks": {
+            "opposites": task("opposites", "exact_match"),
+            "colours": task("colours", "accuracy"),
+        },
+        "splits": {
+            "train": 40,
+            "validation": 8,
+            "test": 60,
+            "shares": [0.7, 0.15, 0.15],
+            "least": [8, 1, 1],
+        },
+        "adapter": {
+            "target_modules": ["q_proj", "v_proj"],
+            "rank": 2,
+            "alpha": 4,
+            "dropout": 0.0,
+            "learning_rate": 0.01,
+            "warmup_steps": 1,
+            "steps": 3,
+            "batch_size": 8,
+            "max_tokens": 64,
+            "validate_every": 2,
+        },
+        "adapters": {"opposites": {}, "colours": {}},
+        "balance": {"per_task": 20, "validation_per_task": 4, "composites": 4, "parts": [2]},
+        "routers": {
+            "mlp": {
+                "kind": "mlp",
+                "parameters": 5000,
+                "hidden": 16,
+                "max_tokens": 32,
+                "learning_rate": 0.01,
+                "batch_size": 8,
+                "epochs": 4,
+                "patience": 2,
+            },
+            "tfidf": {"kind": "tfidf", "regularisation": 10.0},
+        },
+        "systems": {
+            "random": {"artifact": "data/adapters", "route": "random"},
+            "uniform": {"artifact": "data/adapters", "route": "uniform"},
+            "dlp_mlp": by_router("mlp"),
+            "tfidf": by_router("tfidf"),
+        },
+        "evaluation": {"batch_size": 4, "max_prompt_tokens": 64, "generation": "greedy"},
+    }
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    folder = tmp_path_factory.mktemp("pipeline")
+    root = folder / "project"
+    root.mkdir()
+    for name in CODE:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source, root / name)
+    sha256 = write_tiny_folder(folder / "tiny_base")
+    write_raw(root / "suites/opposites.json", opposites(70))
+    write_raw(root / "suites/colours.json", choices(70))
+    (root / "params.yaml").write_text(
+        yaml.safe_dump(params(sha256, folder / "tiny_base"), sort_keys=False)
+    )
+    checkout = Checkout(root)
+    checkout.run("git", "init", "-q")
+    checkout.run("dvc", "init", "-q")
+    checkout.run("git", "add", "-A")
+    checkout.run("git", "commit", "-qm", "Begin")
+    checkout.repro()
+    return checkout
+
+
+def stages_of(task: str) -> set[str]:
+    names = ("ingest", "adapter", "evaluate_base", "evaluate_single")
+    return {f"{name}@{task}" for name in names}
+
+
+def test_the_first_run_ends_with_a_comparison_and_a_report(project: Checkout) -> None:
+    scores = project.scores()
+    assert set(scores) == {"base", "single", "random", "uniform", "dlp_mlp", "tfidf"}
+    assert scores["single"]["normalised"] == 1
+    assert scores["uniform"]["routing_accuracy"] is None
+    report = project.root / "data/report"
+    assert (report / "index.html").exists()
+    assert (report / "report.md").exists()
+
+
+def test_a_second_run_does_nothing_and_leaves_git_clean(project: Checkout) -> None:
+    project.run("git", "add", "-A")
+    project.run("git", "commit", "-qm", "Run")
+    assert project.repro() == set()
+    assert project.run("git", "status", "--porcelain").stdout == ""
+    assert not list((project.root / "data").rglob(".gitignore"))
+
+
+def test_a_forced_run_gives_the_same_bytes(project: Checkout) -> None:
+    before = project.hashes()
+    project.run("dvc", "repro", "--force", "--single-item", "adapter@opposites", "adapter@colours")
+    project.run("dvc", "repro", "--force", "--single-item", "router@mlp", "router@tfidf")
+    project.run("dvc", "repro", "--force", "--single-item", "evaluate@dlp_mlp", "router_data")
+    assert project.hashes() == before
+    project.repro()
+
+
+def test_p_reruns_that_system_and_a_revert_restores_it(project: Checkout) -> None:
+    before = project.hashes()
+    project.edit(lambda values: values["systems"]["dlp_mlp"].update(p=0.9))
+    assert project.repro() == {"evaluate@dlp_mlp", *END}
+    project.edit(lambda values: values["systems"]["dlp_mlp"].update(p=0.6))
+    assert project.repro() == set()
+    assert project.hashes() == before
+
+
+def test_a_test_row_trains_nothing(project: Checkout) -> None:
+    before = project.hashes()
+    items = opposites(70)
+    new = next(row for row in opposites(200, start=500) if hash_place(str(row["Q"])) >= 0.85)
+    write_raw(project.root / "suites/opposites.json", [*items, new])
+    own = {f"{stage}@opposites" for stage in ("ingest", "evaluate_base", "evaluate_single")}
+    assert project.repro() == own | SYSTEMS | END
+    write_raw(project.root / "suites/opposites.json", items)
+    assert project.repro() == set()
+    assert project.hashes() == before
+
+
+def test_a_train_row_trains_one_adapter_and_scores_no_base(project: Checkout) -> None:
+    before = project.hashes()
+    items = choices(70)
+    places = sorted(hash_place(str(row["Q"])) for row in items)
+    new = next(row for row in choices(300, start=500) if hash_place(str(row["Q"])) < places[30])
+    write_raw(project.root / "suites/colours.json", [*items, new])
+    own = {f"{stage}@colours" for stage in ("ingest", "adapter", "evaluate_single")}
+    assert project.repro() == own | ROUTING | SYSTEMS | END
+    write_raw(project.root / "suites/colours.json", items)
+    assert project.repro() == set()
+    assert project.hashes() == before
+
+
+def test_an_added_task_runs_its_stages_routers_and_fusing_systems(project: Checkout) -> None:
+    before = project.hashes()
+    write_raw(project.root.parent / "sums.json", opposites(90, start=300))
+    project.cli("add-task", "sums", str(project.root.parent / "sums.json"))
+    assert project.repro() == stages_of("sums") | ROUTING | SYSTEMS | END
+    assert "sums" in (project.root / "data/report/report.md").read_text()
+    untouched = {path: md5 for path, md5 in before.items() if "adapters" in path}
+    assert untouched.items() <= project.hashes().items()
+
+
+def test_a_removed_task_leaves_no_trace_in_results(project: Checkout) -> None:
+    project.cli("remove-task", "sums")
+    assert project.repro() == set()  # all restored: this state was computed before
+    left = [path for path in (project.root / "data").rglob("*sums*") if "raw" not in path.parts]
+    assert left == []
+    assert "sums" not in (project.root / "data/report/index.html").read_text()
+    assert "sums" not in (project.root / "data/comparison/iid.json").read_text()
+
+
+def test_a_fresh_clone_with_a_remote_trains_nothing(project: Checkout) -> None:
+    remote = project.root.parent / "remote"
+    project.run("dvc", "remote", "add", "-d", "storage", str(remote))
+    project.run("git", "add", "-A")
+    project.run("git", "commit", "-qm", "Add a remote")
+    project.run("make", "-f", str(ROOT / "Makefile"), "push", f"VENV={sys.prefix}", "-o", "env")
+    clone = Checkout(project.root.parent / "clone")
+    project.run("git", "clone", "-q", str(project.root), str(clone.root))
+    clone.run("make", "-f", str(ROOT / "Makefile"), "pull", f"VENV={sys.prefix}", "-o", "env")
+    assert clone.repro() == set()
+    assert clone.scores() == project.scores()
+    assert (clone.root / "data/report/index.html").exists()
+
+
+def test_a_bad_row_is_one_line_and_the_last_outputs_stay(project: Checkout) -> None:
+    before = (project.root / "data/comparison.json").read_bytes()
+    items = opposites(70)
+    write_raw(project.root / "suites/opposites.json", [*items, {"Q": "what is up ?"}])
+    done = project.run("dvc", "repro", check=False)
+    assert done.returncode != 0
+    wanted = "error: suites/opposites.json: item 71 has no 'A' (keys: Q)"
+    assert wanted in done.stdout + done.stderr
+    assert (project.root / "data/comparison.json").read_bytes() == before
+    write_raw(project.root / "suites/opposites.json", items)
+    assert project.repro() == set()

@@ -1,0 +1,84 @@
+"""dvc.yaml must name every file and parameter that a stage's result depends on."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import grimp
+import pytest
+import yaml
+
+from dlplora.params import Params, load_params
+
+ROOT = Path(__file__).parent.parent
+STAGES: dict[str, dict[str, Any]] = {
+    name: stage.get("do", stage) | {"foreach": stage.get("foreach")}
+    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items()
+}
+GRAPH = grimp.build_graph("dlplora", "tasks")
+# Values of params are tracked as `params:`; errors and what shows and times change no result.
+UNTRACKED = {"dlplora.errors", "dlplora.params", "dlplora.stage"}
+TRAINING = ["adapter", "router_data", "router"]
+
+
+def outputs(stage: dict[str, Any]) -> list[str]:
+    listed = [*stage.get("outs", []), *stage.get("metrics", [])]
+    return [out if isinstance(out, str) else next(iter(out)) for out in listed]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_deps_are_every_module_that_the_stage_imports(name: str) -> None:
+    modules = {f"tasks.{name}"} | GRAPH.find_upstream_modules(f"tasks.{name}") - UNTRACKED
+    files = {Path(*module.split(".")).with_suffix(".py") for module in modules}
+    wanted = {str(file) for file in files if (ROOT / file).exists()}
+    listed = {dep for dep in STAGES[name]["deps"] if dep.endswith(".py")}
+    assert listed == wanted
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_runs_the_file_of_its_name_on_known_params(name: str) -> None:
+    assert STAGES[name]["cmd"].startswith(f"python -m tasks.{name} ")
+    assert {param.split(".")[0] for param in STAGES[name]["params"]} <= set(Params.model_fields)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_section_that_a_stage_reads_is_tracked(name: str) -> None:
+    tree = ast.parse((ROOT / "tasks" / f"{name}.py").read_text())
+    read = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and (
+            (isinstance(node.value, ast.Name) and node.value.id == "params")
+            or (isinstance(node.value, ast.Call) and "load_params" in ast.dump(node.value.func))
+        )
+    }
+    sections = {"adapter", "adapters"} if "adapter_of" in read else set()
+    sections |= read & set(Params.model_fields)
+    assert sections <= {param.split(".")[0] for param in STAGES[name]["params"]}
+
+
+def test_each_stage_has_one_file_and_each_file_its_stage() -> None:
+    files = {path.stem for path in (ROOT / "tasks").glob("*.py")} - {"__init__"}
+    assert files == set(STAGES)
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_what_trains_depends_on_no_test_file(name: str) -> None:
+    assert not [dep for dep in STAGES[name]["deps"] if dep.startswith("data/examples/test")]
+    assert "data/examples" not in STAGES[name]["deps"]
+
+
+def test_only_timings_and_the_report_may_differ_between_identical_runs() -> None:
+    for name, stage in STAGES.items():
+        timed = [out for out in outputs(stage) if out.startswith("data/timings")]
+        assert len(timed) == (name != "report"), name
+
+
+def test_stages_that_read_a_folder_track_the_dict_that_they_iterate_over() -> None:
+    params = load_params(ROOT / "params.yaml")
+    folders = {"data/adapters", "data/examples/train", "data/examples/test", "data/findings"}
+    for name, stage in STAGES.items():
+        if folders & set(stage["deps"]):
+            assert "tasks" in stage["params"], name
+    assert set(params.adapters) == set(params.tasks)

@@ -1,0 +1,259 @@
+"""Params: sections without defaults, one-line errors, names that may stand in paths."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from dlplora import params as params_module
+from dlplora.errors import ParamsError
+from dlplora.params import Section, is_identifier, load_params, named, parse_params
+
+HEADER = ("seed", "runtime", "base_model")
+RESERVED = {"con", "prn", "aux", "nul", "default", "base"}
+RESERVED |= {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
+SUITES = sorted(path.stem for path in (Path(__file__).parent.parent / "suites").glob("*.yaml"))
+
+
+@pytest.fixture
+def values(root: Path) -> dict[str, Any]:
+    return _read(root / "params.yaml")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return values
+
+
+def _sections(parent: type[Section] = Section) -> Iterator[type[Section]]:
+    for child in parent.__subclasses__():
+        yield child
+        yield from _sections(child)
+
+
+def _error(file: Path, values: object) -> str:
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    with pytest.raises(ParamsError) as caught:
+        load_params(file)
+    return str(caught.value)
+
+
+def test_every_pydantic_class_of_params_is_a_section() -> None:
+    models = {
+        value
+        for value in vars(params_module).values()
+        if isinstance(value, type) and issubclass(value, BaseModel)
+    }
+    assert models - {BaseModel, Section} == set(_sections())
+    assert len(models) > 10
+
+
+def test_no_field_of_a_section_has_a_default() -> None:
+    optional = [
+        f"{section.__name__}.{name}"
+        for section in _sections()
+        for name, field in section.model_fields.items()
+        if not field.is_required()
+    ]
+    assert optional == []
+
+
+def test_every_section_is_frozen_and_knows_its_keys() -> None:
+    for section in _sections():
+        assert section.model_config["frozen"], section
+        assert section.model_config["extra"] == "forbid", section
+
+
+def test_a_loaded_section_cannot_be_changed(values: dict[str, Any]) -> None:
+    loaded = parse_params(values, "params.yaml")
+    with pytest.raises(ValidationError, match="frozen"):
+        loaded.splits.train = 1
+
+
+def test_the_committed_params_are_the_header_and_the_default_suite(
+    root: Path, values: dict[str, Any]
+) -> None:
+    suite = _read(root / "suites/default.yaml")
+    assert set(values) == {*HEADER, *suite}
+    for section, expected in suite.items():
+        assert values[section] == expected, section
+        if isinstance(expected, dict):
+            assert list(values[section]) == list(expected), section
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_suite_parses_with_the_header_of_params(
+    root: Path, values: dict[str, Any], suite: str
+) -> None:
+    sections = _read(root / f"suites/{suite}.yaml")
+    assert not set(HEADER) & set(sections)
+    loaded = parse_params({key: values[key] for key in HEADER} | sections, suite)
+    for task in loaded.adapters:
+        loaded.adapter_of(task)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_suite_trains_an_adapter_for_each_task_and_names_what_exists(
+    root: Path, suite: str
+) -> None:
+    sections = _read(root / f"suites/{suite}.yaml")
+    assert list(sections["adapters"]) == list(sections["tasks"])
+    fetched = {
+        f"data/fetched/{source}/{member}.json"
+        for source, params in sections["sources"].items()
+        for member in params["members"]
+    }
+    raws = {task["raw"] for task in sections["tasks"].values()}
+    assert fetched <= raws
+    assert all((root / raw).is_file() for raw in raws - fetched)
+    artifacts = {system["artifact"] for system in sections["systems"].values()}
+    routers = {f"data/routers/{router}" for router in sections["routers"]}
+    assert artifacts <= {"data/adapters", *routers}
+
+
+def test_loading_keeps_every_value_of_the_file(root: Path, values: dict[str, Any]) -> None:
+    assert load_params(root / "params.yaml").model_dump(mode="json") == values
+
+
+Edit = Callable[[dict[str, Any]], object]
+
+
+@pytest.mark.parametrize(
+    ("edit", "key", "found"),
+    [
+        (lambda v: v.update(tokens=3), "tokens: ", "found 3"),
+        (lambda v: v["evaluation"].update(beams=4), "evaluation.beams: ", "found 4"),
+        (lambda v: v.pop("balance"), "balance: ", "required"),
+        (lambda v: v["splits"].pop("test"), "splits.test: ", "required"),
+        (lambda v: v["tasks"]["past_tense"].pop("primary"), "tasks.past_tense.primary: ", "requir"),
+        (lambda v: v["runtime"].update(dtype="float8"), "runtime.dtype: ", "found 'float8'"),
+        (lambda v: v["runtime"].update(threads=0), "runtime.threads: ", "found 0"),
+        (lambda v: v["adapter"].update(rank=-8), "adapter.rank: ", "found -8"),
+        (lambda v: v["adapter"].update(dropout=1.0), "adapter.dropout: ", "found 1.0"),
+        (lambda v: v["adapter"].update(learning_rate="fast"), "adapter.learning_rate: ", "'fast'"),
+        (lambda v: v["splits"].update(least=[16, 4]), "splits.least", "found [16, 4]"),
+        (lambda v: v["splits"].update(shares=[0.9, 0.9, -0.8]), "splits.shares.2: ", "found -0.8"),
+        (lambda v: v["systems"]["dlp_mlp"].update(p=1.5), "systems.dlp_mlp.top_p.p: ", "found 1.5"),
+        (lambda v: v["systems"]["dlp_mlp"].update(route="best"), "systems.dlp_mlp: ", "'best'"),
+        (lambda v: v["routers"]["mlp"].update(kind="magic"), "routers.mlp: ", "'magic'"),
+        (lambda v: v["base_model"].update(sha256="abc"), "base_model.package_gguf.sha256: ", "abc"),
+        (lambda v: v["balance"].update(parts=[1]), "balance.parts.0: ", "found 1"),
+        (lambda v: v.update(evaluation=None), "evaluation: ", "found None"),
+        (lambda v: v["adapters"].update(past_tense=None), "adapters.past_tense: ", "found None"),
+        (lambda v: v["tasks"].update({"../x": v["tasks"]["past_tense"]}), "tasks.../x", "'../x'"),
+        (lambda v: v["tasks"].update({3: v["tasks"]["past_tense"]}), "tasks.3", "found 3"),
+        (lambda v: v["routers"].update({"base": v["routers"]["mlp"]}), "routers.base", "'base'"),
+    ],
+)
+def test_a_wrong_file_gives_one_line_with_file_key_and_value(
+    tmp_path: Path, values: dict[str, Any], edit: Edit, key: str, found: str
+) -> None:
+    edit(values)
+    message = _error(tmp_path / "params.yaml", values)
+    assert message.startswith(f"{tmp_path / 'params.yaml'}: {key}")
+    assert found in message
+    assert "\n" not in message
+    assert len(message) < 400
+
+
+def test_shares_that_do_not_add_up_are_refused(tmp_path: Path, values: dict[str, Any]) -> None:
+    values["splits"]["shares"] = [0.5, 0.5, 0.5]
+    assert "splits" in _error(tmp_path / "params.yaml", values)
+
+
+def test_an_error_counts_the_others(tmp_path: Path, values: dict[str, Any]) -> None:
+    values["splits"].pop("test")
+    values["adapter"].pop("rank")
+    values["evaluation"]["beams"] = 4
+    assert _error(tmp_path / "params.yaml", values).endswith("(and 2 more)")
+
+
+@pytest.mark.parametrize("whole", [None, [], "params", {}])
+def test_a_file_that_holds_no_sections_is_refused(tmp_path: Path, whole: object) -> None:
+    message = _error(tmp_path / "params.yaml", whole)
+    assert message.startswith(f"{tmp_path / 'params.yaml'}: ")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("content", [b"seed: [0", b"seed: \xff", b"a: b: c", b"\tseed: 0"])
+def test_a_file_that_is_no_yaml_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ParamsError) as caught:
+        load_params(file)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=r"absent\.yaml: .*No such file"):
+        load_params(tmp_path / "absent.yaml")
+
+
+def test_named_gives_the_entry_or_lists_those_there_are() -> None:
+    section = {"b": 2, "a": 1}
+    assert named(section, "a", "tasks") == 1
+    with pytest.raises(ParamsError) as caught:
+        named(section, "c", "tasks")
+    assert str(caught.value) == "params.yaml: no tasks.c; there are: a, b"
+
+
+def test_adapter_of_lays_the_overrides_over_the_section(values: dict[str, Any]) -> None:
+    first, second = list(values["adapters"])[:2]
+    values["adapters"][first] = {"rank": 3, "target_modules": ["k_proj"]}
+    values["adapters"][second] = {}
+    loaded = parse_params(values, "params.yaml")
+    merged = values["adapter"] | {"rank": 3, "target_modules": ["k_proj"]}
+    assert loaded.adapter_of(first).model_dump() == merged
+    assert loaded.adapter_of(second).model_dump() == values["adapter"]
+    assert loaded.adapter.model_dump() == values["adapter"]
+
+
+@pytest.mark.parametrize(
+    ("override", "key"), [({"rnak": 8}, "rnak"), ({"rank": 0}, "rank"), ({"alpha": "x"}, "alpha")]
+)
+def test_adapter_of_refuses_a_wrong_override(
+    values: dict[str, Any], override: dict[str, Any], key: str
+) -> None:
+    task = next(iter(values["adapters"]))
+    values["adapters"][task] = override
+    with pytest.raises(ParamsError, match=rf"adapters\.{task}.*{key}: ") as caught:
+        parse_params(values, "params.yaml").adapter_of(task)
+    assert "\n" not in str(caught.value)
+
+
+def test_adapter_of_an_unknown_task_lists_the_tasks(values: dict[str, Any]) -> None:
+    with pytest.raises(ParamsError, match=r"no adapters\.absent; there are: .*past_tense"):
+        parse_params(values, "params.yaml").adapter_of("absent")
+
+
+@pytest.mark.parametrize("name", ["a", "Z9", "past_tense", "a" * 64, "two__", "base_2", "console"])
+def test_plain_identifiers_may_name_a_task(name: str) -> None:
+    assert is_identifier(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", " ", "a b", " a", "a ", "a\n", "a\t", "a\0"),
+        *("../x", "..", ".", "a/b", "/a", "a\\b", "C:", "a.b", "~", "$HOME", "a-b", "${key}"),
+        *("9lives", "_a", "café", "ａ", "а", "a" * 65, "a" * 300),
+        *("con", "CON", "Nul", "com1", "LPT9", "base", "Base", "default"),
+    ],
+)
+def test_what_could_leave_its_folder_may_not_name_a_task(name: str) -> None:
+    assert not is_identifier(name)
+
+
+@given(st.text(alphabet="aZbsen09_-./ é\n", max_size=66) | st.sampled_from(sorted(RESERVED)))
+@example("a" * 64)
+@example("a" * 65)
+def test_an_identifier_is_what_python_says_in_ascii_and_not_reserved(name: str) -> None:
+    expected = name.isascii() and name.isidentifier() and not name.startswith("_")
+    expected = expected and len(name) <= 64 and name.lower() not in RESERVED
+    assert is_identifier(name) == expected

@@ -1,0 +1,203 @@
+"""Adapters trained on tiny models: the loss, what is learned, and the same bytes twice."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch.nn import functional
+
+from dlplora.adapters import read_adapter
+from dlplora.data.ingest import ingest
+from dlplora.engine import Engine
+from dlplora.errors import DataError, ParamsError
+from dlplora.params import Adapter, Splits
+from dlplora.records.examples import Example
+from dlplora.records.routes import Route
+from dlplora.records.training import read_adapter_training
+from dlplora.training.adapter import Pair, encode_pairs, mean_loss, train_adapter
+from tests.tiny import opposites, tiny_base, write_raw
+
+SPLITS = Splits(train=60, validation=10, test=10, shares=(0.75, 0.1, 0.15), least=(4, 1, 1))
+PARAMS = Adapter(
+    target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    rank=8,
+    alpha=16,
+    dropout=0.0,
+    learning_rate=1e-2,
+    warmup_steps=2,
+    steps=80,
+    batch_size=8,
+    max_tokens=64,
+    validate_every=20,
+)
+
+
+@pytest.fixture
+def examples(tmp_path: Path) -> dict[str, list[Example]]:
+    file = tmp_path / "raw" / "opposites.json"
+    write_raw(file, opposites(100))
+    return ingest(file, "opposites", keys="auto", on_bad_row="refuse", splits=SPLITS).examples
+
+
+def silent(*_: object, **__: object) -> None:
+    """Show no progress."""
+
+
+def pairs(examples: list[Example]) -> list[Pair]:
+    encoded, _ = encode_pairs(examples, tiny_base().chat, max_tokens=64)
+    return [options[0] for options in encoded]
+
+
+def plain_loss(model: torch.nn.Module, batch: list[Pair]) -> torch.Tensor:
+    """Each example by itself: full logits, the token after each place as its target."""
+    losses = []
+    for pair in batch:
+        ids = torch.tensor([pair.prompt + pair.answer])
+        labels = ids.clone()
+        labels[0, : len(pair.prompt)] = -100
+        logits = model(ids).logits[0, :-1]
+        losses.append(functional.cross_entropy(logits, labels[0, 1:], reduction="sum"))
+    return torch.stack(losses).sum() / sum(len(pair.answer) for pair in batch)
+
+
+def test_loss_and_gradients_are_those_of_each_example_by_itself(
+    examples: dict[str, list[Example]],
+) -> None:
+    base = tiny_base()
+    torch.manual_seed(0)
+    model = get_peft_model(base.model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    batch = pairs(examples["train"][:6])
+    assert len({pair.prompt[:10] for pair in batch}) == 1  # a prefix to share
+    found = mean_loss(model, batch, base.chat)
+    expected = plain_loss(model, batch)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for one, other in zip(
+        torch.autograd.grad(found, trained),
+        torch.autograd.grad(expected, trained),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_with_dropout_no_prefix_is_shared(examples: dict[str, list[Example]]) -> None:
+    base = tiny_base()
+    config = LoraConfig(r=4, lora_dropout=0.5, target_modules=["q_proj"])
+    model = get_peft_model(base.model, config).train()
+    widths = []
+    body = model.base_model.model.model
+    body.register_forward_pre_hook(
+        lambda _, __, arguments: widths.append(tuple(arguments["input_ids"].shape)),
+        with_kwargs=True,
+    )
+    batch = pairs(examples["train"][:3])
+    mean_loss(model, batch, base.chat)
+    assert widths == [(3, max(len(pair.prompt + pair.answer) for pair in batch))]
+
+
+def test_the_trained_model_generates_the_answer(
+    examples: dict[str, list[Example]], tmp_path: Path
+) -> None:
+    base = tiny_base()
+    torch.manual_seed(0)
+    trained = train_adapter(
+        base, examples["train"], examples["validation"], params=PARAMS, seed=0, advance=silent
+    )
+    trained.save(tmp_path / "opposites")
+    fresh = tiny_base()
+    adapter = read_adapter(tmp_path / "opposites", base_fingerprint=fresh.fingerprint)
+    prompts = [fresh.chat.prompt(e.question, max_tokens=64).ids for e in examples["test"]]
+    with Engine.over(fresh, [adapter]) as engine:
+        routes = [Route(("opposites",), (1.0,))] * len(prompts)
+        answers = engine.generate(engine.ask(prompts, routes), max_new_tokens=4)
+    right = [text in e.answers for text, e in zip(answers, examples["test"], strict=True)]
+    assert sum(right) / len(right) >= 0.9
+
+    curve = read_adapter_training(tmp_path / "opposites").curve
+    measured = {p.step: p.validation_loss for p in curve.points if p.validation_loss is not None}
+    assert list(measured) == [0, 20, 40, 60, 80]
+    assert measured[curve.best_step] == min(measured.values())
+
+
+def test_plain_peft_gives_the_logits_of_the_trained_model(
+    examples: dict[str, list[Example]], tmp_path: Path
+) -> None:
+    base = tiny_base()
+    torch.manual_seed(0)
+    params = PARAMS.model_copy(update={"steps": 5})
+    trained = train_adapter(
+        base, examples["train"], examples["validation"], params=params, seed=0, advance=silent
+    )
+    trained.save(tmp_path / "opposites")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    loaded = PeftModel.from_pretrained(tiny_base().model, tmp_path / "opposites").eval()
+    assert torch.equal(loaded(ids).logits, trained.model.eval()(ids).logits)
+    assert not torch.equal(loaded(ids).logits, copy.deepcopy(tiny_base().model)(ids).logits)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from dlplora.data.ingest import ingest
+from dlplora.training.adapter import train_adapter
+from tests.training.test_adapter import PARAMS, SPLITS, silent
+from tests.tiny import tiny_base
+torch.set_num_threads(2)
+raw, out = map(Path, sys.argv[1:])
+examples = ingest(raw, "opposites", keys="auto", on_bad_row="refuse", splits=SPLITS).examples
+base = tiny_base()
+torch.manual_seed(0)
+params = PARAMS.model_copy(update={"steps": 10, "dropout": 0.1})
+trained = train_adapter(
+    base, examples["train"], examples["validation"], params=params, seed=0, advance=silent
+)
+trained.save(out)
+"""
+
+
+def test_two_processes_folders_and_hash_seeds_give_the_same_bytes(
+    tmp_path: Path, root: Path
+) -> None:
+    raw = tmp_path / "raw.json"
+    write_raw(raw, opposites(100))
+    for name, hash_seed in (("first", "1"), ("second", "77")):
+        out = tmp_path / name / "opposites"
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(raw), str(out)],
+            cwd=root,
+            env=os.environ | {"PYTHONHASHSEED": hash_seed},
+            check=True,
+        )
+    files = sorted(path.name for path in (tmp_path / "first/opposites").iterdir())
+    assert files == ["adapter_config.json", "adapter_model.safetensors", "training.json"]
+    for file in files:
+        first, second = (tmp_path / n / "opposites" / file for n in ("first", "second"))
+        assert first.read_bytes() == second.read_bytes(), file
+
+
+def test_an_answer_too_long_for_the_limit_is_refused(examples: dict[str, list[Example]]) -> None:
+    with pytest.raises(DataError, match=r"task opposites: an answer of 2 tokens leaves 4 of"):
+        encode_pairs(examples["train"], tiny_base().chat, max_tokens=6)
+
+
+def test_unknown_target_modules_are_named(examples: dict[str, list[Example]]) -> None:
+    params = PARAMS.model_copy(update={"target_modules": ["nothing_proj"]})
+    with pytest.raises(ParamsError, match="nothing_proj"):
+        train_adapter(
+            tiny_base(),
+            examples["train"],
+            examples["validation"],
+            params=params,
+            seed=0,
+            advance=silent,
+        )
