@@ -25,7 +25,7 @@ WORDS = (
     "what is the colour opposite of sum word say a b c d e f g red green blue grey up down left "
     "right hot cold big small yes no one two three four five six seven eight nine ten plus minus "
     "which one user assistant system ? ! . , : ; ( ) / -"
-).split()  # noqa: SIM905
+).split()
 SPECIAL = ["<unk>", "<pad>", "<end>", "<turn>"]
 TEMPLATE = (
     "{% for message in messages %}<turn> {{ message['role'] }} : {{ message['content'] }} <end> "

@@ -104,9 +104,6 @@ def corpus_bleu(items: Sequence[ItemScore]) -> float:
     return sacrebleu.corpus_bleu([item.generated for item in items], streams).score / 100
 
 
-# --- one answer
-
-
 @pytest.mark.parametrize(
     ("text", "references", "expected"),
     [
@@ -155,9 +152,6 @@ def test_sentence_bleu_equals_sacrebleu(text: str, references: list[str]) -> Non
     assert sentence_bleu(text, references) == pytest.approx(expected)
 
 
-# --- corpus BLEU
-
-
 def test_summed_counts_give_the_corpus_bleu_of_sacrebleu_with_several_references() -> None:
     items = free_items()
 
@@ -202,9 +196,6 @@ def test_multiple_choice_counts_the_chosen_option_and_the_generated_text_apart()
     ]
 
     assert task_metrics(items) == {"accuracy": 0.75, "exact_match": 0.5}
-
-
-# --- intervals
 
 
 @settings(deadline=None)
@@ -261,11 +252,10 @@ def test_two_systems_on_the_same_items_get_the_same_draws() -> None:
 def test_corpus_bleu_is_computed_anew_in_each_resample() -> None:
     items = free_items(primary="bleu")
     n = len(items)
-    drawn = np.stack(  # how often each item was drawn, seen through indicator scores
-        [resampled_scores(scored(np.eye(n)[place].tolist()), "rougeL", seed=3) * n
-         for place in range(n)],
-        axis=1,
-    ).round().astype(int)  # fmt: skip
+    indicated = [  # 1 for one item, 0 for the others: shows how often it was drawn
+        resampled_scores(scored(row), "rougeL", seed=3) for row in np.eye(n).tolist()
+    ]
+    drawn = (np.stack(indicated, axis=1) * n).round().astype(int)
 
     found = resampled_scores(items, "bleu", seed=3)
 
@@ -318,8 +308,6 @@ def test_a_primary_metric_that_does_not_fit_the_items_is_refused(
     assert kind in str(caught.value)
     assert "exact_match" in str(caught.value)
 
-
-# --- summaries
 
 PRIMARIES = {"mcq": "accuracy", "qa": "rougeL"}
 

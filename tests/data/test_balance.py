@@ -1,0 +1,179 @@
+"""Balance: equal shares of every task, and composites that say what they hold."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlplora.data.balance import (
+    Composite,
+    Labelled,
+    RouterData,
+    balance,
+    composite_text,
+    draw,
+    read_router_data,
+    write_router_data,
+)
+from dlplora.params import Balance
+from dlplora.records.examples import Example, example_id
+
+SIZES = {"up": 7, "hot": 30, "big": 1, "left": 13}
+PARAMS = Balance(per_task=20, validation_per_task=5, composites=60, parts=[2, 3])
+
+
+def _examples(task: str, size: int, part: str) -> list[Example]:
+    return [
+        Example(example_id(task, question), task, question, (f"{task} a{row}", "z"), None, None)
+        for row in range(size)
+        for question in [f"\n{part} {task} q{row} ? "]
+    ]
+
+
+TRAIN = {task: _examples(task, size, "train") for task, size in SIZES.items()}
+VALIDATION = {task: _examples(task, 1 + size // 3, "check") for task, size in SIZES.items()}
+
+
+def _balance(params: Balance = PARAMS, *, seed: int = 0, tasks: Sequence[str] = ()) -> RouterData:
+    names = tasks or list(TRAIN)
+    train, validation = ({task: part[task] for task in names} for part in (TRAIN, VALIDATION))
+    return balance(train, validation, params=params, seed=seed)
+
+
+@given(size=st.integers(1, 40), count=st.integers(1, 200), seed=st.integers(0, 2**32))
+def test_drawing_covers_every_row_before_repeating_any(size: int, count: int, seed: int) -> None:
+    rows = draw(size, count, np.random.default_rng(seed))
+    assert len(rows) == count
+    for start in range(0, count, size):
+        part = rows[start : start + size]
+        assert len(set(part)) == len(part)
+        assert set(part) <= set(range(size))
+    assert max(Counter(rows).values()) == -(-count // size)
+
+
+def test_the_order_of_drawing_changes_from_pass_to_pass_and_seed_to_seed() -> None:
+    rows = draw(30, 60, np.random.default_rng(0))
+    assert rows[:30] != rows[30:]
+    assert rows[:30] != list(range(30))
+    assert rows != draw(30, 60, np.random.default_rng(1))
+
+
+def test_every_task_contributes_the_same_number_of_texts() -> None:
+    data = _balance()
+    assert Counter(row.task for row in data.train) == dict.fromkeys(SIZES, 20)
+    assert Counter(row.task for row in data.validation) == dict.fromkeys(SIZES, 5)
+
+
+def test_every_text_is_a_question_of_its_task_and_split() -> None:
+    data = _balance()
+    for rows, examples in ((data.train, TRAIN), (data.validation, VALIDATION)):
+        for row in rows:
+            assert row.text in {example.question for example in examples[row.task]}
+
+
+def test_small_tasks_repeat_evenly_and_large_ones_not_at_all() -> None:
+    counts = Counter(row.text for row in _balance().train)
+    assert counts["\ntrain big q0 ? "] == 20
+    assert {count for text, count in counts.items() if " up " in text} == {2, 3}
+    assert {count for text, count in counts.items() if " hot " in text} == {1}
+
+
+def test_composites_join_different_tasks_and_name_them_in_order() -> None:
+    composites = _balance().composites
+    assert len(composites) == 60
+    for composite in composites:
+        assert len(set(composite.tasks)) == len(composite.tasks)
+        assert len(composite.questions) == len(composite.answers) == len(composite.tasks)
+        for question, answer, task in zip(
+            composite.questions, composite.answers, composite.tasks, strict=True
+        ):
+            (example,) = [row for row in TRAIN[task] if row.question == question]
+            assert answer == example.answers[0]
+
+
+def test_the_text_of_a_composite_numbers_its_questions() -> None:
+    for composite in _balance().composites:
+        lines = composite.text.split("\n")
+        assert len(lines) == len(composite.questions)
+        for number, (line, question) in enumerate(
+            zip(lines, composite.questions, strict=True), start=1
+        ):
+            assert line == f"{number}. {question.strip()}"
+
+
+def test_composite_text_is_the_numbered_list() -> None:
+    assert composite_text([" up ?\n", "left ?", "hot"]) == "1. up ?\n2. left ?\n3. hot"
+
+
+def test_the_sizes_of_composites_take_turns() -> None:
+    sizes = [len(composite.tasks) for composite in _balance().composites]
+    assert sizes == [2, 3] * 30
+
+
+def test_every_task_and_every_first_place_comes_up_in_composites() -> None:
+    composites = _balance().composites
+    assert {composite.tasks[0] for composite in composites} == set(SIZES)
+    assert {composite.tasks[-1] for composite in composites} == set(SIZES)
+
+
+def test_composites_larger_than_the_number_of_tasks_are_left_out() -> None:
+    params = PARAMS.model_copy(update={"parts": [2, 9, 4]})
+    assert [len(composite.tasks) for composite in _balance(params).composites] == [2, 4] * 30
+    assert _balance(params, tasks=["up"]).composites == []
+
+
+def test_no_composites_may_be_wanted() -> None:
+    data = _balance(PARAMS.model_copy(update={"composites": 0}))
+    assert data.composites == []
+    assert len(data.train) == 80
+
+
+def test_the_same_seed_gives_the_same_data_and_another_seed_other_data() -> None:
+    first, second, other = _balance(seed=3), _balance(seed=3), _balance(seed=4)
+    assert first == second
+    assert first.train != other.train
+    assert first.validation != other.validation
+    assert first.composites != other.composites
+
+
+def test_the_order_of_the_tasks_changes_nothing() -> None:
+    assert _balance(tasks=list(TRAIN)[::-1]) == _balance()
+    assert _balance(tasks=sorted(TRAIN)) == _balance()
+
+
+def test_router_data_comes_back_from_its_folder(tmp_path: Path) -> None:
+    data = _balance()
+    write_router_data(tmp_path / "data", data)
+    assert read_router_data(tmp_path / "data") == data
+    assert isinstance(read_router_data(tmp_path / "data").composites[0], Composite)
+
+
+def test_router_data_without_composites_comes_back(tmp_path: Path) -> None:
+    data = RouterData([Labelled("up ?\n雨", "up")], [Labelled("", "up")], [])
+    write_router_data(tmp_path / "data", data)
+    assert read_router_data(tmp_path / "data") == data
+
+
+def test_the_same_router_data_gives_the_same_bytes_in_place_of_the_old(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/old.parquet").write_text("old")
+    for name in ("a", "b"):
+        write_router_data(tmp_path / name, _balance())
+    names = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("a", "b")]
+    assert names[0] == names[1]
+    for name in names[0]:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize("parts", [[2], [3, 2], [4]])
+def test_numbers_stand_at_the_start_of_lines_only_as_often_as_parts(parts: list[int]) -> None:
+    params = PARAMS.model_copy(update={"parts": parts})
+    for number, composite in enumerate(_balance(params).composites):
+        size = parts[number % len(parts)]
+        found = re.findall(r"(?m)^(\d+)\. ", composite.text)
+        assert found == [str(place) for place in range(1, size + 1)]

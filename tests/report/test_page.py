@@ -1,0 +1,423 @@
+"""The report: whole in itself, safe with hostile text, and the same in both forms."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from dlplora.records.comparison import Comparison, Difference, Routing, Sample
+from dlplora.records.findings import Findings, Problem, SplitSize
+from dlplora.records.scores import Summary, TaskScore
+from dlplora.records.training import AdapterTraining, Curve, CurvePoint
+from dlplora.report.inputs import Inputs, Timing
+from dlplora.report.page import write_report
+
+HOSTILE = "<script>alert(1)</script>"
+ATTRIBUTE = "\"><img src=x onerror='alert(2)'>"
+TASKS = {"colours": "mcq", "opposites": "qa"}
+SCORES = {
+    "base": {"colours": 0.25, "opposites": 0.125},
+    "single": {"colours": 0.875, "opposites": 0.75},
+    "uniform": {"colours": 0.5, "opposites": 0.75},
+    "dlp_mlp": {"colours": 0.875, "opposites": 0.625},
+}
+ACCURACIES = {"base": None, "single": 1.0, "uniform": None, "dlp_mlp": 0.9375}
+
+
+def task_score(task: str, value: float) -> TaskScore:
+    metrics = {"accuracy": value, "exact_match": 0.0625}
+    if TASKS[task] == "qa":
+        metrics = {"exact_match": 0.0625, "bleu": 0.3125, "rouge1": 0.4375, "rougeL": value}
+    return TaskScore(
+        n=8,
+        kind="qa" if TASKS[task] == "qa" else "mcq",
+        primary="rougeL" if TASKS[task] == "qa" else "accuracy",
+        score=value,
+        score_low=value - 0.1,
+        score_high=value + 0.1,
+        metrics=metrics,
+    )
+
+
+def summary(system: str) -> Summary:
+    score = sum(SCORES[system].values()) / 2
+    return Summary(
+        setting="iid",
+        system=system,
+        seed=0,
+        score=score,
+        score_low=score - 0.07,
+        score_high=score + 0.07,
+        routing_accuracy=ACCURACIES[system],
+        adapters_per_prompt={"base": 0.0, "uniform": 2.0}.get(system, 1.0),
+        tasks={task: task_score(task, value) for task, value in SCORES[system].items()},
+    )
+
+
+def samples() -> tuple[Sample, ...]:
+    route: Mapping[str, Mapping[str, float]] = {
+        "base": {},
+        "single": {"opposites": 1.0},
+        "uniform": {"colours": 0.5, "opposites": 0.5},
+        "dlp_mlp": {"opposites": 1.0},
+    }
+    answers = {
+        name: {"text": f"{HOSTILE} | {ATTRIBUTE} by {name}", "score": 0.5, "route": route[name]}
+        for name in SCORES
+    }
+    plain = {name: {"text": "red", "score": 1.0, "route": {"colours": 1.0}} for name in SCORES}
+    return (
+        Sample("colours", "which colour | red or blue ?", ("red",), plain),
+        Sample(
+            "opposites",
+            f"first line & more\n{HOSTILE}{ATTRIBUTE}",
+            (f"{HOSTILE} expected", "b", "c", "d", "e"),
+            answers,
+        ),
+    )
+
+
+def findings(task: str) -> Findings:
+    return Findings(
+        task=task,
+        raw=f"data/raw/{task}.json",
+        kind="qa" if TASKS[task] == "qa" else "mcq",
+        keys={"question": "Q", "answer": "A"},
+        read=1234,
+        distinct=1200,
+        united=30,
+        skipped=4,
+        problems=(Problem(7, f"has the answer {HOSTILE}"), Problem(9, "has no Q")),
+        splits={
+            "train": SplitSize(900, 400),
+            "validation": SplitSize(120, 50),
+            "test": SplitSize(180, 60),
+        },
+        longest_question_chars=80,
+        longest_answer_chars=20,
+        most_answers=3,
+    )
+
+
+def training(task: str) -> AdapterTraining:
+    points = [CurvePoint(0, None, 3.0)]
+    points += [CurvePoint(step, 3.0 / step, 2.0 if step == 4 else None) for step in range(1, 5)]
+    return AdapterTraining(
+        task=task,
+        base_fingerprint="f" * 64,
+        data_sha256="d" * 64,
+        num_examples=400,
+        num_parameters=1000,
+        longest_answer_tokens=17,
+        prompts_cut=2,
+        curve=Curve(tuple(points), 4),
+    )
+
+
+def make_inputs() -> Inputs:
+    routed = {
+        "colours": {"colours": 7, "opposites": 1},
+        "opposites": {"opposites": 8},
+    }
+    drawn = {"colours": {"none": 8}, "opposites": {"none": 8}}
+    comparison = Comparison(
+        setting="iid",
+        summaries={name: summary(name) for name in SCORES},
+        differences={
+            name: Difference(sum(SCORES[name].values()) / 2 - 0.8125, -0.4, 0.1) for name in SCORES
+        },
+        routing={
+            "uniform": Routing(drawn, {"2": 16}, None),
+            "dlp_mlp": Routing(routed, {"1": 14, "2": 2}, 0.03125),
+        },
+        samples=samples(),
+    )
+    quality = {"num_parameters": 4_999_999, "accuracy": 0.98765, "calibration_error": 0.01234}
+    return Inputs(
+        comparison=comparison,
+        findings={task: findings(task) for task in TASKS},
+        trainings={task: training(task) for task in TASKS},
+        routers={"mlp": quality},
+        timings=[
+            Timing("adapter", "colours", 61.5, 900.0),
+            Timing("adapter", "opposites", 1200.0, 950.5),
+            Timing(f"strange | {HOSTILE}", "", 3.0, 90.0),
+        ],
+        machine={"processor": f"{HOSTILE} processor", "cores": "2"},
+    )
+
+
+@dataclass(frozen=True)
+class Report:
+    """A written report: its folder, its page, its markdown."""
+
+    folder: Path
+    html: str
+    markdown: str
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """One report for all tests, for drawing takes seconds."""
+    folder = tmp_path_factory.mktemp("data") / "report"
+    folder.mkdir()
+    (folder / "old.txt").write_text("", encoding="utf-8")
+    write_report(make_inputs(), folder)
+    html, markdown = (
+        (folder / name).read_text(encoding="utf-8") for name in ("index.html", "report.md")
+    )
+    return Report(folder, html, markdown)
+
+
+@dataclass
+class Page(HTMLParser):
+    """What a browser would see: elements with attributes, ids, text and tables."""
+
+    elements: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+    tables: list[list[list[str]]] = field(default_factory=list)
+    in_cell: bool = False
+
+    def __post_init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+            self.in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self.in_cell = False
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+        if self.in_cell:
+            self.tables[-1][-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def page(report: Report) -> Page:
+    """The page as a browser parses it."""
+    parsed = Page()
+    parsed.feed(report.html)
+    return parsed
+
+
+def markdown_tables(markdown: str) -> list[list[list[str]]]:
+    """Return the cells of each block of lines that begin with a bar."""
+    blocks = re.findall(r"(?:^\|.*\n?)+", markdown, flags=re.MULTILINE)
+    return [
+        [
+            [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]]
+            for line in block.splitlines()
+        ]
+        for block in blocks
+    ]
+
+
+def row_of(table: Sequence[Sequence[str]], *names: str) -> Sequence[str]:
+    """Return the one row that begins with these names."""
+    rows = [row for row in table if tuple(row[: len(names)]) == names]
+    assert len(rows) == 1
+    return rows[0]
+
+
+def test_a_report_replaces_the_folder_with_page_markdown_and_figures(report: Report) -> None:
+    names = sorted(path.name for path in report.folder.iterdir())
+
+    assert names == ["figures", "index.html", "report.md"]
+
+
+def test_the_page_loads_nothing_from_elsewhere(report: Report, page: Page) -> None:
+    for _, attributes in page.elements:
+        for name in ("src", "href", "xlink:href", "srcset", "action", "data", "poster"):
+            link = attributes.get(name)
+            assert link is None or link.startswith(("#", "data:")), link
+    without_namespaces = re.sub(r'xmlns(:\w+)?="http://www\.w3\.org/[^"]*"', "", report.html)
+    assert not re.findall(r"https?://", without_namespaces)
+    assert not re.findall(r"@import|url\((?!['\"]?#)", report.html)
+
+
+def test_the_page_runs_no_scripts(report: Report, page: Page) -> None:
+    tags = {tag for tag, _ in page.elements}
+
+    assert tags.isdisjoint({"script", "iframe", "object", "embed", "img", "base"})
+    assert "<script" not in report.html.lower()
+    handlers = [name for _, attributes in page.elements for name in attributes if name[:2] == "on"]
+    assert handlers == []
+
+
+def test_links_within_the_page_lead_to_one_place_and_ids_are_used_once(page: Page) -> None:
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    links = [attributes.get("href") or "" for tag, attributes in page.elements if tag == "a"]
+
+    assert len(ids) == len(set(ids))
+    assert links
+    assert {link.removeprefix("#") for link in links} <= set(ids)
+
+
+def test_hostile_text_is_shown_as_it_stands(page: Page) -> None:
+    shown = "".join(page.text)
+
+    assert f"first line & more\n{HOSTILE}{ATTRIBUTE}" in shown  # the prompt
+    assert f"{HOSTILE} expected" in shown
+    assert f"has the answer {HOSTILE}" in shown
+    assert f"{HOSTILE} processor" in shown
+    for system in SCORES:
+        assert f"{HOSTILE} | {ATTRIBUTE} by {system}" in shown
+
+
+def test_every_open_tag_is_closed(report: Report) -> None:
+    stack: list[str] = []
+    void = {"meta", "link", "br", "hr", "img", "input"}
+
+    class Nesting(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            if tag not in void:
+                stack.append(tag)
+
+        def handle_endtag(self, tag: str) -> None:
+            assert stack.pop() == tag
+
+    Nesting().feed(report.html)
+    assert stack == []
+
+
+def test_all_systems_stand_on_all_tasks_with_the_best_first(page: Page, report: Report) -> None:
+    for table in (page.tables[0], markdown_tables(report.markdown)[0]):
+        head = table[0]
+        assert head[-2:] == ["colours", "opposites"]
+        systems = [row[0] for row in table if row[0] in SCORES]
+        assert systems == ["single", "dlp_mlp", "uniform", "base"]
+        for system, scores in SCORES.items():
+            row = row_of(table, system)
+            assert row[1].startswith(f"{sum(scores.values()) / 2:.3f}")
+            for cell, value in zip(row[-2:], scores.values(), strict=True):
+                assert f"{value:.3f}" in cell
+
+
+def test_the_best_of_each_task_is_bold_ties_included(report: Report) -> None:
+    table = markdown_tables(report.markdown)[0]
+
+    bold = {
+        task: {row[0] for row in table[2:] if row[table[0].index(task)].startswith("**")}
+        for task in TASKS
+    }
+    assert bold == {"colours": {"single", "dlp_mlp"}, "opposites": {"single", "uniform"}}
+
+
+def test_what_does_not_apply_is_marked_and_single_has_no_difference(report: Report) -> None:
+    table = markdown_tables(report.markdown)[0]
+    accuracy, less = table[0].index("routing accuracy"), table[0].index("less single")
+
+    assert row_of(table, "uniform")[accuracy] == "n/a"
+    assert row_of(table, "base")[accuracy] == "n/a"
+    assert row_of(table, "dlp_mlp")[accuracy] == "0.938"
+    assert row_of(table, "single")[less] == "–"
+    assert row_of(table, "base")[less].startswith("-0.625")
+    assert row_of(table, "dlp_mlp")[less] == "-0.062 (-0.40 … +0.10)"
+
+
+def test_metrics_that_a_task_does_not_have_are_left_open(report: Report) -> None:
+    table = markdown_tables(report.markdown)[1]
+    head = ["task", "system", "items", "accuracy", "exact_match", "bleu", "rouge1", "rougeL"]
+
+    assert table[0] == head
+    mcq = ["colours", "dlp_mlp", "8", "**0.875**", "0.062", "–", "–", "–"]
+    assert row_of(table, "colours", "dlp_mlp") == mcq
+    qa = ["opposites", "dlp_mlp", "8", "–", "0.062", "0.312", "0.438", "**0.625**"]
+    assert row_of(table, "opposites", "dlp_mlp") == qa
+
+
+def test_routing_data_routers_and_costs_have_their_figures(report: Report) -> None:
+    _, _, routing, routers, data, costs = markdown_tables(report.markdown)
+
+    assert row_of(routing, "dlp_mlp") == ["dlp_mlp", "0.938", "0.031", "1 × 14, 2 × 2"]
+    assert row_of(routing, "uniform") == ["uniform", "n/a", "n/a", "2 × 16"]
+    assert row_of(routers, "mlp") == ["mlp", "4,999,999", "0.9877", "0.0123"]
+    counts = ["1,234", "1,200", "30", "4", "400", "50", "60", "3", "17", "2"]
+    assert row_of(data, "colours") == ["colours", "multiple choice", *counts]
+    assert row_of(data, "opposites") == ["opposites", "free answers", *counts]
+    assert row_of(costs, "adapter") == ["adapter", "2", "1,261.5", "1,200.0", "950"]
+    assert costs[2][0] == "adapter"  # the costliest first
+
+
+def test_every_markdown_table_has_the_same_number_of_columns_in_every_row(report: Report) -> None:
+    tables = markdown_tables(report.markdown)
+
+    assert len(tables) == 6
+    for table in tables:
+        assert len({len(row) for row in table}) == 1
+        assert set(table[1]) == {"---"}
+        assert len(table) > 2
+    assert [row[0] for row in tables[-1] if "strange" in row[0]] == [f"strange \\| {HOSTILE}"]
+
+
+def test_the_page_has_the_tables_of_the_markdown(report: Report, page: Page) -> None:
+    by_head = {tuple(table[0]): table for table in page.tables}
+
+    for written in markdown_tables(report.markdown):
+        shown = by_head[tuple(written[0])]
+        names = [[cell.replace("\\|", "|") for cell in row[:1]] for row in written[2:]]
+        assert [row[:1] for row in shown[1:]] == names
+
+
+def test_every_picture_of_the_markdown_exists_and_every_figure_is_linked(report: Report) -> None:
+    linked = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", report.markdown)
+
+    assert all((report.folder / link).is_file() for link in linked)
+    drawn = [f"figures/{path.name}" for path in (report.folder / "figures").iterdir()]
+    assert sorted(linked) == sorted(drawn)
+    assert "figures/confusion_dlp_mlp.svg" in linked
+    assert "figures/confusion_uniform.svg" not in linked  # it has no first choices to show
+
+
+def test_figures_are_pictures_in_valid_xml_and_stand_in_the_page(report: Report) -> None:
+    for path in (report.folder / "figures").iterdir():
+        svg = path.read_text(encoding="utf-8")
+        assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
+        assert "<script" not in svg.lower()
+        assert svg in report.html
+
+
+def test_figures_name_their_systems_and_tasks(report: Report) -> None:
+    def words(figure: str) -> set[str]:
+        tree = ElementTree.parse(report.folder / "figures" / f"{figure}.svg")
+        return {element.text or "" for element in tree.iter("{http://www.w3.org/2000/svg}text")}
+
+    assert set(SCORES) <= words("scores_by_system")
+    assert {f"{sum(row.values()) / 2:.3f}" for row in SCORES.values()} <= words("scores_by_system")
+    assert {*TASKS, "base", "single", "dlp_mlp"} <= words("scores_by_task")
+    assert {*TASKS, "training", "validation"} <= words("learning_curves")
+    assert {"uniform", "dlp_mlp"} <= words("adapters_per_prompt")
+    assert {*TASKS, "7", "1", "8"} <= words("confusion_dlp_mlp")
+    assert "adapter" in words("stage_seconds")
+
+
+def test_base_and_single_alone_make_a_report(tmp_path: Path) -> None:
+    inputs = make_inputs()
+    alone = replace(
+        inputs.comparison,
+        summaries={name: inputs.comparison.summaries[name] for name in ("base", "single")},
+        differences={name: inputs.comparison.differences[name] for name in ("base", "single")},
+        routing={},
+        samples=(),
+    )
+
+    write_report(replace(inputs, comparison=alone, routers={}), tmp_path / "report")
+
+    markdown = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    linked = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", markdown)
+    assert linked
+    assert all((tmp_path / "report" / link).is_file() for link in linked)
+    assert [row[0] for row in markdown_tables(markdown)[0][2:]] == ["single", "base"]

@@ -1,0 +1,298 @@
+"""The command line: what it prints, on which stream, and with which exit code."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import typer.main
+import yaml
+
+from dlplora import cli
+from dlplora import project as project_module
+from dlplora.runtime import proposed_runtime
+from tests.tiny import choices, opposites, write_raw
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in an empty folder, in this process."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["dlplora", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return Ended(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make that folder a project; DVC's part is tested in test_project.py."""
+    monkeypatch.setattr(project_module, "_dvc", lambda project, *words: None)
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "suites", tmp_path / "suites")
+    return tmp_path
+
+
+def _mistake(ended: Ended) -> str:
+    """Check that a run ended as a user's mistake does; return its line."""
+    assert ended.code == 1
+    assert ended.out == ""
+    assert re.fullmatch(r"error: [^\n]+\n", ended.err)
+    return ended.err.removeprefix("error: ").strip()
+
+
+def test_the_module_runs_as_a_program_with_mistakes_on_stderr(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dlplora.cli", "remove-task", "x"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"error: params\.yaml: .*No such file[^\n]*\n", done.stderr)
+
+
+def test_a_good_file_is_called_good(run: Run) -> None:
+    write_raw(Path("a.json"), opposites(20))
+    write_raw(Path("b.json"), choices(1))
+    assert run("validate", "a.json", "b.json") == (0, "a.json: good\nb.json: good\n", "")
+
+
+def test_every_problem_of_every_file_is_listed(run: Run) -> None:
+    write_raw(Path("a.json"), [*opposites(2), {"Q": ""}, {"Q": "up", "A": 3}, {"A": "x"}])
+    write_raw(Path("b.json"), choices(3))
+    Path("c.json").write_text("{}", encoding="utf-8")
+    ended = run("validate", "a.json", "b.json", "c.json", "absent.json")
+    assert ended.code == 1
+    assert ended.err == ""
+    assert sorted(ended.out.splitlines()) == [
+        "a.json: item 3 has an empty 'Q'",
+        "a.json: item 4 has a number as 'A', expected a string",
+        "a.json: item 5 has no 'Q' (keys: A)",
+        "absent.json: No such file or directory",
+        "b.json: good",
+        'c.json: found an object, expected a list of {"Q": …, "A": …}',
+    ]
+
+
+def test_more_problems_than_findings_name_are_listed_too(run: Run) -> None:
+    write_raw(Path("a.json"), [*opposites(2), *[{"Q": "up", "A": ""}] * 250])
+    assert len(run("validate", "a.json").out.splitlines()) == 250
+
+
+def test_validate_prints_json_for_programs(run: Run) -> None:
+    write_raw(Path("a.json"), [*opposites(2), {"Q": "é", "A": 3}])
+    write_raw(Path("b.json"), opposites(2))
+    ended = run("validate", "--json", "a.json", "b.json", "absent.json")
+    assert (ended.code, ended.err) == (1, "")
+    problem = {"item": 3, "problem": "has a number as 'A', expected a string"}
+    assert json.loads(ended.out) == {
+        "problems": {"a.json": [problem], "b.json": []},
+        "unreadable": {"absent.json": "absent.json: No such file or directory"},
+    }
+
+
+def test_json_of_good_files_ends_with_success(run: Run) -> None:
+    write_raw(Path("a.json"), opposites(2))
+    ended = run("validate", "a.json", "--json")
+    assert ended.code == 0
+    assert json.loads(ended.out) == {"problems": {"a.json": []}, "unreadable": {}}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["validate"],
+        ["add-task"],
+        ["add-task", "mine"],
+        ["add-task", "mine", "a.json", "--primary", "f1"],
+        ["add-task", "mine", "a.json", "--max-new-tokens", "many"],
+        ["add-task", "mine", "a.json", "--max-new-tokens", "0"],
+        ["add-task", "mine", "a.json", "--max-new-tokens", "-1"],
+        ["remove-task"],
+        ["prune", "now"],
+        ["use-suite"],
+        ["use-suite", "smoke", "--fast"],
+        ["train"],
+        ["--fast"],
+    ],
+)
+@pytest.mark.usefixtures("project")
+def test_wrong_usage_ends_with_two_and_changes_nothing(run: Run, words: list[str]) -> None:
+    write_raw(Path("a.json"), opposites(60))
+    before = sorted(Path().rglob("*")), Path("params.yaml").read_bytes()
+    ended = run(*words)
+    assert ended.code == 2
+    assert ended.out == ""
+    assert ended.err.startswith("Usage: ")
+    assert "Error: " in ended.err
+    assert (sorted(Path().rglob("*")), Path("params.yaml").read_bytes()) == before
+
+
+def test_a_wrong_metric_lists_the_right_ones(run: Run) -> None:
+    err = run("add-task", "mine", "a.json", "--primary", "f1").err
+    assert all(name in err for name in ("'f1'", "accuracy", "exact_match", "rougeL", "bleu"))
+
+
+def test_no_words_at_all_show_the_help(run: Run) -> None:
+    ended = run()
+    assert ended.code == 2
+    assert all(name in ended.out + ended.err for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["add-task", "mine", "a.json"],
+        ["remove-task", "mine"],
+        ["prune"],
+        ["use-suite", "smoke"],
+        ["propose-runtime"],
+    ],
+)
+def test_outside_a_project_a_mistake_is_one_line(run: Run, words: list[str]) -> None:
+    write_raw(Path("a.json"), opposites(60))
+    message = _mistake(run(*words))
+    assert "params.yaml" in message or "suite" in message
+    assert [path.name for path in Path().iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["add-task", "../x", "a.json"], "'../x' cannot name a task"),
+        (["add-task", "past_tense", "a.json"], "there is a task past_tense already"),
+        (["add-task", "mine", "absent.json"], "absent.json: No such file or directory"),
+        (["add-task", "mine", "bad.json"], "bad.json: item 61 has an empty 'A'"),
+        (["remove-task", "absent"], "no task 'absent'; there are: "),
+        (["use-suite", "absent"], "no suite 'absent'; there are: default, "),
+    ],
+)
+@pytest.mark.usefixtures("project")
+def test_a_mistake_in_a_project_is_one_line_and_changes_nothing(
+    run: Run, words: list[str], expected: str
+) -> None:
+    write_raw(Path("a.json"), opposites(60))
+    write_raw(Path("bad.json"), [*opposites(60), {"Q": "up", "A": ""}])
+    before = sorted(Path().rglob("*")), Path("params.yaml").read_bytes()
+    assert expected in _mistake(run(*words))
+    assert (sorted(Path().rglob("*")), Path("params.yaml").read_bytes()) == before
+
+
+@pytest.mark.usefixtures("project")
+def test_broken_parameters_are_one_line(run: Run) -> None:
+    Path("params.yaml").write_text("seed: [0\n", encoding="utf-8")
+    for words in (["prune"], ["use-suite", "smoke"], ["remove-task", "x"], ["propose-runtime"]):
+        assert _mistake(run(*words)).startswith("params.yaml: ")
+
+
+def test_a_task_is_added_and_removed_in_words(run: Run, project: Path) -> None:
+    write_raw(Path("a.json"), opposites(60))
+    before = (project / "params.yaml").read_bytes()
+    ended = run("add-task", "mine", "a.json", "--primary", "bleu", "--max-new-tokens", "9")
+    assert (ended.code, ended.err) == (0, "")
+    assert re.fullmatch(
+        r"added mine: \d+ train, \d+ validation, \d+ test; run `make repro` [^\n]+\n", ended.out
+    )
+    task = yaml.safe_load((project / "params.yaml").read_text())["tasks"]["mine"]
+    assert (task["primary"], task["max_new_tokens"]) == ("bleu", 9)
+    ended = run("remove-task", "mine")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith("removed mine and 0 results")
+    assert "your file is kept in data/raw/mine" in ended.out
+    assert (project / "params.yaml").read_bytes() == before
+
+
+def test_pruning_names_what_it_deletes(run: Run, project: Path) -> None:
+    for name in ("gone", "past_tense"):
+        (project / f"data/adapters/{name}").mkdir(parents=True)
+    assert run("prune") == (0, "pruned data/adapters/gone\n", "")
+    assert run("prune") == (0, "", "")
+
+
+def test_the_suite_changes_and_own_tasks_are_told(run: Run, project: Path) -> None:
+    assert run("use-suite", "toy") == (0, "params.yaml now holds suite toy; run `make repro`\n", "")
+    write_raw(Path("a.json"), opposites(60))
+    assert run("add-task", "mine", "a.json").code == 0
+    assert run("use-suite", "smoke").out.endswith("your own tasks stay: mine\n")
+    tasks = yaml.safe_load((project / "params.yaml").read_text())["tasks"]
+    assert set(tasks) == {"two_digit_addition", "valid_parentheses", "mine"}
+
+
+def test_edits_are_only_lost_by_force(run: Run, project: Path) -> None:
+    text = (project / "params.yaml").read_text(encoding="utf-8")
+    (project / "params.yaml").write_text(text.replace("rank: 8", "rank: 4"), encoding="utf-8")
+    assert "adapter were edited since suite default" in _mistake(run("use-suite", "smoke"))
+    assert run("use-suite", "smoke", "--force").code == 0
+    assert yaml.safe_load((project / "params.yaml").read_text())["adapter"]["rank"] == 8
+
+
+def test_the_runtime_of_this_machine_is_written_once(run: Run, project: Path) -> None:
+    runtime = proposed_runtime()
+    text = (project / "params.yaml").read_text(encoding="utf-8")
+    other = re.sub(r"runtime: \{.*?\}", "runtime: {dtype: float32, threads: 63}", text)
+    (project / "params.yaml").write_text(other, encoding="utf-8")
+    told = f"runtime: {runtime.dtype}, {runtime.threads} threads\n"
+    assert run("propose-runtime") == (0, f"params.yaml now has {told}", "")
+    values = yaml.safe_load((project / "params.yaml").read_text())
+    assert values["runtime"] == runtime.model_dump()
+    assert run("propose-runtime") == (0, f"params.yaml keeps {told}", "")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_describes_it_with_an_example_if_it_takes_words(
+    run: Run, name: str
+) -> None:
+    ended = run(name, "--help")
+    assert (ended.code, ended.err) == (0, "")
+    assert f"dlplora {name}" in ended.out.splitlines()[0]
+    help_text = COMMANDS[name].help or ""
+    assert re.match(r"[A-Z][^\n]+\.", help_text)
+    if any(word.param_type_name == "argument" for word in COMMANDS[name].params):
+        assert f"Example: dlplora {name} " in " ".join(ended.out.split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_word_and_option_of_a_command_is_described(name: str) -> None:
+    undescribed = [word.name for word in COMMANDS[name].params if not getattr(word, "help", None)]
+    assert undescribed == []
+
+
+def test_the_example_of_each_command_is_right_usage(run: Run, project: Path) -> None:
+    write_raw(Path("capitals.json"), opposites(60))
+    shutil.copyfile("capitals.json", "my_task.json")
+    examples = [
+        words.split()
+        for command in COMMANDS.values()
+        for words in re.findall(r"Example: dlplora ([^\n]+)", command.help or "")
+    ]
+    assert len(examples) >= 4
+    for words in examples:
+        assert run(*words).code == 0, words
+
+
+def test_the_commands_are_those_of_the_documentation() -> None:
+    assert {"validate", "add-task", "remove-task", "prune", "use-suite"} <= set(COMMANDS)

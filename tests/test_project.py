@@ -1,0 +1,615 @@
+"""Edits of a project: nothing lost, nothing half-done, comments kept."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dlplora import project as project_module
+from dlplora.data.ingest import ingest
+from dlplora.errors import DataError, DlpLoraError, ParamsError
+from dlplora.params import Runtime, Splits, load_params
+from dlplora.project import (
+    Project,
+    add_task,
+    answer_limit,
+    prune,
+    remove_task,
+    set_runtime,
+    suite_names,
+    use_suite,
+)
+from tests.tiny import choices, opposites, tiny_tokenizer, write_raw
+
+ROOT = Path(__file__).parent.parent
+SUITES = sorted(path.stem for path in (ROOT / "suites").glob("*.yaml"))
+HEADER = ("seed", "runtime", "base_model")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a fresh clone, where DVC has been set up."""
+    root = tmp_path_factory.mktemp("template") / "project"
+    root.mkdir()
+    for name in ("params.yaml", "dvc.yaml", ".gitignore", ".dvcignore"):
+        shutil.copyfile(ROOT / name, root / name)
+    shutil.copytree(ROOT / "suites", root / "suites")
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], cwd=root, check=True)
+    return root
+
+
+@pytest.fixture(scope="module")
+def template_with_own(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a task `mine` of the user's own."""
+    root = tmp_path_factory.mktemp("own") / "project"
+    shutil.copytree(template, root)
+    _add(Project(root), "mine", opposites(60))
+    return root
+
+
+@pytest.fixture
+def project(template: Path, tmp_path: Path) -> Project:
+    shutil.copytree(template, tmp_path / "project")
+    return Project(tmp_path / "project")
+
+
+@pytest.fixture
+def no_dvc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave DVC out where a test looks at params.yaml alone: it takes two seconds a call."""
+    monkeypatch.setattr(project_module, "_dvc", lambda project, *words: None)
+
+
+@pytest.fixture
+def own(template_with_own: Path, tmp_path: Path) -> Project:
+    shutil.copytree(template_with_own, tmp_path / "project")
+    return Project(tmp_path / "project")
+
+
+def _add(project: Project, name: str, items: list[Any], **options: Any) -> Any:
+    file = project.root.parent / "upload.json"
+    write_raw(file, items)
+    return add_task(project, name, file, **{"primary": None, "max_new_tokens": None} | options)
+
+
+def _values(project: Project) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load(project.params_file.read_text(encoding="utf-8"))
+    return values
+
+
+def _suite(project: Project, name: str) -> dict[str, Any]:
+    text = (project.root / f"suites/{name}.yaml").read_text(encoding="utf-8")
+    values: dict[str, Any] = yaml.safe_load(text)
+    return values
+
+
+def _edit(project: Project, change: Callable[[str], str]) -> str:
+    text = project.params_file.read_text(encoding="utf-8")
+    changed = change(text)
+    assert changed != text, "the edit of the test found nothing to change"
+    project.params_file.write_text(changed, encoding="utf-8")
+    return changed
+
+
+def _tree(project: Project) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(project.root)): path.read_bytes() if path.is_file() else None
+        for path in project.root.rglob("*")
+        if ".git" not in path.parts
+    }
+
+
+def _comments(text: str) -> list[str]:
+    return re.findall(r"#.*", text)
+
+
+def _long(count: int) -> list[dict[str, object]]:
+    long = "a rather long answer that takes many more words than eight of them"
+    return [{"Q": f"{item['Q']}", "A": f"{item['A']} {long}"} for item in opposites(count)]
+
+
+def _utf8(ingested: Any) -> int:
+    """Return the bytes of the longest training answer."""
+    return max(len(a.encode()) for row in ingested.examples["train"] for a in row.answers)
+
+
+def test_an_added_task_is_copied_tracked_and_listed(own: Project, template: Path) -> None:
+    before, after = _values(Project(template)), _values(own)
+    assert after["tasks"].pop("mine") == {
+        "raw": "data/raw/mine",
+        "keys": "auto",
+        "on_bad_row": "refuse",
+        "primary": "exact_match",
+        "max_new_tokens": ceil(1.25 * len("right")) + 1,
+    }
+    assert after["adapters"].pop("mine") == {}
+    assert after == before
+    assert load_params(own.params_file).adapter_of("mine").model_dump() == before["adapter"]
+    copied = own.root / "data/raw/mine"
+    assert [path.name for path in copied.iterdir()] == ["mine.json"]
+    assert json.loads((copied / "mine.json").read_text()) == opposites(60)
+    (out,) = yaml.safe_load((own.root / "data/raw/mine.dvc").read_text())["outs"]
+    assert (out["path"], out["nfiles"]) == ("mine", 1)
+    cached = own.root / ".dvc/cache/files/md5" / out["md5"][:2] / out["md5"][2:]
+    assert json.loads(cached.read_text())[0]["relpath"] == "mine.json"
+
+
+@pytest.mark.usefixtures("no_dvc")
+def test_adding_returns_what_the_stage_will_ingest(project: Project) -> None:
+    ingested = _add(project, "mine", choices(80))
+    again = ingest(project.root / "data/raw/mine", "mine", **_settings(project))
+    assert again.examples == ingested.examples
+
+
+@pytest.mark.usefixtures("no_dvc")
+@pytest.mark.parametrize(
+    ("items", "metric"),
+    [(choices(80), "accuracy"), (_long(60), "rougeL"), (opposites(60), "exact_match")],
+)
+def test_the_metric_follows_from_the_answers(
+    project: Project, items: list[Any], metric: str
+) -> None:
+    ingested = _add(project, "mine", items)
+    task = _values(project)["tasks"]["mine"]
+    assert task["primary"] == metric
+    assert task["max_new_tokens"] == ceil(1.25 * _utf8(ingested)) + 1
+
+
+@pytest.mark.usefixtures("no_dvc")
+def test_the_limit_counts_the_tokens_of_training_answers(project: Project) -> None:
+    tiny_tokenizer().backend_tokenizer.save(str(_folder(project, "data/base") / "tokenizer.json"))
+    items = opposites(60)
+    plain = ingest(_raw(project, items), "mine", **_settings(project))
+    long = {row.question for split in ("validation", "test") for row in plain.examples[split]}
+    first = plain.examples["train"][0].question
+    for item in items:
+        words = 40 if item["Q"] in long else 6 if item["Q"] == first else 1
+        item["A"] = " ".join(["up"] * words)
+    _add(project, "mine", items)
+    assert _values(project)["tasks"]["mine"]["max_new_tokens"] == ceil(1.25 * 6) + 1
+
+
+def _folder(project: Project, name: str) -> Path:
+    folder = project.root / name
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _raw(project: Project, items: list[Any]) -> Path:
+    write_raw(project.root.parent / "plain.json", items)
+    return project.root.parent / "plain.json"
+
+
+def _settings(project: Project) -> dict[str, Any]:
+    splits = Splits.model_validate(_values(project)["splits"])
+    return {"keys": "auto", "on_bad_row": "refuse", "splits": splits}
+
+
+@pytest.mark.parametrize(("tokens", "limit"), [(1, 3), (3, 5), (4, 6), (5, 8), (8, 11), (100, 126)])
+def test_the_limit_is_a_quarter_more_and_an_end(tokens: int, limit: int) -> None:
+    assert answer_limit(tokens) == limit
+
+
+@pytest.mark.usefixtures("no_dvc")
+def test_a_metric_and_a_limit_that_are_given_are_kept(project: Project) -> None:
+    _add(project, "mine", opposites(60), primary="bleu", max_new_tokens=77)
+    task = _values(project)["tasks"]["mine"]
+    assert (task["primary"], task["max_new_tokens"]) == ("bleu", 77)
+
+
+@pytest.mark.usefixtures("no_dvc")
+def test_adding_touches_no_other_line_and_removing_gives_the_old_bytes(project: Project) -> None:
+    text = _edit(
+        project,
+        lambda text: text.replace("\nsplits:", "\n# my note on splits\nsplits:").replace(
+            "\nbalance:", "\n# my note on balance\nbalance:"
+        ),
+    )
+    _add(project, "mine", opposites(60))
+    added = project.params_file.read_text(encoding="utf-8")
+    assert [line for line in added.splitlines() if not line.startswith("  mine:")] == (
+        text.splitlines()
+    )
+    assert len(added.splitlines()) == len(text.splitlines()) + 2
+    remove_task(project, "mine")
+    assert project.params_file.read_text(encoding="utf-8") == text
+
+
+@pytest.mark.usefixtures("no_dvc")
+def test_a_file_that_stands_in_its_place_already_is_taken(project: Project) -> None:
+    file = project.root / "data/raw/mine/mine.json"
+    write_raw(file, opposites(60))
+    before = file.read_bytes()
+    add_task(project, "mine", file, primary=None, max_new_tokens=None)
+    assert file.read_bytes() == before
+    assert _values(project)["tasks"]["mine"]["raw"] == "data/raw/mine"
+
+
+@pytest.mark.usefixtures("no_dvc")
+def test_the_folder_of_one_file_may_be_added(project: Project) -> None:
+    write_raw(project.root.parent / "folder/any.json", opposites(60))
+    folder = project.root.parent / "folder"
+    add_task(project, "mine", folder, primary=None, max_new_tokens=None)
+    copied = project.root / "data/raw/mine/mine.json"
+    assert copied.read_bytes() == (folder / "any.json").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["../x", "a b", "", "con", "base", "9lives", "x" * 300, "a/b"])
+def test_a_name_that_is_no_identifier_is_refused(project: Project, name: str) -> None:
+    before = _tree(project)
+    with pytest.raises(ParamsError, match="cannot name a task") as caught:
+        _add(project, name, opposites(60))
+    assert len(str(caught.value)) < 200
+    assert _tree(project) == before
+
+
+def test_a_name_that_is_taken_is_refused(project: Project) -> None:
+    before = _tree(project)
+    with pytest.raises(ParamsError, match="there is a task past_tense already"):
+        _add(project, "past_tense", opposites(60))
+    assert _tree(project) == before
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([*opposites(60), {"Q": "up"}], "item 61 has no 'A'"),
+        (opposites(5), "of 5 distinct questions fell into the train split, at least 16"),
+        ([{"prompt": "up", "completion": "down"}] * 60, "found the keys prompt, completion"),
+    ],
+)
+def test_a_bad_file_is_refused_and_nothing_changed(
+    project: Project, items: list[Any], message: str
+) -> None:
+    before = _tree(project)
+    with pytest.raises(DataError, match=message):
+        _add(project, "mine", items)
+    assert _tree(project) == before
+
+
+def test_a_missing_file_is_refused_and_nothing_changed(project: Project) -> None:
+    before = _tree(project)
+    file = project.root.parent / "absent.json"
+    with pytest.raises(DataError, match=r"absent\.json: No such file"):
+        add_task(project, "mine", file, primary=None, max_new_tokens=None)
+    assert _tree(project) == before
+
+
+@pytest.mark.usefixtures("no_dvc")
+@pytest.mark.parametrize("limit", [-5, 0])
+def test_a_limit_below_one_token_is_refused_and_nothing_changed(
+    project: Project, limit: int
+) -> None:
+    before = _tree(project)
+    with pytest.raises(ParamsError, match="max_new_tokens"):
+        _add(project, "mine", opposites(60), max_new_tokens=limit)
+    assert _tree(project) == before
+
+
+@pytest.mark.usefixtures("no_dvc")
+@pytest.mark.parametrize("name", ["mine.json", "other.json"])
+def test_a_folder_that_holds_other_data_is_not_overwritten_or_mixed(
+    project: Project, name: str
+) -> None:
+    write_raw(project.root / "data/raw/mine" / name, opposites(70))
+    before = _tree(project)
+    with pytest.raises(DlpLoraError, match="data/raw/mine"):
+        _add(project, "mine", opposites(60))
+    assert _tree(project) == before
+
+
+def test_a_removed_own_task_leaves_its_file_and_no_results(own: Project) -> None:
+    raw = (own.root / "data/raw/mine/mine.json").read_bytes()
+    results = ["data/findings/mine.json", "data/adapters/mine/adapter_config.json"]
+    _make(own, results)
+    pruned = remove_task(own, "mine")
+    assert {str(path.relative_to(own.root)) for path in pruned} == {
+        "data/findings/mine.json",
+        "data/adapters/mine",
+    }
+    assert (own.root / "data/raw/mine/mine.json").read_bytes() == raw
+    assert not (own.root / "data/raw/mine.dvc").exists()
+    assert _values(own) == yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+
+
+def test_a_removed_task_may_come_back_from_its_file(own: Project) -> None:
+    before = own.params_file.read_bytes()
+    remove_task(own, "mine")
+    file = own.root / "data/raw/mine/mine.json"
+    add_task(own, "mine", file, primary=None, max_new_tokens=None)
+    assert own.params_file.read_bytes() == before
+    assert (own.root / "data/raw/mine.dvc").exists()
+
+
+def test_a_removed_fetched_task_is_no_longer_fetched(project: Project) -> None:
+    before = _values(project)
+    remove_task(project, "past_tense")
+    del before["tasks"]["past_tense"]
+    del before["adapters"]["past_tense"]
+    del before["sources"]["bigbench"]["members"]["past_tense"]
+    assert _values(project) == before
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_comments_survive_the_removal_of_a_task(project: Project, place: int) -> None:
+    text = _edit(
+        project,
+        lambda text: re.sub(r"(?m)^(tasks|splits|balance):", r"# my note on \1\n\1:", text),
+    )
+    remove_task(project, list(_values(project)["tasks"])[place])
+    after = project.params_file.read_text(encoding="utf-8")
+    assert _comments(after) == _comments(text)
+    for section in ("tasks", "splits", "balance"):
+        assert f"# my note on {section}\n{section}:" in after
+
+
+def test_removing_every_task_leaves_parameters_that_can_be_read(project: Project) -> None:
+    names = list(_values(project)["tasks"])
+    for name in names:
+        with suppress(DlpLoraError):  # the last one may be refused
+            remove_task(project, name)
+        left = load_params(project.params_file).tasks
+        assert name not in left or name == names[-1]
+
+
+def test_removing_an_unknown_task_lists_the_tasks(project: Project) -> None:
+    before = _tree(project)
+    with pytest.raises(ParamsError, match=r"no task 'absent'; there are: .*past_tense"):
+        remove_task(project, "absent")
+    assert _tree(project) == before
+
+
+def _make(project: Project, names: list[str]) -> None:
+    for name in names:
+        (project.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (project.root / name).write_text("result")
+
+
+TASK_RESULTS = (
+    *(f"data/examples/{split}/NAME.parquet" for split in ("train", "validation", "test")),
+    "data/findings/NAME.json",
+    "data/adapters/NAME/adapter_config.json",
+    "data/scores/iid/base/NAME/summary.json",
+    "data/scores/iid/single/NAME/summary.json",
+    *(
+        f"data/timings/{stage}/NAME.json"
+        for stage in ("ingest", "adapter", "evaluate_base", "evaluate_single")
+    ),
+)
+RESULTS = [
+    *((result, "past_tense", "gone") for result in TASK_RESULTS),
+    ("data/scores/iid/NAME/summary.json", "dlp_mlp", "dlp_gone"),
+    ("data/timings/evaluate/NAME.json", "dlp_mlp", "dlp_gone"),
+    ("data/routers/NAME/router.json", "mlp", "old"),
+    ("data/timings/router/NAME.json", "mlp", "old"),
+    ("data/fetched/NAME/any_task.json", "bigbench", "older"),
+    ("data/timings/fetch/NAME.json", "bigbench", "older"),
+]
+NEVER_PRUNED = [
+    "data/base/model.safetensors",
+    "data/raw/gone/gone.json",
+    "data/router_data/train.parquet",
+    "data/comparison/items.json",
+    "data/comparison.json",
+    "data/report/index.html",
+    "data/timings/base_model.json",
+    "data/timings/report.json",
+    "suites/toy/gone.json",
+]
+
+
+def test_pruning_deletes_the_results_of_what_is_no_longer_listed_and_no_others(
+    project: Project,
+) -> None:
+    keep = [result.replace("NAME", listed) for result, listed, _ in RESULTS] + NEVER_PRUNED
+    drop = [result.replace("NAME", gone) for result, _, gone in RESULTS]
+    drop.append("data/adapters/.past_tense.123/left_by_a_killed_run")
+    _make(project, keep)
+    before = {name for name, content in _tree(project).items() if content is not None}
+    _make(project, drop)
+    pruned = prune(project)
+    left = _tree(project)
+    assert {name for name, content in left.items() if content is not None} == before
+    assert not {name for name in left if "gone" in name} - set(NEVER_PRUNED) - {"data/raw/gone"}
+    assert len(pruned) == len(drop)
+    assert all(not path.exists() for path in pruned)
+    assert prune(project) == []
+
+
+def test_the_results_named_here_are_all_that_the_pipeline_writes_by_name() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    outs = [
+        out
+        for stage in stages.values()
+        if "foreach" in stage
+        for out in [*stage["do"]["outs"], *stage["do"]["metrics"]]
+    ]
+    for out in outs:
+        name = out.replace("${key}", "NAME")
+        assert any(result == name or result.startswith(f"{name}/") for result, _, _ in RESULTS), out
+
+
+def test_pruning_a_project_without_results_deletes_nothing(project: Project) -> None:
+    before = _tree(project)
+    assert prune(project) == []
+    assert _tree(project) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace("\ntasks:", "\ntask:"),
+        lambda text: text + "\tbroken: [",
+        lambda text: "",
+    ],
+)
+def test_pruning_by_bad_parameters_is_refused_and_deletes_nothing(
+    project: Project, change: Callable[[str], str]
+) -> None:
+    _make(project, ["data/findings/past_tense.json", "data/adapters/past_tense/a"])
+    _edit(project, change)
+    before = _tree(project)
+    with pytest.raises(ParamsError):
+        prune(project)
+    assert _tree(project) == before
+
+
+def test_the_suites_are_the_files_of_their_folder(project: Project) -> None:
+    assert suite_names(project) == SUITES
+    assert {"default", "smoke", "toy"} <= set(SUITES)
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_a_suite_replaces_its_sections_and_nothing_else(project: Project, name: str) -> None:
+    header = {key: _values(project)[key] for key in HEADER}
+    comments = [
+        line for line in _comments(project.params_file.read_text()) if "stage reads" in line
+    ]
+    assert use_suite(project, name, force=False) == []
+    assert _values(project) == header | _suite(project, name)
+    text = project.params_file.read_text(encoding="utf-8")
+    suite = (project.root / f"suites/{name}.yaml").read_text(encoding="utf-8")
+    assert text.endswith(suite)
+    assert _comments(text)[: len(comments)] == comments
+    assert load_params(project.params_file).tasks.keys() == _suite(project, name)["tasks"].keys()
+
+
+@pytest.mark.parametrize("other", [name for name in SUITES if name != "default"])
+def test_a_suite_there_and_back_gives_the_committed_bytes(project: Project, other: str) -> None:
+    before = project.params_file.read_bytes()
+    use_suite(project, other, force=False)
+    assert project.params_file.read_bytes() != before
+    use_suite(project, "default", force=False)
+    assert project.params_file.read_bytes() == before
+
+
+def test_the_same_suite_again_changes_nothing(project: Project) -> None:
+    use_suite(project, "smoke", force=False)
+    before = project.params_file.read_bytes()
+    use_suite(project, "smoke", force=False)
+    assert project.params_file.read_bytes() == before
+
+
+def test_edits_of_the_header_are_kept(project: Project) -> None:
+    _edit(project, lambda text: text.replace("\nseed: 0", "\n# chosen by me\nseed: 7"))
+    use_suite(project, "smoke", force=False)
+    assert _values(project)["seed"] == 7
+    assert "# chosen by me" in project.params_file.read_text()
+
+
+def test_own_tasks_stay_when_the_suite_changes(own: Project) -> None:
+    before = own.params_file.read_bytes()
+    task = _values(own)["tasks"]["mine"]
+    for name in ("smoke", "toy"):
+        assert use_suite(own, name, force=False) == ["mine"]
+        suite = _suite(own, name)
+        assert _values(own)["tasks"] == suite["tasks"] | {"mine": task}
+        assert _values(own)["adapters"] == suite["adapters"] | {"mine": {}}
+        assert _values(own)["splits"] == suite["splits"]
+    use_suite(own, "default", force=False)
+    assert _values(own) == yaml.safe_load(before)
+    with_own = own.params_file.read_bytes()
+    use_suite(own, "toy", force=False)
+    use_suite(own, "default", force=False)
+    assert own.params_file.read_bytes() == with_own
+    assert (own.root / "data/raw/mine.dvc").exists()
+
+
+def test_the_overrides_of_an_own_task_are_no_edit_and_stay(own: Project) -> None:
+    _edit(own, lambda text: text.replace("\n  mine: {}", "\n  mine: {steps: 12}"))
+    use_suite(own, "smoke", force=False)
+    assert _values(own)["adapters"]["mine"] == {"steps": 12}
+
+
+@pytest.mark.usefixtures("no_dvc")
+def test_an_own_task_of_the_name_of_a_suites_is_not_overwritten(project: Project) -> None:
+    use_suite(project, "smoke", force=False)
+    _add(project, "weather_line", opposites(60))
+    before = _tree(project)
+    with pytest.raises(ParamsError, match="suite toy has a task weather_line, and so have you"):
+        use_suite(project, "toy", force=True)
+    assert _tree(project) == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "section"),
+    [
+        ("splits: {train: 400", "splits: {train: 300", "splits"),
+        ("rank: 8", "rank: 4", "adapter"),
+        ("  restaurant_description: {steps: 30}", "  restaurant_description: {}", "adapters"),
+        ("p: 0.6", "p: 0.9", "systems"),
+    ],
+)
+def test_a_suite_is_refused_if_edits_would_be_lost_unless_forced(
+    project: Project, old: str, new: str, section: str
+) -> None:
+    _edit(project, lambda text: text.replace(old, new))
+    before = _tree(project)
+    with pytest.raises(ParamsError) as caught:
+        use_suite(project, "smoke", force=False)
+    assert str(caught.value) == (
+        f"params.yaml: {section} were edited since suite default; keep a copy and add --force to "
+        "lose the edits"
+    )
+    assert _tree(project) == before
+    use_suite(project, "smoke", force=True)
+    assert _values(project)["tasks"] == _suite(project, "smoke")["tasks"]
+
+
+@pytest.mark.parametrize("name", ["absent", "", "../suites/smoke", "smoke.yaml"])
+def test_an_unknown_suite_lists_the_suites(project: Project, name: str) -> None:
+    before = _tree(project)
+    with pytest.raises(ParamsError) as caught:
+        use_suite(project, name, force=True)
+    assert str(caught.value) == f"no suite {name!r}; there are: {', '.join(SUITES)}"
+    assert _tree(project) == before
+
+
+def test_a_header_section_below_the_suite_is_not_lost(project: Project) -> None:
+    _edit(project, lambda text: text.replace("seed: 0\n", "") + "seed: 0\n")
+    before = _tree(project)
+    with pytest.raises(ParamsError, match=r"params\.yaml: move seed above the section sources"):
+        use_suite(project, "smoke", force=True)
+    assert _tree(project) == before
+
+
+def test_the_runtime_is_written_only_if_it_differs(project: Project) -> None:
+    values, text = _values(project), project.params_file.read_text(encoding="utf-8")
+    now = Runtime.model_validate(values["runtime"])
+    assert not set_runtime(project, now)
+    assert project.params_file.read_text(encoding="utf-8") == text
+    wanted = Runtime(dtype="float32", threads=now.threads + 1)
+    assert set_runtime(project, wanted)
+    assert _values(project) == values | {"runtime": wanted.model_dump()}
+    after = project.params_file.read_text(encoding="utf-8")
+    assert _comments(after) == _comments(text)
+    assert set_runtime(project, now)
+    assert project.params_file.read_text(encoding="utf-8") == text
+
+
+def test_an_edit_that_would_break_the_parameters_is_refused(project: Project) -> None:
+    before = _tree(project)
+    text = project.params_file.read_text(encoding="utf-8")
+    with pytest.raises(ParamsError, match=r"seed: "):
+        project.write(text.replace("seed: 0", "seed: many"))
+    assert _tree(project) == before
+
+
+def test_without_dvc_a_task_is_refused_in_one_line(tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(ROOT / "suites", root / "suites")
+    shutil.copyfile(ROOT / "params.yaml", root / "params.yaml")
+    before = (root / "params.yaml").read_bytes()
+    with pytest.raises(DlpLoraError, match="dvc") as caught:
+        _add(Project(root), "mine", opposites(60))
+    assert "\n" not in str(caught.value)
+    assert (root / "params.yaml").read_bytes() == before
