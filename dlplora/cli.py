@@ -63,7 +63,9 @@ def add_task(
     ] = None,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(help="Longest answer to generate; from the training answers if not given."),
+        typer.Option(
+            min=1, help="Longest answer to generate; from the training answers if not given."
+        ),
     ] = None,
 ) -> None:
     """Add a task of your own: copy FILE to data/raw/NAME and list it in params.yaml.

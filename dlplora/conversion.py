@@ -13,8 +13,9 @@ from transformers import (
 
 from dlplora.data.sources import download_package, file_sha256, unpack_file
 from dlplora.errors import SourceError
-from dlplora.models import quiet_transformers, write_card
+from dlplora.models import quiet_transformers
 from dlplora.params import ModelFolder, PackageGguf
+from dlplora.records.base_card import BaseCard, write_base_card
 from dlplora.records.files import written_folder
 from dlplora.runtime import Place
 
@@ -40,12 +41,7 @@ def make_base(
             fingerprint, identity = params.sha256, Path(params.path).name
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-        write_card(
-            aside,
-            identity=identity,
-            fingerprint=fingerprint,
-            system_prompt=params.system_prompt,
-        )
+        write_base_card(aside, BaseCard(identity, fingerprint, params.system_prompt))
 
 
 def _load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:

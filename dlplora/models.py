@@ -11,10 +11,8 @@ from transformers.utils import logging
 from dlplora.data.batches import Padded
 from dlplora.data.prompts import ChatFormat
 from dlplora.errors import ModelError
-from dlplora.records.files import read_json, write_json
+from dlplora.records.base_card import read_base_card
 from dlplora.runtime import Place
-
-_CARD = "base.json"
 
 
 @dataclass(frozen=True)
@@ -50,23 +48,17 @@ def load_base(folder: Path, *, place: Place, attention: str) -> Base:
     attention has a slow backward pass; "sdpa" for inference.
     """
     quiet_transformers()
+    card = read_base_card(folder)
     try:
-        card = read_json(folder / _CARD)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=place.dtype, attn_implementation=attention
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: no usable base model: {error}") from error
     model.requires_grad_(False).train(False).to(place.device)
-    chat = ChatFormat(tokenizer, card["system_prompt"])
-    return Base(model, chat, card["id"], card["fingerprint"])
-
-
-def write_card(folder: Path, *, identity: str, fingerprint: str, system_prompt: str) -> None:
-    """Write what a folder of weights does not tell: id, fingerprint and system turn."""
-    card = {"id": identity, "fingerprint": fingerprint, "system_prompt": system_prompt}
-    write_json(folder / _CARD, card)
+    chat = ChatFormat(tokenizer, card.system_prompt)
+    return Base(model, chat, card.id, card.fingerprint)
 
 
 def quiet_transformers() -> None:

@@ -19,7 +19,7 @@ T = TypeVar("T")
 Primary = Literal["accuracy", "exact_match", "rougeL", "bleu"]
 Weighting = Literal["renormalise", "softmax_probabilities", "softmax_logits"]
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
-_RESERVED = {"con", "prn", "aux", "nul", "default", "base"} | {
+_RESERVED = {"con", "prn", "aux", "nul", "default", "base", "single", "none"} | {
     f"{port}{number}" for port in ("com", "lpt") for number in range(10)
 }
 
@@ -35,6 +35,12 @@ def _identifier(name: str) -> str:
             f"{name[:80]!r} is no plain identifier: use a letter, then up to 63 letters, digits, _"
         )
     return name
+
+
+def _summing_to_1(shares: tuple[float, float, float]) -> tuple[float, float, float]:
+    if abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"the shares sum to {sum(shares)}, not to 1")
+    return shares
 
 
 Name = Annotated[str, AfterValidator(_identifier)]
@@ -109,7 +115,7 @@ class Splits(Section):
     train: Count
     validation: Count
     test: Count
-    shares: tuple[Fraction, Fraction, Fraction]
+    shares: Annotated[tuple[Fraction, Fraction, Fraction], AfterValidator(_summing_to_1)]
     least: tuple[Count, Count, Count]
 
 

@@ -18,7 +18,7 @@ import yaml
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from dlplora.data.ingest import Ingested, ingest
+from dlplora.data.ingest import Ingested, ingest, raw_file
 from dlplora.errors import DataError, ParamsError, choices
 from dlplora.params import Primary, Runtime, Splits, is_identifier, load_params, parse_params
 from dlplora.records.files import written_aside
@@ -61,6 +61,7 @@ def add_task(
     Raises `ParamsError` for a name that is taken or no identifier, `DataError` for a bad file.
     """
     params = project.read()
+    file = raw_file(file)
     _check_new_name(project, params, name, file)
     splits = Splits.model_validate(params["splits"])
     ingested = ingest(file, name, keys="auto", on_bad_row="refuse", splits=splits)
@@ -69,11 +70,15 @@ def add_task(
         keys="auto",
         on_bad_row="refuse",
         primary=primary or _fitting_metric(ingested),
-        max_new_tokens=max_new_tokens or answer_limit(_longest_answer(project, ingested)),
+        max_new_tokens=answer_limit(_longest_answer(project, ingested))
+        if max_new_tokens is None
+        else max_new_tokens,
     )
     task.fa.set_flow_style()
     params["tasks"][name] = task
     params["adapters"][name] = CommentedMap()
+    text = _dump(params)
+    parse_params(yaml.safe_load(text), str(project.params_file))
     folder = project.root / _RAW / name
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{name}.json"
@@ -81,7 +86,7 @@ def add_task(
         with written_aside(target) as aside:
             shutil.copyfile(file, aside)
     _dvc(project, "add", "--quiet", str(_RAW / name))
-    project.write(_dump(params))
+    project.write(text)
     return ingested
 
 
@@ -93,6 +98,8 @@ def _check_new_name(project: Project, params: Mapping[str, Any], name: str, file
     if name in params["tasks"]:
         raise ParamsError(f"params.yaml: there is a task {name} already; remove it or take another")
     old = project.root / _RAW / name / f"{name}.json"
+    if others := [path for path in sorted(old.parent.glob("*.json")) if path != old]:
+        raise ParamsError(f"{others[0]}: would stand beside {old.name}; move it out of that folder")
     if old.exists() and file.exists() and old.read_bytes() != file.read_bytes():
         raise ParamsError(f"{old}: holds other data than {file}; move that folder away first")
 
@@ -129,13 +136,25 @@ def remove_task(project: Project, name: str) -> list[Path]:
     params = project.read()
     if name not in params["tasks"]:
         raise ParamsError(f"params.yaml: no task {name!r}; there are: {choices(params['tasks'])}")
-    del params["tasks"][name]
-    params["adapters"].pop(name, None)
+    if len(params["tasks"]) == 1:
+        raise ParamsError(f"params.yaml: {name} is the only task; add another one first")
+    _drop(params["tasks"], name)
+    _drop(params["adapters"], name)
     for source in params["sources"].values():
-        source["members"].pop(name, None)
+        _drop(source["members"], name)
     project.write(_dump(params))
     (project.root / _RAW / f"{name}.dvc").unlink(missing_ok=True)
     return prune(project)
+
+
+def _drop(section: CommentedMap, name: str) -> None:
+    """Delete an entry, but not the comment behind the last one: it is about what follows."""
+    if name not in section:
+        return
+    comment = section.ca.items.get(name) if name == list(section)[-1] else None
+    del section[name]
+    if comment and section:
+        section.ca.items[list(section)[-1]] = comment
 
 
 def prune(project: Project) -> list[Path]:
@@ -144,7 +163,7 @@ def prune(project: Project) -> list[Path]:
     Where results may stand is read from the outputs of dvc.yaml; DVC's cache keeps them, so
     that a task that comes back is restored.
     """
-    values = yaml.safe_load(project.params_file.read_text(encoding="utf-8"))
+    values = load_params(project.params_file).model_dump()
     listed: set[Path] = set()
     folders: set[Path] = set()
     for template, section in _templates(project.root / "dvc.yaml"):

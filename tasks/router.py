@@ -16,7 +16,7 @@ def main(name: str, router_data: Path, base: Path, out: Path, timing: Path) -> N
     trained = train_router(
         read_router_data(router_data),
         named(params.routers, name, "routers"),
-        tokenizer_file=base / "tokenizer.json",
+        base=base,
         seed=params.seed,
         title=f"router {name}",
     )

@@ -20,12 +20,72 @@ from transformers import (
 
 from dlplora.data.prompts import ChatFormat
 from dlplora.models import Base
+from dlplora.records.base_card import BaseCard, write_base_card
 
-WORDS = (
-    "what is the colour opposite of sum word say a b c d e f g red green blue grey up down left "
-    "right hot cold big small yes no one two three four five six seven eight nine ten plus minus "
-    "which one user assistant system ? ! . , : ; ( ) / -"
-).split()
+WORDS = [
+    *[
+        "what",
+        "is",
+        "the",
+        "colour",
+        "opposite",
+        "of",
+        "sum",
+        "word",
+        "say",
+        "a",
+        "b",
+        "c",
+        "d",
+        "e",
+        "f",
+        "g",
+        "red",
+        "green",
+        "blue",
+        "grey",
+        "up",
+        "down",
+    ],
+    *[
+        "left",
+        "right",
+        "hot",
+        "cold",
+        "big",
+        "small",
+        "yes",
+        "no",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+    ],
+    *[
+        "ten",
+        "plus",
+        "minus",
+        "which",
+        "user",
+        "assistant",
+        "system",
+        "?",
+        "!",
+        ".",
+        ",",
+        ":",
+        ";",
+        "(",
+        ")",
+        "/",
+        "-",
+    ],
+]
 SPECIAL = ["<unk>", "<pad>", "<end>", "<turn>"]
 TEMPLATE = (
     "{% for message in messages %}<turn> {{ message['role'] }} : {{ message['content'] }} <end> "
@@ -54,7 +114,9 @@ def tiny_model(kind: str = "llama", *, seed: int = 0, hidden: int = 16) -> PreTr
     size = len(tiny_tokenizer())
     common = {"vocab_size": size, "eos_token_id": 2, "pad_token_id": 1, "bos_token_id": None}
     if kind == "gpt2":
-        config = GPT2Config(n_embd=hidden, n_layer=2, n_head=2, n_positions=128, **common)
+        config = GPT2Config(
+            n_embd=hidden, n_layer=2, n_head=2, n_positions=128, tie_word_embeddings=False, **common
+        )
         model: PreTrainedModel = GPT2LMHeadModel(config)
     else:
         sizes = {
@@ -90,6 +152,14 @@ def write_tiny_folder(folder: Path, *, seed: int = 0, hidden: int = 16) -> str:
     tiny_model(seed=seed, hidden=hidden).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def write_tiny_tokenizer(folder: Path, tokenizer: Tokenizer | None = None) -> Path:
+    """Write the part of a base model's folder that routers read: tokenizer and card."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (tokenizer or tiny_tokenizer().backend_tokenizer).save(str(folder / "tokenizer.json"))
+    write_base_card(folder, BaseCard("tiny", "f" * 64, ""))
+    return folder
 
 
 def write_raw(file: Path, items: Sequence[dict[str, object]]) -> None:

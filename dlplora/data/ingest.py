@@ -139,9 +139,9 @@ def _read_rows(file: Path) -> list[Any]:
 
 
 def _find_keys(file: Path, rows: Sequence[Any]) -> Keys:
-    """Name the fields by the first item that is an object; any case is recognised."""
-    row = next((row for row in rows if isinstance(row, dict)), {})
-    folded = {str(key).casefold(): str(key) for key in row}
+    """Name the fields by the keys of all items; any case is recognised."""
+    keys = dict.fromkeys(str(key) for row in rows if isinstance(row, dict) for key in row)
+    folded = {key.casefold(): key for key in sorted(keys, reverse=True)}
     pairs = [
         (folded[question.casefold()], folded[answer.casefold()])
         for question, answer in KNOWN_KEYS
@@ -151,7 +151,7 @@ def _find_keys(file: Path, rows: Sequence[Any]) -> Keys:
         question, answer = pairs[0]
         return Keys(question=question, answer=answer, options=folded.get(OPTIONS_KEY))
     known = " or ".join(f"{question}/{answer}" for question, answer in KNOWN_KEYS)
-    found = ", ".join(folded.values()) or "no object at all"
+    found = ", ".join(keys) or "no object at all"
     raise DataError(
         f"{file}: found the keys {found}; expected one pair of {known}, "
         f"or name them in params.yaml: tasks.<task>.keys"
@@ -222,10 +222,10 @@ def _contradictions(items: dict[int, Example]) -> list[tuple[int, str]]:
         groups.setdefault(item.id, []).append(number)
     bad = []
     for numbers in groups.values():
-        answers = {(frozenset(items[n].options or ()), items[n].answers) for n in numbers}
-        if len(answers) > 1 and any(items[n].options for n in numbers):
+        said = {n: (frozenset(items[n].options or ()), items[n].answers) for n in numbers}
+        if len(set(said.values())) > 1 and any(items[n].options for n in numbers):
             for number in numbers:
-                other = next(n for n in numbers if n != number)
+                other = next(n for n in numbers if said[n] != said[number])
                 bad.append((number, f"contradicts item {other}: same question, other answers"))
     return bad
 

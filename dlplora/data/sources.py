@@ -81,7 +81,9 @@ def read_bigbench(
     `members` maps the task's name here to its folder in the archive. `advance` is called once
     for each task found.
     """
-    wanted = {f"{folder}/task.json": name for name, folder in members.items()}
+    wanted: dict[str, list[str]] = {}
+    for name, folder in members.items():
+        wanted.setdefault(f"{folder}/task.json", []).append(name)
     found: dict[str, list[dict[str, Any]]] = {}
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -90,9 +92,11 @@ def read_bigbench(
                 continue
             file = tar.extractfile(member)
             assert file is not None  # a regular file
-            found[wanted[inside]] = bigbench_items(json.load(file))
-            advance(task=wanted[inside])
-            if len(found) == len(wanted):
+            items = bigbench_items(json.load(file))
+            for name in wanted[inside]:
+                found[name] = items
+                advance(task=name)
+            if len(found) == len(members):
                 break
     if missing := sorted(set(members) - set(found)):
         raise SourceError(f"{archive.name} has no task {members[missing[0]]!r} for {missing[0]!r}")

@@ -13,10 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sacrebleu.metrics.bleu import BLEU
 
-from dlplora.errors import ParamsError
+from dlplora.errors import ParamsError, choices
+from dlplora.records.examples import Kind
 from dlplora.records.scores import ItemScore, Summary, TaskScore
 
 NUM_RESAMPLES = 10_000
+MCQ_METRICS = ("accuracy", "exact_match")
+QA_METRICS = ("exact_match", "bleu", "rouge1", "rougeL")
 _PROPORTIONS = ("accuracy", "exact_match")
 _SENTENCE_BLEU = BLEU(effective_order=True)
 Numbers = NDArray[np.float64]
@@ -116,15 +119,20 @@ def interval(resampled: Numbers) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def score_task(items: Sequence[ItemScore], primary: str, resampled: Numbers) -> TaskScore:
-    """Sum up one task's items; raises `ParamsError` if the primary metric does not fit them."""
-    metrics = task_metrics(items)
-    if primary not in metrics:
-        kind = "free answers" if items[0].options is None else "multiple choice"
+def check_primary(primary: str, kind: Kind, *, task: str) -> None:
+    """Raise `ParamsError` if a primary metric does not fit the kind of a task."""
+    fitting = MCQ_METRICS if kind == "mcq" else QA_METRICS
+    if primary not in fitting:
+        title = "multiple choice" if kind == "mcq" else "free answers"
         raise ParamsError(
-            f"params.yaml: tasks.{items[0].task}.primary is {primary}, but the task has {kind}; "
-            f"expected one of {', '.join(metrics)}"
+            f"params.yaml: tasks.{task}.primary is {primary}, but the task has {title}; "
+            f"expected one of {choices(fitting)}"
         )
+
+
+def score_task(items: Sequence[ItemScore], primary: str, resampled: Numbers) -> TaskScore:
+    """Sum up one task's items."""
+    metrics = task_metrics(items)
     n = len(items)
     if primary in _PROPORTIONS:
         low, high = wilson(metrics[primary] * n, n)

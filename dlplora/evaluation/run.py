@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dlplora.adapters import LoraAdapter
 from dlplora.engine import Engine
-from dlplora.evaluation.metrics import ITEM_METRICS, summarise
+from dlplora.evaluation.metrics import ITEM_METRICS, check_primary, summarise
 from dlplora.models import Base
 from dlplora.params import Evaluation, Task
 from dlplora.records.examples import Example
@@ -58,6 +58,8 @@ def answer_tests(
     A batch holds items of one task in item order, the same for every system, so that who
     shares a batch is no difference between systems.
     """
+    for test in tests:
+        check_primary(test.task.primary, test.examples[0].kind, task=test.name)
     items: list[ItemScore] = []
     size = evaluation.batch_size
     total = sum(len(test.examples) for test in tests)
@@ -104,7 +106,9 @@ def _answer_batch(
                 prompt=example.question,
                 prediction=prediction,
                 references=example.answers,
-                score=ITEM_METRICS[task.primary](prediction, example.answers),
+                score=ITEM_METRICS[task.primary](
+                    prediction if task.primary == "accuracy" else text, example.answers
+                ),
                 generated=text,
                 options=chosen[place] if chosen else None,
                 route=routes[place],

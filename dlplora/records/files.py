@@ -17,16 +17,21 @@ def written_aside(path: Path) -> Iterator[Path]:
     """Give a path beside `path` to write a file or folder to; it becomes `path` on success."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove(aside)  # left by a killed run of the same number
     try:
         yield aside
         if path.is_dir():
             shutil.rmtree(path)
         aside.replace(path)
     finally:
-        if aside.is_dir():
-            shutil.rmtree(aside)
-        else:
-            aside.unlink(missing_ok=True)
+        _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """What a training leaves behind beside its weights: curves, and how it was set up."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,9 +62,3 @@ def read_adapter_training(folder: Path) -> AdapterTraining:
     """Read training.json of an adapter's folder."""
     values = read_json(folder / "training.json")
     return AdapterTraining(**values | {"curve": curve_from_json(values["curve"])})
-
-
-def mean_loss(points: Sequence[CurvePoint]) -> float | None:
-    """Return the mean training loss of the points that have one."""
-    losses = [point.loss for point in points if point.loss is not None]
-    return sum(losses) / len(losses) if losses else None

@@ -62,9 +62,10 @@ def _charts(inputs: Inputs) -> dict[str, Any]:
         "scores_by_system": plots.scores_by_system(comparison),
         "scores_by_task": plots.scores_by_task(comparison, _headline(inputs)),
         "learning_curves": plots.learning_curves(inputs.trainings),
-        "adapters_per_prompt": plots.adapters_per_prompt(comparison.routing),
         "stage_seconds": plots.stage_seconds(inputs.timings),
     }
+    if comparison.routing:
+        charts["adapters_per_prompt"] = plots.adapters_per_prompt(comparison.routing)
     for name in _learned(inputs):
         charts[f"confusion_{name}"] = plots.confusion_matrix(comparison.routing[name])
     return charts

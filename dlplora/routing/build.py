@@ -5,13 +5,14 @@ from pathlib import Path
 
 from dlplora.errors import RouterError, choices
 from dlplora.params import DrawnRoute, TopKRoute, TopPRoute
+from dlplora.records.base_card import read_base_card
 from dlplora.records.files import read_json
 from dlplora.routing.base import Classifier, ClassifierRouter, Router
 from dlplora.routing.mlp import MlpClassifier
 from dlplora.routing.simple import RandomRouter, TfidfClassifier, UniformRouter
 
 CLASSIFIERS: dict[str, Callable[[Path, Path], Classifier]] = {
-    "mlp": lambda folder, base: MlpClassifier.load(folder, tokenizer_file=base / "tokenizer.json"),
+    "mlp": lambda folder, base: MlpClassifier.load(folder, base=base),
     "tfidf": lambda folder, _: TfidfClassifier.load(folder),
 }
 
@@ -19,11 +20,16 @@ CLASSIFIERS: dict[str, Callable[[Path, Path], Classifier]] = {
 def load_classifier(folder: Path, *, base: Path, tasks: Sequence[str]) -> Classifier:
     """Load a trained router's classifier; its labels must be the tasks of the pool."""
     try:
-        kind = read_json(folder / "router.json")["kind"]
+        card = read_json(folder / "router.json")
+        kind, fingerprint = card["kind"], card["base_fingerprint"]
     except (OSError, ValueError, KeyError) as error:
         raise RouterError(f"{folder}: no usable router: {error}") from error
     if kind not in CLASSIFIERS:
         raise RouterError(f"{folder}: a router of kind {kind!r}; there are: {choices(CLASSIFIERS)}")
+    if fingerprint != (found := read_base_card(base).fingerprint):
+        raise RouterError(
+            f"{folder}: trained for the base model {fingerprint[:12]}, the one here is {found[:12]}"
+        )
     classifier = CLASSIFIERS[kind](folder, base)
     if set(classifier.labels) != set(tasks):
         raise RouterError(

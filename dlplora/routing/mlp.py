@@ -15,11 +15,13 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from dlplora.errors import ParamsError, RouterError
+from dlplora.records.base_card import read_base_card
 from dlplora.records.files import read_json, write_json
 from dlplora.routing.base import Probabilities
 
 _NUM_LAYERS = 4
 _BATCH = 256
+_TOKENIZER = "tokenizer.json"
 
 
 class MiniMlp(nn.Module):
@@ -77,23 +79,24 @@ class MlpClassifier:
         result: Probabilities = torch.cat(logits).double().softmax(1).numpy().astype(np.float64)
         return result
 
-    def save(self, folder: Path, *, tokenizer_file: Path) -> None:
+    def save(self, folder: Path, *, base: Path) -> None:
         """Write router.safetensors and router.json."""
         save_file(self.model.state_dict(), folder / "router.safetensors")
         card = {
             "kind": "mlp",
             "labels": list(self.labels),
-            "tokenizer": _sha256(tokenizer_file),
+            "base_fingerprint": read_base_card(base).fingerprint,
+            "tokenizer": _sha256(base / _TOKENIZER),
             "max_tokens": self.max_tokens,
         }
         write_json(folder / "router.json", card)
 
     @classmethod
-    def load(cls, folder: Path, *, tokenizer_file: Path) -> "MlpClassifier":
+    def load(cls, folder: Path, *, base: Path) -> "MlpClassifier":
         """Read what `save` wrote; `RouterError` if the tokenizer is another one."""
         card = read_json(folder / "router.json")
-        if card["tokenizer"] != _sha256(tokenizer_file):
-            raise RouterError(f"{folder}: trained with another tokenizer than {tokenizer_file}")
+        if card["tokenizer"] != _sha256(base / _TOKENIZER):
+            raise RouterError(f"{folder}: trained with another tokenizer than {base / _TOKENIZER}")
         state = load_file(folder / "router.safetensors")
         vocabulary, embedding = state["embed.weight"].shape
         model = MiniMlp(
@@ -103,8 +106,16 @@ class MlpClassifier:
             num_labels=len(card["labels"]),
         )
         model.load_state_dict(state)
-        tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        tokenizer = read_tokenizer(base)
         return cls(model, tokenizer, tuple(card["labels"]), max_tokens=card["max_tokens"])
+
+
+def read_tokenizer(base: Path) -> Tokenizer:
+    """Read a base model's tokenizer, without the padding and truncation that it may be set to."""
+    tokenizer = Tokenizer.from_file(str(base / _TOKENIZER))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], *, max_tokens: int) -> list[list[int]]:
@@ -122,7 +133,9 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], *, max_tokens: int) -> li
 def bag(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Lay token lists one after another (T,), with the place where each begins (B,)."""
     starts = np.cumsum([0, *map(len, rows)])[:-1]
-    return torch.tensor([token for row in rows for token in row]), torch.from_numpy(starts)
+    return torch.tensor(
+        [token for row in rows for token in row], dtype=torch.long
+    ), torch.from_numpy(starts)
 
 
 def _sha256(file: Path) -> str:

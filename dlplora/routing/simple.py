@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from dlplora.records.base_card import read_base_card
 from dlplora.records.files import read_json, write_json
 from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.routing.base import Probabilities
@@ -83,7 +84,7 @@ class TfidfClassifier:
         result: Probabilities = softmax(features @ self.coefficients.T + self.intercepts, axis=1)
         return result
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, *, base: Path) -> None:
         """Write router.safetensors and router.json."""
         tensors = {
             "idf": self.idf,
@@ -91,7 +92,12 @@ class TfidfClassifier:
             "intercepts": self.intercepts,
         }
         save_file(tensors, folder / "router.safetensors")
-        card = {"kind": "tfidf", "labels": list(self.labels), "terms": list(self.terms)}
+        card = {
+            "kind": "tfidf",
+            "labels": list(self.labels),
+            "base_fingerprint": read_base_card(base).fingerprint,
+            "terms": list(self.terms),
+        }
         write_json(folder / "router.json", card)
 
     @classmethod
@@ -111,8 +117,11 @@ def fit_tfidf(
     vectoriser = _vectoriser(None, None)
     features = vectoriser.fit_transform(texts)
     labels = sorted(set(tasks))
-    model = LogisticRegression(C=regularisation, max_iter=1000).fit(features, tasks)
-    coefficients, intercepts = model.coef_, model.intercept_
+    if len(labels) == 1:  # nothing to tell apart
+        coefficients, intercepts = np.zeros((1, features.shape[1])), np.zeros(1)
+    else:
+        model = LogisticRegression(C=regularisation, max_iter=1000).fit(features, tasks)
+        coefficients, intercepts = model.coef_, model.intercept_
     if len(labels) == 2:  # scikit-learn keeps one row for two classes: p = sigmoid(x w)
         coefficients = np.concatenate([-coefficients, coefficients]) / 2
         intercepts = np.concatenate([-intercepts, intercepts]) / 2
@@ -120,7 +129,7 @@ def fit_tfidf(
         labels=tuple(labels),
         terms=tuple(vectoriser.get_feature_names_out()),
         idf=vectoriser.idf_,
-        coefficients=coefficients,
+        coefficients=np.ascontiguousarray(coefficients),  # safetensors keeps no strides
         intercepts=intercepts,
     )
 

@@ -94,6 +94,7 @@ def train_adapter(
         target_modules=list(params.target_modules),
         task_type="CAUSAL_LM",
     )
+    torch.manual_seed(seed)
     model = _with_lora(base, config)
     pairs, num_cut = encode_pairs(train, base.chat, max_tokens=params.max_tokens)
     held_out, _ = encode_pairs(validation, base.chat, max_tokens=params.max_tokens)

@@ -16,7 +16,7 @@ from dlplora.params import MlpRouter, TfidfRouter
 from dlplora.records.files import write_json, written_folder
 from dlplora.records.training import Curve, curve_to_json
 from dlplora.routing.base import Classifier, calibration_error
-from dlplora.routing.mlp import MiniMlp, MlpClassifier, bag, embedding_width, encode
+from dlplora.routing.mlp import MiniMlp, MlpClassifier, bag, embedding_width, encode, read_tokenizer
 from dlplora.routing.simple import fit_tfidf
 from dlplora.stage import progress
 from dlplora.training.loop import fit
@@ -59,25 +59,28 @@ def train_router(
     data: RouterData,
     params: MlpRouter | TfidfRouter,
     *,
-    tokenizer_file: Path,
+    base: Path,
     seed: int,
     title: str,
 ) -> TrainedRouter:
     """Train the kind of router that the params name."""
     if isinstance(params, MlpRouter):
-        return _train_mlp(data, params, tokenizer_file, seed, title)
+        return _train_mlp(data, params, base, seed, title)
     texts, tasks = [row.text for row in data.train], [row.task for row in data.train]
     classifier = fit_tfidf(texts, tasks, regularisation=params.regularisation)
     num_parameters = classifier.coefficients.size + classifier.intercepts.size
     return TrainedRouter(
-        classifier, classifier.save, measure(classifier, data.validation, num_parameters), None
+        classifier,
+        lambda folder: classifier.save(folder, base=base),
+        measure(classifier, data.validation, num_parameters),
+        None,
     )
 
 
 def _train_mlp(
-    data: RouterData, params: MlpRouter, tokenizer_file: Path, seed: int, title: str
+    data: RouterData, params: MlpRouter, base: Path, seed: int, title: str
 ) -> TrainedRouter:
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer = read_tokenizer(base)
     labels = tuple(sorted({row.task for row in data.train}))
     rows, targets = _encode(data.train, labels, tokenizer, params.max_tokens)
     held_out, held_out_targets = _encode(data.validation, labels, tokenizer, params.max_tokens)
@@ -88,6 +91,7 @@ def _train_mlp(
         hidden=params.hidden,
         num_labels=len(labels),
     )
+    torch.manual_seed(seed)
     model = MiniMlp(
         vocabulary=vocabulary, embedding=width, hidden=params.hidden, num_labels=len(labels)
     )
@@ -120,7 +124,7 @@ def _train_mlp(
     classifier = MlpClassifier(model, tokenizer, labels, max_tokens=params.max_tokens)
     return TrainedRouter(
         classifier,
-        lambda folder: classifier.save(folder, tokenizer_file=tokenizer_file),
+        lambda folder: classifier.save(folder, base=base),
         measure(classifier, data.validation, num_parameters),
         curve,
     )

@@ -243,9 +243,9 @@ BAD_CHOICES: list[tuple[object, str]] = [
         "has the options ['red'], expected at least two, all different",
     ),
     ({"Q": "up", "A": "red", "options": []}, "has an empty list as 'options'"),
-    ({"Q": "up", "A": "red", "options": ["red", 3]}, "has a number as 'options', expected a strin"),
+    ({"Q": "up", "A": "red", "options": ["red", 3]}, "has a number as 'options', expected a"),
     ({"Q": "up", "A": "red", "options": ["red", ""]}, "has an empty 'options'"),
-    ({"Q": "up", "A": "red", "options": {"red": 1}}, "has an object as 'options', expected a stri"),
+    ({"Q": "up", "A": "red", "options": {"red": 1}}, "has an object as 'options', expected a"),
     ({"Q": "up", "options": OPTIONS}, "has no 'A' (keys: Q, options)"),
 ]
 BAD = [(bad, text, opposites) for bad, text in BAD_ITEMS]

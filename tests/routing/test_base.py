@@ -204,5 +204,13 @@ def test_gaps_within_a_bin_cancel_and_gaps_across_bins_do_not() -> None:
     assert two_bins == pytest.approx((0.5 + 0.9) / 2)
 
 
+def test_there_are_15_bins() -> None:
+    apart = calibration_error(np.array([0.61, 0.69]), np.array([True, False]))
+    together = calibration_error(np.array([0.69, 0.71]), np.array([True, False]))
+
+    assert apart == pytest.approx((0.39 + 0.69) / 2)  # 10/15 lies between
+    assert together == pytest.approx(0.70 - 0.50)  # both lie between 10/15 and 11/15
+
+
 def test_confidence_1_that_is_always_right_has_no_calibration_error() -> None:
     assert calibration_error(np.ones(7), np.ones(7, dtype=bool)) == 0

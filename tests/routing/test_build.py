@@ -13,7 +13,7 @@ from dlplora.routing.base import ClassifierRouter
 from dlplora.routing.build import build_router, load_classifier
 from dlplora.routing.mlp import MiniMlp, MlpClassifier
 from dlplora.routing.simple import RandomRouter, UniformRouter, fit_tfidf
-from tests.tiny import tiny_tokenizer
+from tests.tiny import write_tiny_tokenizer
 
 TASKS = ["opposite", "colour"]
 TEXTS = ["what is the opposite of up", "the opposite of hot", "which colour : one", "a colour"]
@@ -21,11 +21,7 @@ TEXTS = ["what is the opposite of up", "the opposite of hot", "which colour : on
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """A base model's folder, as far as routers look at it."""
-    folder = tmp_path / "base"
-    folder.mkdir()
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return write_tiny_tokenizer(tmp_path / "base")
 
 
 @pytest.fixture
@@ -33,7 +29,7 @@ def tfidf(tmp_path: Path) -> Path:
     folder = tmp_path / "tfidf"
     folder.mkdir()
     labels = ["opposite", "opposite", "colour", "colour"]
-    fit_tfidf(TEXTS, labels, regularisation=10.0).save(folder)
+    fit_tfidf(TEXTS, labels, regularisation=10.0).save(folder, base=base)
     return folder
 
 
@@ -46,7 +42,7 @@ def mlp(tmp_path: Path, base: Path) -> Path:
     model = MiniMlp(vocabulary=tokenizer.get_vocab_size(), embedding=4, hidden=5, num_labels=2)
     labels = ("colour", "opposite")
     classifier = MlpClassifier(model, tokenizer, labels, max_tokens=8)
-    classifier.save(folder, tokenizer_file=base / "tokenizer.json")
+    classifier.save(folder, base=base)
     return folder
 
 

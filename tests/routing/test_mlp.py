@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from dlplora.errors import ParamsError, RouterError
 from dlplora.routing.mlp import MiniMlp, MlpClassifier, bag, embedding_width, encode
-from tests.tiny import tiny_tokenizer
+from tests.tiny import tiny_tokenizer, write_tiny_tokenizer
 
 LABELS = ("colour", "opposite", "sum")
 TEXTS = [
@@ -35,9 +35,7 @@ def size_of(*, vocabulary: int, embedding: int, hidden: int, num_labels: int) ->
 
 @pytest.fixture
 def tokenizer_file(tmp_path: Path) -> Path:
-    path = tmp_path / "tokenizer.json"
-    tiny_tokenizer().backend_tokenizer.save(str(path))
-    return path
+    return write_tiny_tokenizer(tmp_path / "base") / "tokenizer.json"
 
 
 @pytest.fixture
@@ -161,9 +159,9 @@ def test_a_saved_router_gives_the_same_probabilities(
 ) -> None:
     folder = tmp_path / "router"
     folder.mkdir()
-    classifier.save(folder, tokenizer_file=tokenizer_file)
+    classifier.save(folder, base=tokenizer_file.parent)
 
-    loaded = MlpClassifier.load(folder, tokenizer_file=tokenizer_file)
+    loaded = MlpClassifier.load(folder, base=tokenizer_file.parent)
 
     assert loaded.labels == LABELS
     assert loaded.max_tokens == 9
@@ -175,7 +173,7 @@ def test_router_json_names_kind_labels_and_tokenizer_and_nothing_is_pickled(
 ) -> None:
     folder = tmp_path / "router"
     folder.mkdir()
-    classifier.save(folder, tokenizer_file=tokenizer_file)
+    classifier.save(folder, base=tokenizer_file.parent)
 
     card = json.loads((folder / "router.json").read_text(encoding="utf-8"))
     assert card["kind"] == "mlp"
@@ -190,15 +188,14 @@ def test_another_tokenizer_file_is_refused(
 ) -> None:
     folder = tmp_path / "router"
     folder.mkdir()
-    classifier.save(folder, tokenizer_file=tokenizer_file)
+    classifier.save(folder, base=tokenizer_file.parent)
     values = json.loads(tokenizer_file.read_text(encoding="utf-8"))
     vocabulary = values["model"]["vocab"]
     vocabulary["up"], vocabulary["down"] = vocabulary["down"], vocabulary["up"]
-    other = tmp_path / "other.json"
-    other.write_text(json.dumps(values), encoding="utf-8")
+    other = write_tiny_tokenizer(tmp_path / "other", Tokenizer.from_str(json.dumps(values)))
 
-    with pytest.raises(RouterError, match=r"another tokenizer than .*other\.json"):
-        MlpClassifier.load(folder, tokenizer_file=other)
+    with pytest.raises(RouterError, match=r"another tokenizer than .*other/tokenizer\.json"):
+        MlpClassifier.load(folder, base=other)
 
 
 def test_a_tokenizer_file_that_pads_or_cuts_does_not_change_what_a_text_gets(
@@ -207,13 +204,12 @@ def test_a_tokenizer_file_that_pads_or_cuts_does_not_change_what_a_text_gets(
     tokenizer = tiny_tokenizer().backend_tokenizer
     tokenizer.enable_padding(pad_id=1, pad_token="<pad>")
     tokenizer.enable_truncation(max_length=4)
-    file = tmp_path / "tokenizer.json"
-    tokenizer.save(str(file))
+    file = write_tiny_tokenizer(tmp_path / "base", tokenizer) / "tokenizer.json"
     folder = tmp_path / "router"
     folder.mkdir()
-    make_classifier(file).save(folder, tokenizer_file=file)
+    make_classifier(file).save(folder, base=file.parent)
 
-    loaded = MlpClassifier.load(folder, tokenizer_file=file)
+    loaded = MlpClassifier.load(folder, base=file.parent)
 
     alone = np.concatenate([loaded.probabilities([text]) for text in TEXTS])
     np.testing.assert_allclose(loaded.probabilities(TEXTS), alone, atol=1e-6)

@@ -17,6 +17,7 @@ from dlplora.routing.simple import (
     UniformRouter,
     fit_tfidf,
 )
+from tests.tiny import write_tiny_tokenizer
 
 TEXTS = {
     "colour": ["Which colour is the sky?", "what colour: red, green or blue?", "Name a colour!"],
@@ -103,7 +104,7 @@ def test_a_saved_tfidf_router_gives_the_same_probabilities(
 ) -> None:
     texts, labels = _rows(tasks)
     classifier = fit_tfidf(texts, labels, regularisation=10.0)
-    classifier.save(tmp_path)
+    classifier.save(tmp_path, base=write_tiny_tokenizer(tmp_path / "base"))
 
     loaded = TfidfClassifier.load(tmp_path)
 

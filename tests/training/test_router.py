@@ -14,7 +14,7 @@ from dlplora.params import MlpRouter, TfidfRouter
 from dlplora.routing.base import Probabilities
 from dlplora.routing.mlp import MlpClassifier
 from dlplora.training.router import TrainedRouter, measure, train_router
-from tests.tiny import tiny_tokenizer
+from tests.tiny import write_tiny_tokenizer
 
 MLP = MlpRouter(
     kind="mlp",
@@ -49,10 +49,8 @@ DATA = RouterData(train=texts(32, seed=1), validation=texts(10, seed=2), composi
 
 
 @pytest.fixture(scope="module")
-def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("base") / "tokenizer.json"
-    tiny_tokenizer().backend_tokenizer.save(str(path))
-    return path
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_tokenizer(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module", params=[MLP, TFIDF], ids=lambda params: params.kind)
@@ -63,13 +61,13 @@ def params(request: pytest.FixtureRequest) -> MlpRouter | TfidfRouter:
 
 
 @pytest.fixture(scope="module")
-def router(params: MlpRouter | TfidfRouter, tokenizer_file: Path) -> TrainedRouter:
+def router(params: MlpRouter | TfidfRouter, base: Path) -> TrainedRouter:
     """A router of each kind, trained with seed 0."""
-    return trained(params, tokenizer_file, seed=0)
+    return trained(params, base, seed=0)
 
 
-def trained(params: MlpRouter | TfidfRouter, tokenizer_file: Path, *, seed: int) -> TrainedRouter:
-    return train_router(DATA, params, tokenizer_file=tokenizer_file, seed=seed, title="router")
+def trained(params: MlpRouter | TfidfRouter, base: Path, *, seed: int) -> TrainedRouter:
+    return train_router(DATA, params, base=base, seed=seed, title="router")
 
 
 def test_separable_tasks_are_told_apart_on_held_out_texts(router: TrainedRouter) -> None:
@@ -81,22 +79,22 @@ def test_separable_tasks_are_told_apart_on_held_out_texts(router: TrainedRouter)
 
 
 def test_the_same_seed_gives_the_same_bytes_whatever_was_drawn_before(
-    params: MlpRouter | TfidfRouter, router: TrainedRouter, tokenizer_file: Path, tmp_path: Path
+    params: MlpRouter | TfidfRouter, router: TrainedRouter, base: Path, tmp_path: Path
 ) -> None:
     router.save(tmp_path / "first")
     torch.rand(3)
-    trained(params, tokenizer_file, seed=0).save(tmp_path / "second")
+    trained(params, base, seed=0).save(tmp_path / "second")
 
     for file in ("router.safetensors", "router.json", "training.json"):
         first, second = (tmp_path / name / file for name in ("first", "second"))
         assert first.read_bytes() == second.read_bytes(), file
 
 
-def test_another_seed_gives_another_mlp(tokenizer_file: Path) -> None:
+def test_another_seed_gives_another_mlp(base: Path) -> None:
     state = torch.random.get_rng_state()
-    first = trained(MLP, tokenizer_file, seed=0)
+    first = trained(MLP, base, seed=0)
     torch.random.set_rng_state(state)
-    second = trained(MLP, tokenizer_file, seed=1)
+    second = trained(MLP, base, seed=1)
 
     texts = [row.text for row in DATA.validation]
     probabilities = [each.classifier.probabilities(texts) for each in (first, second)]
