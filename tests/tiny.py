@@ -22,70 +22,12 @@ from dlplora.data.prompts import ChatFormat
 from dlplora.models import Base
 from dlplora.records.base_card import BaseCard, write_base_card
 
-WORDS = [
-    *[
-        "what",
-        "is",
-        "the",
-        "colour",
-        "opposite",
-        "of",
-        "sum",
-        "word",
-        "say",
-        "a",
-        "b",
-        "c",
-        "d",
-        "e",
-        "f",
-        "g",
-        "red",
-        "green",
-        "blue",
-        "grey",
-        "up",
-        "down",
-    ],
-    *[
-        "left",
-        "right",
-        "hot",
-        "cold",
-        "big",
-        "small",
-        "yes",
-        "no",
-        "one",
-        "two",
-        "three",
-        "four",
-        "five",
-        "six",
-        "seven",
-        "eight",
-        "nine",
-    ],
-    *[
-        "ten",
-        "plus",
-        "minus",
-        "which",
-        "user",
-        "assistant",
-        "system",
-        "?",
-        "!",
-        ".",
-        ",",
-        ":",
-        ";",
-        "(",
-        ")",
-        "/",
-        "-",
-    ],
-]
+_TEXT = (
+    "what is the colour opposite of sum word say a b c d e f g red green blue grey up down left "
+    "right hot cold big small yes no one two three four five six seven eight nine ten plus minus "
+    "which user assistant system ? ! . , : ; ( ) / -"
+)
+WORDS = _TEXT.split()
 SPECIAL = ["<unk>", "<pad>", "<end>", "<turn>"]
 TEMPLATE = (
     "{% for message in messages %}<turn> {{ message['role'] }} : {{ message['content'] }} <end> "

@@ -25,7 +25,7 @@ def base(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tfidf(tmp_path: Path) -> Path:
+def tfidf(tmp_path: Path, base: Path) -> Path:
     folder = tmp_path / "tfidf"
     folder.mkdir()
     labels = ["opposite", "opposite", "colour", "colour"]
@@ -96,7 +96,7 @@ def test_top_p_keeps_both_tasks_when_it_must_reach_all(tfidf: Path, base: Path) 
 
 
 @pytest.mark.parametrize(
-    "tasks", [["colour"], ["colour", "opposite", "sum"], ["colour", "oposite"]]
+    "tasks", [["colour"], ["colour", "opposite", "sum"], ["colour", "contrary"]]
 )
 @pytest.mark.parametrize("kind", ["tfidf", "mlp"])
 def test_a_router_of_other_tasks_than_the_pool_is_refused(
