@@ -14,8 +14,8 @@ help:           ## List the targets
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --progress-bar on -q -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m dlplora.cli propose-runtime
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m dlplora.cli check-runtime
 	@touch $@
 
 env: $(VENV)/installed  ## Make the environment with pinned dependencies

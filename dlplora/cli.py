@@ -3,12 +3,12 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from dlplora.errors import DlpLoraError
-from dlplora.params import Primary
+from dlplora.params import Keys, Primary
 from dlplora.stage import fail
 
 app = typer.Typer(
@@ -21,10 +21,29 @@ app = typer.Typer(
 )
 
 
+KeysOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="Q,A[,OPTIONS]",
+        help="What the fields are called, such as frage,antwort; found if not given.",
+    ),
+]
+
+
+def _keys(names: str | None) -> Keys | Literal["auto"]:
+    if names is None:
+        return "auto"
+    question, *rest = names.split(",")
+    if not 1 <= len(rest) <= 2:
+        raise typer.BadParameter(f"--keys {names}: expected Q,A or Q,A,OPTIONS")
+    return Keys(question=question, answer=rest[0], options=rest[1] if len(rest) == 2 else None)
+
+
 @app.command()
 def validate(
     files: Annotated[list[Path], typer.Argument(help="JSON files of questions and answers.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the problems as JSON.")] = False,
+    keys: KeysOption = None,
 ) -> None:
     """List every problem of raw files at once.
 
@@ -36,7 +55,7 @@ def validate(
     unreadable = {}
     for file in files:
         try:
-            found[str(file)] = [asdict(row) for row in validate_file(file, keys="auto")]
+            found[str(file)] = [asdict(row) for row in validate_file(file, keys=_keys(keys))]
         except DlpLoraError as error:
             unreadable[str(file)] = str(error)
     if as_json:
@@ -67,6 +86,10 @@ def add_task(
             min=1, help="Longest answer to generate; from the training answers if not given."
         ),
     ] = None,
+    keys: KeysOption = None,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave bad items out instead of refusing.")
+    ] = False,
 ) -> None:
     """Add a task of your own: copy FILE to data/raw/NAME and list it in params.yaml.
 
@@ -75,7 +98,15 @@ def add_task(
     from dlplora.project import Project
     from dlplora.project import add_task as add
 
-    ingested = add(Project(Path()), name, file, primary=primary, max_new_tokens=max_new_tokens)
+    ingested = add(
+        Project(Path()),
+        name,
+        file,
+        primary=primary,
+        max_new_tokens=max_new_tokens,
+        keys=_keys(keys),
+        on_bad_row="skip" if skip_bad_rows else "refuse",
+    )
     sizes = ", ".join(f"{size.kept} {split}" for split, size in ingested.findings.splits.items())
     typer.echo(f"added {name}: {sizes}; run `make repro` to train and compare")
 
@@ -124,14 +155,18 @@ def use_suite(
 
 
 @app.command()
-def propose_runtime() -> None:
-    """Write the dtype and threads that suit this processor into params.yaml."""
-    from dlplora.project import Project, set_runtime
-    from dlplora.runtime import proposed_runtime
+def check_runtime() -> None:
+    """Set runtime.dtype to float32 if this processor has no instructions for the one there is."""
+    from dlplora.params import load_params
+    from dlplora.project import Project, set_dtype
+    from dlplora.runtime import is_supported
 
-    runtime = proposed_runtime()
-    verb = "now has" if set_runtime(Project(Path()), runtime) else "keeps"
-    typer.echo(f"params.yaml {verb} runtime: {runtime.dtype}, {runtime.threads} threads")
+    runtime = load_params().runtime
+    if is_supported(runtime.dtype):
+        typer.echo(f"runtime: {runtime.dtype}, {runtime.threads} threads")
+        return
+    set_dtype(Project(Path()), "float32")
+    typer.echo(f"runtime.dtype is now float32: this processor has no {runtime.dtype} instructions")
 
 
 def main() -> None:

@@ -18,12 +18,16 @@ from dlplora.params import ModelFolder, PackageGguf
 from dlplora.records.base_card import BaseCard, write_base_card
 from dlplora.records.files import written_folder
 from dlplora.runtime import Place
+from dlplora.stage import Advance
 
 
 def make_base(
-    params: PackageGguf | ModelFolder, *, place: Place, downloads: Path, out: Path
+    params: PackageGguf | ModelFolder, *, place: Place, downloads: Path, out: Path, advance: Advance
 ) -> None:
-    """Write the base model as safetensors in the place's dtype, with tokenizer and card."""
+    """Write the base model as safetensors in the place's dtype, with tokenizer and card.
+
+    `advance` is called twice: when the model is loaded and when it is written.
+    """
     quiet_transformers()
     with written_folder(out) as aside:
         if isinstance(params, PackageGguf):
@@ -39,9 +43,11 @@ def make_base(
         else:
             tokenizer, model = _load_folder(Path(params.path), params.sha256, place.dtype)
             fingerprint, identity = params.sha256, Path(params.path).name
+        advance(done="loaded")
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         write_base_card(aside, BaseCard(identity, fingerprint, params.system_prompt))
+        advance(done="written")
 
 
 def _load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:

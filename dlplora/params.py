@@ -63,14 +63,17 @@ class Runtime(Section):
 
 
 class PackageGguf(Section):
-    """A base model in a GGUF file of a package, pinned by the hash of its wheel."""
+    """A base model in a GGUF file of a package, pinned by the hash of its wheel.
+
+    A `system_prompt` of null leaves the system turn out, for templates that know none.
+    """
 
     kind: Literal["package_gguf"]
     name: str
     version: str
     sha256: Sha256
     file: str
-    system_prompt: str
+    system_prompt: str | None
 
 
 class ModelFolder(Section):
@@ -79,7 +82,7 @@ class ModelFolder(Section):
     kind: Literal["folder"]
     path: str
     sha256: Sha256
-    system_prompt: str
+    system_prompt: str | None
 
 
 class BigbenchPackage(Section):
@@ -193,7 +196,6 @@ class Evaluation(Section):
 
     batch_size: Count
     max_prompt_tokens: Count
-    generation: Literal["greedy"]
 
 
 Model = Annotated[PackageGguf | ModelFolder, Field(discriminator="kind")]
@@ -233,7 +235,10 @@ def named(section: dict[str, T], name: str, title: str) -> T:
 
 def parse_params(values: object, source: str) -> Params:
     """Check parsed YAML against the sections; `source` names the file in errors."""
-    return _checked(lambda: Params.model_validate(values), source)
+    params = _checked(lambda: Params.model_validate(values), source)
+    if uneven := set(params.tasks) ^ set(params.adapters):
+        raise ParamsError(f"{source}: {choices(uneven)}: expected in both tasks and adapters")
+    return params
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:

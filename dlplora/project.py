@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from io import StringIO
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from ruamel.yaml import YAML
@@ -20,7 +20,7 @@ from ruamel.yaml.comments import CommentedMap
 
 from dlplora.data.ingest import Ingested, ingest, raw_file
 from dlplora.errors import DataError, ParamsError, choices
-from dlplora.params import Primary, Runtime, Splits, is_identifier, load_params, parse_params
+from dlplora.params import Keys, Primary, Splits, is_identifier, load_params, parse_params
 from dlplora.records.files import written_aside
 
 _RAW = Path("data/raw")
@@ -52,7 +52,14 @@ class Project:
 
 
 def add_task(
-    project: Project, name: str, file: Path, *, primary: Primary | None, max_new_tokens: int | None
+    project: Project,
+    name: str,
+    file: Path,
+    *,
+    primary: Primary | None = None,
+    max_new_tokens: int | None = None,
+    keys: Literal["auto"] | Keys = "auto",
+    on_bad_row: Literal["refuse", "skip"] = "refuse",
 ) -> Ingested:
     """Copy a file into the project as a new task, track it by DVC and list it in params.yaml.
 
@@ -64,11 +71,11 @@ def add_task(
     file = raw_file(file)
     _check_new_name(project, params, name, file)
     splits = Splits.model_validate(params["splits"])
-    ingested = ingest(file, name, keys="auto", on_bad_row="refuse", splits=splits)
+    ingested = ingest(file, name, keys=keys, on_bad_row=on_bad_row, splits=splits)
     task = CommentedMap(
         raw=str(_RAW / name),
-        keys="auto",
-        on_bad_row="refuse",
+        keys=keys if keys == "auto" else keys.model_dump(),
+        on_bad_row=on_bad_row,
         primary=primary or _fitting_metric(ingested),
         max_new_tokens=answer_limit(_longest_answer(project, ingested))
         if max_new_tokens is None
@@ -140,8 +147,10 @@ def remove_task(project: Project, name: str) -> list[Path]:
         raise ParamsError(f"params.yaml: {name} is the only task; add another one first")
     _drop(params["tasks"], name)
     _drop(params["adapters"], name)
-    for source in params["sources"].values():
-        _drop(source["members"], name)
+    for source in list(params["sources"]):
+        _drop(params["sources"][source]["members"], name)
+        if not params["sources"][source]["members"]:
+            _drop(params["sources"], source)
     project.write(_dump(params))
     (project.root / _RAW / f"{name}.dvc").unlink(missing_ok=True)
     return prune(project)
@@ -267,15 +276,11 @@ def _header(project: Project, sections: list[str]) -> str:
     return "".join(lines[:first])
 
 
-def set_runtime(project: Project, runtime: Runtime) -> bool:
-    """Write dtype and threads into params.yaml; return whether that changed anything."""
+def set_dtype(project: Project, dtype: str) -> None:
+    """Write the number format into params.yaml."""
     params = project.read()
-    wanted = runtime.model_dump()
-    if _plain(params["runtime"]) == wanted:
-        return False
-    params["runtime"].update(wanted)
+    params["runtime"]["dtype"] = dtype
     project.write(_dump(params))
-    return True
 
 
 def _dvc(project: Project, *words: str) -> None:

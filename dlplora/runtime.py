@@ -1,6 +1,5 @@
 """Where and in which number format tensors live: the one place that decides device and dtype."""
 
-import os
 import platform
 import random
 import subprocess
@@ -33,13 +32,16 @@ def set_up(runtime: Runtime, *, seed: int) -> Place:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 – libraries draw from it
     torch.manual_seed(seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if runtime.dtype == "bfloat16" and not has_bfloat16(device):
+    if not is_supported(runtime.dtype):
         raise ParamsError(
-            "params.yaml: runtime.dtype is bfloat16, for which this processor has no "
-            "instructions; expected float32"
+            f"params.yaml: runtime.dtype is {runtime.dtype}, for which this processor has no "
+            f"instructions; expected float32"
         )
-    return Place(device, getattr(torch, runtime.dtype))
+    return Place(_device(), getattr(torch, runtime.dtype))
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -53,10 +55,6 @@ def has_bfloat16(device: torch.device) -> bool:
     return cpuinfo.exists() and not _BFLOAT16_FLAGS.isdisjoint(cpuinfo.read_text().split())
 
 
-def proposed_runtime() -> Runtime:
-    """Return the runtime that suits this machine: bfloat16 where it is fast, two threads.
-
-    Two threads, because another number gives other bytes, and small models gain little more.
-    """
-    fast = has_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    return Runtime(dtype="bfloat16" if fast else "float32", threads=min(2, os.cpu_count() or 1))
+def is_supported(dtype: str) -> bool:
+    """Tell whether this machine has instructions for a dtype; float32 it always has."""
+    return dtype == "float32" or has_bfloat16(_device())

@@ -5,7 +5,7 @@ from pathlib import Path
 from dlplora.conversion import make_base
 from dlplora.params import load_params
 from dlplora.runtime import set_up
-from dlplora.stage import run, write_timing
+from dlplora.stage import progress, run, write_timing
 
 DOWNLOADS = Path(".scratch/downloads")
 
@@ -14,7 +14,8 @@ def main(out: Path, timing: Path) -> None:
     """Write the base model, its tokenizer and its card to OUT."""
     params = load_params()
     place = set_up(params.runtime, seed=params.seed)
-    make_base(params.base_model, place=place, downloads=DOWNLOADS, out=out)
+    with progress("base_model: convert", total=2) as advance:
+        make_base(params.base_model, place=place, downloads=DOWNLOADS, out=out, advance=advance)
     write_timing(timing)
 
 

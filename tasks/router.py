@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dlplora.data.balance import read_router_data
+from dlplora.data.balance import read_labelled
 from dlplora.params import load_params, named
 from dlplora.runtime import set_up
 from dlplora.stage import run, write_timing
@@ -14,7 +14,8 @@ def main(name: str, router_data: Path, base: Path, out: Path, timing: Path) -> N
     params = load_params()
     set_up(params.runtime, seed=params.seed)
     trained = train_router(
-        read_router_data(router_data),
+        read_labelled(router_data / "train.parquet"),
+        read_labelled(router_data / "validation.parquet"),
         named(params.routers, name, "routers"),
         base=base,
         seed=params.seed,

@@ -15,7 +15,7 @@ import yaml
 
 from dlplora import cli
 from dlplora import project as project_module
-from dlplora.runtime import proposed_runtime
+from dlplora.runtime import is_supported
 from tests.tiny import choices, opposites, write_raw
 
 ROOT = Path(__file__).parent.parent
@@ -170,7 +170,7 @@ def test_no_words_at_all_show_the_help(run: Run) -> None:
         ["remove-task", "mine"],
         ["prune"],
         ["use-suite", "smoke"],
-        ["propose-runtime"],
+        ["check-runtime"],
     ],
 )
 def test_outside_a_project_a_mistake_is_one_line(run: Run, words: list[str]) -> None:
@@ -205,7 +205,7 @@ def test_a_mistake_in_a_project_is_one_line_and_changes_nothing(
 @pytest.mark.usefixtures("project")
 def test_broken_parameters_are_one_line(run: Run) -> None:
     Path("params.yaml").write_text("seed: [0\n", encoding="utf-8")
-    for words in (["prune"], ["use-suite", "smoke"], ["remove-task", "x"], ["propose-runtime"]):
+    for words in (["prune"], ["use-suite", "smoke"], ["remove-task", "x"], ["check-runtime"]):
         assert _mistake(run(*words)).startswith("params.yaml: ")
 
 
@@ -250,16 +250,18 @@ def test_edits_are_only_lost_by_force(run: Run, project: Path) -> None:
     assert yaml.safe_load((project / "params.yaml").read_text())["adapter"]["rank"] == 8
 
 
-def test_the_runtime_of_this_machine_is_written_once(run: Run, project: Path) -> None:
-    runtime = proposed_runtime()
-    text = (project / "params.yaml").read_text(encoding="utf-8")
-    other = re.sub(r"runtime: \{.*?\}", "runtime: {dtype: float32, threads: 63}", text)
-    (project / "params.yaml").write_text(other, encoding="utf-8")
-    told = f"runtime: {runtime.dtype}, {runtime.threads} threads\n"
-    assert run("propose-runtime") == (0, f"params.yaml now has {told}", "")
+def test_a_dtype_of_this_processor_stays_and_any_other_becomes_float32(
+    run: Run, project: Path
+) -> None:
+    dtype = "bfloat16" if is_supported("bfloat16") else "float32"
+    text = (project / "params.yaml").read_text()
+    mine = re.sub(r"runtime: \{.*?\}", "runtime: {dtype: bfloat16, threads: 63}", text)
+    (project / "params.yaml").write_text(mine)
+    code, out, _ = run("check-runtime")
+    assert (code, out.count("\n")) == (0, 1)
     values = yaml.safe_load((project / "params.yaml").read_text())
-    assert values["runtime"] == runtime.model_dump()
-    assert run("propose-runtime") == (0, f"params.yaml keeps {told}", "")
+    assert values["runtime"] == {"dtype": dtype, "threads": 63}
+    assert run("check-runtime") == (0, f"runtime: {dtype}, 63 threads\n", "")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -36,6 +36,22 @@ def test_deps_are_every_module_that_the_stage_imports(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STAGES)
+def test_deps_hold_the_templates_beside_the_modules_of_a_stage(name: str) -> None:
+    folders = {str(Path(dep).parent) for dep in STAGES[name]["deps"] if dep.endswith(".py")}
+    wanted = {
+        str(path.relative_to(ROOT))
+        for folder in folders
+        for path in (ROOT / folder).iterdir()
+        if path.is_file() and path.suffix != ".py"
+    }
+    assert wanted == {
+        dep
+        for dep in STAGES[name]["deps"]
+        if dep.startswith(("dlplora/", "tasks/")) and not dep.endswith(".py")
+    }
+
+
+@pytest.mark.parametrize("name", STAGES)
 def test_a_stage_runs_the_file_of_its_name_on_known_params(name: str) -> None:
     assert STAGES[name]["cmd"].startswith(f"python -m tasks.{name} ")
     assert {param.split(".")[0] for param in STAGES[name]["params"]} <= set(Params.model_fields)

@@ -17,14 +17,14 @@ import yaml
 from dlplora import project as project_module
 from dlplora.data.ingest import ingest
 from dlplora.errors import DataError, DlpLoraError, ParamsError
-from dlplora.params import Runtime, Splits, load_params
+from dlplora.params import Splits, load_params
 from dlplora.project import (
     Project,
     add_task,
     answer_limit,
     prune,
     remove_task,
-    set_runtime,
+    set_dtype,
     suite_names,
     use_suite,
 )
@@ -582,18 +582,11 @@ def test_a_header_section_below_the_suite_is_not_lost(project: Project) -> None:
     assert _tree(project) == before
 
 
-def test_the_runtime_is_written_only_if_it_differs(project: Project) -> None:
-    values, text = _values(project), project.params_file.read_text(encoding="utf-8")
-    now = Runtime.model_validate(values["runtime"])
-    assert not set_runtime(project, now)
-    assert project.params_file.read_text(encoding="utf-8") == text
-    wanted = Runtime(dtype="float32", threads=now.threads + 1)
-    assert set_runtime(project, wanted)
-    assert _values(project) == values | {"runtime": wanted.model_dump()}
-    after = project.params_file.read_text(encoding="utf-8")
-    assert _comments(after) == _comments(text)
-    assert set_runtime(project, now)
-    assert project.params_file.read_text(encoding="utf-8") == text
+def test_a_dtype_is_written_and_nothing_else(project: Project) -> None:
+    values = _values(project)
+    set_dtype(project, "float32")
+    runtime = values["runtime"] | {"dtype": "float32"}
+    assert _values(project) == values | {"runtime": runtime}
 
 
 def test_an_edit_that_would_break_the_parameters_is_refused(project: Project) -> None:

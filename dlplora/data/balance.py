@@ -38,7 +38,7 @@ class Composite:
 
 @dataclass(frozen=True)
 class RouterData:
-    """What routers learn from and are stopped by."""
+    """What routers learn from and are stopped by, and composites of several tasks."""
 
     train: list[Labelled]
     validation: list[Labelled]
@@ -120,14 +120,14 @@ def write_router_data(folder: Path, data: RouterData) -> None:
         write_table(aside / "composites.parquet", rows, _COMPOSITES)
 
 
-def read_router_data(folder: Path) -> RouterData:
-    """Read what `write_router_data` wrote."""
-    train, validation = (
-        [Labelled(**row) for row in read_table(folder / f"{split}.parquet")]
-        for split in ("train", "validation")
-    )
-    composites = [
+def read_labelled(file: Path) -> list[Labelled]:
+    """Read the train or validation file of router data."""
+    return [Labelled(**row) for row in read_table(file)]
+
+
+def read_composites(file: Path) -> list[Composite]:
+    """Read the composites of router data."""
+    return [
         Composite(row["text"], tuple(row["questions"]), tuple(row["answers"]), tuple(row["tasks"]))
-        for row in read_table(folder / "composites.parquet")
+        for row in read_table(file)
     ]
-    return RouterData(train, validation, composites)

@@ -43,20 +43,20 @@ def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> Padded:
 
 
 def batch_order(lengths: Sequence[int], batch_size: int, *, seed: int) -> Iterator[list[int]]:
-    """Yield batches of row numbers for ever, all rows once an epoch, like lengths together.
+    """Yield batches of row numbers for ever, like lengths together.
 
-    Each epoch shuffles the rows, sorts windows of a few batches by length, cuts them, and
-    shuffles the batches; an incomplete batch at its end is filled from the next epoch.
+    Each epoch shuffles the rows, leaves out those that fill no batch, sorts windows of a few
+    batches by length – equal lengths stay shuffled – cuts them, and shuffles the batches. Fewer
+    rows than `batch_size` make one batch.
     """
     rng = np.random.default_rng(seed)
-    waiting: list[int] = []
-    window = _WINDOW_BATCHES * batch_size
+    size = min(batch_size, len(lengths))
     while True:
-        while len(waiting) < window:
-            waiting += rng.permutation(len(lengths)).tolist()
-        rows = sorted(waiting[:window], key=lambda row: (lengths[row], row))
-        waiting = waiting[window:]
-        batches = [rows[start : start + batch_size] for start in range(0, window, batch_size)]
+        rows = rng.permutation(len(lengths))[: len(lengths) // size * size].tolist()
+        batches = []
+        for start in range(0, len(rows), _WINDOW_BATCHES * size):
+            part = sorted(rows[start : start + _WINDOW_BATCHES * size], key=lengths.__getitem__)
+            batches += [part[at : at + size] for at in range(0, len(part), size)]
         for number in rng.permutation(len(batches)):
             yield batches[number]
 

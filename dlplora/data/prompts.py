@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from jinja2 import TemplateError
+
 from dlplora.errors import ModelError
 
 if TYPE_CHECKING:
@@ -24,10 +26,11 @@ class ChatFormat:
     """How one base model is asked and how it ends its answers.
 
     A tokenizer without a chat template is given the question alone. `system` is the explicit
-    system turn, which may be empty: a template's own default would cost tokens in each prompt.
+    system turn; it may be empty, as a template's own default would cost tokens in each prompt,
+    or None for templates that know no such turn.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", system: str) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", system: str | None) -> None:
         self.tokenizer = tokenizer
         self.system = system
 
@@ -56,10 +59,20 @@ class ChatFormat:
         return before, after
 
     def _render(self, question: str) -> str:
-        turns = [{"role": "system", "content": self.system}, {"role": "user", "content": question}]
-        return str(
-            self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        )
+        turns = [{"role": "user", "content": question}]
+        if self.system is not None:
+            turns.insert(0, {"role": "system", "content": self.system})
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    turns, add_generation_prompt=True, tokenize=False
+                )
+            )
+        except TemplateError as error:
+            raise ModelError(
+                f"the chat template refuses its turns: {error}; without a system turn "
+                f"(base_model.system_prompt: null) it may not"
+            ) from error
 
     def prompt(self, question: str, *, max_tokens: int) -> Prompt:
         """Render a question; if it is too long, cut its beginning but not the template."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dlplora.adapters import LoraPair
+from dlplora.errors import AdapterError
 
 
 class Mix:
@@ -70,6 +71,11 @@ class StackedLora(nn.Module):
         weights_BN = self.mix.get()
         if weights_BN is None:
             return y_BSO
+        if x_BSI.dim() != 3 or len(x_BSI) != len(weights_BN):
+            raise AdapterError(
+                f"a fused layer got an input {tuple(x_BSI.shape)} for the routes of "
+                f"{len(weights_BN)} prompts; expected (prompts, tokens, inputs)"
+            )
         mix_BP = (weights_BN[:, self.adapter_of_P] * self.scaling_P).to(x_BSI.dtype)
         hidden_BSP = (x_BSI @ self.down_PI.T) * mix_BP[:, None, :]
         return y_BSO + hidden_BSP @ self.up_OP.T

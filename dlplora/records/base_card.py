@@ -11,14 +11,14 @@ _FILE = "base.json"
 
 @dataclass(frozen=True)
 class BaseCard:
-    """Which model a base folder holds, and the system turn of its prompts.
+    """Which model a base folder holds, and the system turn of its prompts, if they have one.
 
     `fingerprint` is the hash of the weights that it was made from, whatever dtype it has now.
     """
 
     id: str
     fingerprint: str
-    system_prompt: str
+    system_prompt: str | None
 
 
 def write_base_card(folder: Path, card: BaseCard) -> None:

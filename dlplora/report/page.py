@@ -42,7 +42,7 @@ def _template(name: str, *, autoescape: bool) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["cell"] = _markdown_cell
+    environment.filters |= {"cell": _markdown_cell, "line": _markdown_line}
     return environment.get_template(name)
 
 
@@ -52,8 +52,13 @@ def _css() -> Markup:
 
 def _markdown_cell(cell: tables.Cell) -> str:
     text = f"**{cell.text}**" if cell.best else cell.text
-    text = f"{text} ({cell.note})" if cell.note else text
-    return text.replace("|", "\\|").replace("\n", " ")
+    return _markdown_line(f"{text} ({cell.note})" if cell.note else text)
+
+
+def _markdown_line(text: str) -> str:
+    """Keep any text within one line and one cell of a table, and from being read as HTML."""
+    escaped = " ".join(text.split()).replace("|", "\\|")
+    return escaped.replace("<", "&lt;")
 
 
 def _charts(inputs: Inputs) -> dict[str, Any]:
@@ -92,7 +97,7 @@ def _content(inputs: Inputs) -> Mapping[str, Any]:
         "systems": tables.systems_by_tasks(comparison),
         "metrics": tables.all_metrics(comparison, _headline(inputs)),
         "routing": tables.routed_systems(comparison),
-        "routers": tables.router_quality(comparison, inputs.routers),
+        "routers": tables.router_quality(inputs.routers),
         "findings": tables.data_findings(inputs.findings, inputs.trainings),
         "problems": {
             task: found.problems[:5] for task, found in inputs.findings.items() if found.problems

@@ -24,12 +24,6 @@ def to_svg(chart: Any) -> str:
     return svg
 
 
-def to_png(chart: Any) -> bytes:
-    """Draw a chart as a PNG picture of double size."""
-    png: bytes = vl_convert.vegalite_to_png(_styled(chart).to_dict(), scale=2)
-    return png
-
-
 def _styled(chart: Any) -> Any:
     axis = {
         "labelColor": INK,

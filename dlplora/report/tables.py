@@ -113,7 +113,7 @@ def data_findings(
     return Table(head, rows)
 
 
-def router_quality(comparison: Comparison, routers: Mapping[str, Mapping[str, Any]]) -> Table:
+def router_quality(routers: Mapping[str, Mapping[str, Any]]) -> Table:
     """Lay out how well each trained router does on held-out validation questions."""
     rows = [
         [

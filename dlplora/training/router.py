@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from torch.nn import functional
 
-from dlplora.data.balance import Labelled, RouterData
+from dlplora.data.balance import Labelled
 from dlplora.data.batches import batch_order
 from dlplora.params import MlpRouter, TfidfRouter
 from dlplora.records.files import write_json, written_folder
@@ -56,7 +56,8 @@ class TrainedRouter:
 
 
 def train_router(
-    data: RouterData,
+    train: Sequence[Labelled],
+    validation: Sequence[Labelled],
     params: MlpRouter | TfidfRouter,
     *,
     base: Path,
@@ -65,25 +66,30 @@ def train_router(
 ) -> TrainedRouter:
     """Train the kind of router that the params name."""
     if isinstance(params, MlpRouter):
-        return _train_mlp(data, params, base, seed, title)
-    texts, tasks = [row.text for row in data.train], [row.task for row in data.train]
+        return _train_mlp(train, validation, params, base, seed, title)
+    texts, tasks = [row.text for row in train], [row.task for row in train]
     classifier = fit_tfidf(texts, tasks, regularisation=params.regularisation)
     num_parameters = classifier.coefficients.size + classifier.intercepts.size
     return TrainedRouter(
         classifier,
         lambda folder: classifier.save(folder, base=base),
-        measure(classifier, data.validation, num_parameters),
+        measure(classifier, validation, num_parameters),
         None,
     )
 
 
 def _train_mlp(
-    data: RouterData, params: MlpRouter, base: Path, seed: int, title: str
+    train: Sequence[Labelled],
+    validation: Sequence[Labelled],
+    params: MlpRouter,
+    base: Path,
+    seed: int,
+    title: str,
 ) -> TrainedRouter:
     tokenizer = read_tokenizer(base)
-    labels = tuple(sorted({row.task for row in data.train}))
-    rows, targets = _encode(data.train, labels, tokenizer, params.max_tokens)
-    held_out, held_out_targets = _encode(data.validation, labels, tokenizer, params.max_tokens)
+    labels = tuple(sorted({row.task for row in train}))
+    rows, targets = _encode(train, labels, tokenizer, params.max_tokens)
+    held_out, held_out_targets = _encode(validation, labels, tokenizer, params.max_tokens)
     vocabulary = tokenizer.get_vocab_size()
     width = embedding_width(
         budget=params.parameters,
@@ -125,7 +131,7 @@ def _train_mlp(
     return TrainedRouter(
         classifier,
         lambda folder: classifier.save(folder, base=base),
-        measure(classifier, data.validation, num_parameters),
+        measure(classifier, validation, num_parameters),
         curve,
     )
 

@@ -17,7 +17,8 @@ from dlplora.data.balance import (
     balance,
     composite_text,
     draw,
-    read_router_data,
+    read_composites,
+    read_labelled,
     write_router_data,
 )
 from dlplora.params import Balance
@@ -149,14 +150,14 @@ def test_the_order_of_the_tasks_changes_nothing() -> None:
 def test_router_data_comes_back_from_its_folder(tmp_path: Path) -> None:
     data = _balance()
     write_router_data(tmp_path / "data", data)
-    assert read_router_data(tmp_path / "data") == data
-    assert isinstance(read_router_data(tmp_path / "data").composites[0], Composite)
+    assert read_back(tmp_path / "data") == data
+    assert isinstance(read_back(tmp_path / "data").composites[0], Composite)
 
 
 def test_router_data_without_composites_comes_back(tmp_path: Path) -> None:
     data = RouterData([Labelled("up ?\n雨", "up")], [Labelled("", "up")], [])
     write_router_data(tmp_path / "data", data)
-    assert read_router_data(tmp_path / "data") == data
+    assert read_back(tmp_path / "data") == data
 
 
 def test_the_same_router_data_gives_the_same_bytes_in_place_of_the_old(tmp_path: Path) -> None:
@@ -177,3 +178,11 @@ def test_numbers_stand_at_the_start_of_lines_only_as_often_as_parts(parts: list[
         size = parts[number % len(parts)]
         found = re.findall(r"(?m)^(\d+)\. ", composite.text)
         assert found == [str(place) for place in range(1, size + 1)]
+
+
+def read_back(folder: Path) -> RouterData:
+    return RouterData(
+        read_labelled(folder / "train.parquet"),
+        read_labelled(folder / "validation.parquet"),
+        read_composites(folder / "composites.parquet"),
+    )

@@ -1,5 +1,6 @@
 """The report: whole in itself, safe with hostile text, and the same in both forms."""
 
+import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -340,7 +341,8 @@ def test_metrics_that_a_task_does_not_have_are_left_open(report: Report) -> None
 
 
 def test_routing_data_routers_and_costs_have_their_figures(report: Report) -> None:
-    _, _, routing, routers, data, costs = markdown_tables(report.markdown)
+    _, _, routing, routers, *samples, data, costs = markdown_tables(report.markdown)
+    assert [table[0] for table in samples] == [["system", "answer", "score", "route"]] * 2
 
     assert row_of(routing, "dlp_mlp") == ["dlp_mlp", "0.938", "0.031", "1 × 14, 2 × 2"]
     assert row_of(routing, "uniform") == ["uniform", "n/a", "n/a", "2 × 16"]
@@ -355,12 +357,14 @@ def test_routing_data_routers_and_costs_have_their_figures(report: Report) -> No
 def test_every_markdown_table_has_the_same_number_of_columns_in_every_row(report: Report) -> None:
     tables = markdown_tables(report.markdown)
 
-    assert len(tables) == 6
+    assert len(tables) == 8
     for table in tables:
         assert len({len(row) for row in table}) == 1
         assert set(table[1]) == {"---"}
         assert len(table) > 2
-    assert [row[0] for row in tables[-1] if "strange" in row[0]] == [f"strange \\| {HOSTILE}"]
+    assert [row[0] for row in tables[-1] if "strange" in row[0]] == [
+        f"strange \\| {HOSTILE}".replace("<", "&lt;")
+    ]
 
 
 def test_the_page_has_the_tables_of_the_markdown(report: Report, page: Page) -> None:
@@ -368,7 +372,7 @@ def test_the_page_has_the_tables_of_the_markdown(report: Report, page: Page) -> 
 
     for written in markdown_tables(report.markdown):
         shown = by_head[tuple(written[0])]
-        names = [[cell.replace("\\|", "|") for cell in row[:1]] for row in written[2:]]
+        names = [[html.unescape(row[0].replace("\\|", "|"))] for row in written[2:]]
         assert [row[:1] for row in shown[1:]] == names
 
 

@@ -138,7 +138,7 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
             "dlp_mlp": by_router("mlp"),
             "tfidf": by_router("tfidf"),
         },
-        "evaluation": {"batch_size": 4, "max_prompt_tokens": 64, "generation": "greedy"},
+        "evaluation": {"batch_size": 4, "max_prompt_tokens": 64},
     }
 
 
