@@ -82,7 +82,7 @@ def train_adapter(
     seed: int,
     advance: Advance,
 ) -> TrainedAdapter:
-    """Train an adapter on examples; of several answers, each pass draws the next.
+    """Train an adapter on examples; of n accepted answers, step s learns answer s mod n.
 
     Raises `DataError` if an answer leaves no room for the question within `max_tokens`.
     """
