@@ -35,6 +35,7 @@ def _styled(chart: Any) -> Any:
         "titleFontSize": 12,
         "titleFontWeight": "normal",
         "labelLimit": 240,
+        "labelPadding": 9,
     }
     return (
         chart.configure(font=_FONT, background="white")
@@ -89,6 +90,7 @@ def scores_by_task(comparison: Comparison, shown: Sequence[str]) -> Any:
         scale=alt.Scale(domain=list(shown), range=["circle", "diamond", "cross"][-len(shown) :]),
         title=None,
     )
+    offset = alt.YOffset("system:N", sort=list(shown))  # equal scores would hide one another
     span = (
         alt.Chart(rows)
         .mark_rule(color=LINE, strokeWidth=2)
@@ -96,10 +98,17 @@ def scores_by_task(comparison: Comparison, shown: Sequence[str]) -> Any:
     )
     marks = (
         alt.Chart(rows)
-        .mark_point(size=110, filled=True, opacity=0.9)
-        .encode(x=alt.X("score:Q", scale=alt.Scale(domain=[0, 1])), y=y, color=colour, shape=shape)
+        .mark_point(filled=True, opacity=1)
+        .encode(
+            x=alt.X("score:Q", scale=alt.Scale(domain=[0, 1])),
+            y=y,
+            color=colour,
+            shape=shape,
+            yOffset=offset,
+        )
     )
-    return (span + marks).properties(width=_WIDTH, height=_ROW * rows["task"].nunique())
+    height = (_ROW + 10) * rows["task"].nunique()
+    return (span + marks).properties(width=_WIDTH, height=height)
 
 
 def learning_curves(trainings: Mapping[str, AdapterTraining]) -> Any:
