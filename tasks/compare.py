@@ -5,6 +5,7 @@ from pathlib import Path
 from dlplora.evaluation.compare import compare
 from dlplora.params import load_params
 from dlplora.records.comparison import write_comparison
+from dlplora.records.scores import IID
 from dlplora.stage import run, write_timing
 
 
@@ -13,7 +14,7 @@ def main(scores: Path, out: Path, metrics: Path, timing: Path) -> None:
     params = load_params()
     comparison = compare(
         scores,
-        setting="iid",
+        setting=IID,
         primaries={task: params.tasks[task].primary for task in sorted(params.tasks)},
         systems=list(params.systems),
         seed=params.seed,

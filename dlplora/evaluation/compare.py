@@ -3,12 +3,12 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dlplora.errors import DataError
-from dlplora.evaluation.metrics import interval, resampled_scores, summarise
+from dlplora.evaluation.metrics import interval, mean_over_tasks, resampled_tasks, summarise
+from dlplora.params import Primary
 from dlplora.records.comparison import Comparison, Difference, Routing, Sample
 from dlplora.records.scores import ItemScore, read_items
 from dlplora.routing.base import calibration_error
@@ -21,7 +21,7 @@ def compare(
     scores: Path,
     *,
     setting: str,
-    primaries: Mapping[str, str],
+    primaries: Mapping[str, Primary],
     systems: Sequence[str],
     seed: int,
 ) -> Comparison:
@@ -37,14 +37,15 @@ def compare(
     for name, rows in items.items():
         if [item.id for item in rows] != asked:
             raise DataError(f"{scores / setting / name}: other items than those of single")
+    resampled = {name: resampled_tasks(rows, primaries, seed=seed) for name, rows in items.items()}
     summaries = {
-        name: summarise(rows, primaries, setting=setting, system=name, seed=seed)
+        name: summarise(rows, primaries, resampled[name], setting=setting, system=name, seed=seed)
         for name, rows in items.items()
     }
-    resampled = {name: _resampled_mean(rows, primaries, seed=seed) for name, rows in items.items()}
+    means = {name: mean_over_tasks(tasks) for name, tasks in resampled.items()}
     differences = {}
     for name, summary in summaries.items():
-        low, high = interval(resampled[name] - resampled["single"])
+        low, high = interval(means[name] - means["single"])
         gap = summary.score - summaries["single"].score
         differences[name] = Difference(gap, low, high)
     return Comparison(
@@ -56,22 +57,11 @@ def compare(
     )
 
 
-def _system_items(folder: Path, name: str, primaries: Mapping[str, str]) -> list[ItemScore]:
+def _system_items(folder: Path, name: str, primaries: Mapping[str, Primary]) -> list[ItemScore]:
     """Read a system's items, those of listed tasks alone, task after task."""
     if name not in BY_TASK:
         return [item for item in read_items(folder) if item.task in primaries]
     return [item for task in sorted(primaries) for item in read_items(folder / task)]
-
-
-def _resampled_mean(
-    items: Sequence[ItemScore], primaries: Mapping[str, str], *, seed: int
-) -> np.ndarray[Any, np.dtype[np.float64]]:
-    rows = [
-        resampled_scores([item for item in items if item.task == task], primary, seed=seed)
-        for task, primary in primaries.items()
-    ]
-    mean: np.ndarray[Any, np.dtype[np.float64]] = np.mean(rows, axis=0)
-    return mean
 
 
 def _routing(items: Sequence[ItemScore]) -> Routing:

@@ -6,6 +6,7 @@ over items, stratified by task. Intervals cover the choice of items, not of trai
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -14,13 +15,11 @@ from numpy.typing import NDArray
 from sacrebleu.metrics.bleu import BLEU
 
 from dlplora.errors import ParamsError, choices
+from dlplora.params import Primary
 from dlplora.records.examples import Kind
 from dlplora.records.scores import ItemScore, Summary, TaskScore
 
 NUM_RESAMPLES = 10_000
-MCQ_METRICS = ("accuracy", "exact_match")
-QA_METRICS = ("exact_match", "bleu", "rouge1", "rougeL")
-_PROPORTIONS = ("accuracy", "exact_match")
 _SENTENCE_BLEU = BLEU(effective_order=True)
 Numbers = NDArray[np.float64]
 
@@ -48,11 +47,26 @@ def rouge(text: str, references: Sequence[str]) -> dict[str, float]:
     return {name: float(score.fmeasure) for name, score in scores.items()}
 
 
-ITEM_METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
-    "accuracy": exact_match,
-    "exact_match": exact_match,
-    "rougeL": lambda text, references: rouge(text, references)["rougeL"],
-    "bleu": sentence_bleu,
+@dataclass(frozen=True)
+class Metric:
+    """A metric that can be a task's primary one.
+
+    `of_item` maps a text and its references to the item's score; `kinds` are those of the tasks
+    that it fits.
+    """
+
+    of_item: Callable[[str, Sequence[str]], float]
+    kinds: tuple[Kind, ...]
+    is_proportion: bool
+
+
+METRICS: dict[Primary, Metric] = {
+    "accuracy": Metric(exact_match, ("mcq",), is_proportion=True),
+    "exact_match": Metric(exact_match, ("mcq", "qa"), is_proportion=True),
+    "bleu": Metric(sentence_bleu, ("qa",), is_proportion=False),
+    "rougeL": Metric(
+        lambda text, references: rouge(text, references)["rougeL"], ("qa",), is_proportion=False
+    ),
 }
 
 
@@ -97,7 +111,7 @@ def task_metrics(items: Sequence[ItemScore]) -> dict[str, float]:
     }
 
 
-def resampled_scores(items: Sequence[ItemScore], primary: str, *, seed: int) -> Numbers:
+def resampled_scores(items: Sequence[ItemScore], primary: Primary, *, seed: int) -> Numbers:
     """Return a task's score in each resample of its items (NUM_RESAMPLES,).
 
     The draws depend on the seed, the task and the number of items alone: two systems on the
@@ -119,9 +133,9 @@ def interval(resampled: Numbers) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def check_primary(primary: str, kind: Kind, *, task: str) -> None:
+def check_primary(primary: Primary, kind: Kind, *, task: str) -> None:
     """Raise `ParamsError` if a primary metric does not fit the kind of a task."""
-    fitting = MCQ_METRICS if kind == "mcq" else QA_METRICS
+    fitting = [name for name, metric in METRICS.items() if kind in metric.kinds]
     if primary not in fitting:
         title = "multiple choice" if kind == "mcq" else "free answers"
         raise ParamsError(
@@ -130,11 +144,11 @@ def check_primary(primary: str, kind: Kind, *, task: str) -> None:
         )
 
 
-def score_task(items: Sequence[ItemScore], primary: str, resampled: Numbers) -> TaskScore:
+def score_task(items: Sequence[ItemScore], primary: Primary, resampled: Numbers) -> TaskScore:
     """Sum up one task's items."""
     metrics = task_metrics(items)
     n = len(items)
-    if primary in _PROPORTIONS:
+    if METRICS[primary].is_proportion:
         low, high = wilson(metrics[primary] * n, n)
     else:
         low, high = interval(resampled)
@@ -149,21 +163,40 @@ def score_task(items: Sequence[ItemScore], primary: str, resampled: Numbers) -> 
     )
 
 
+def resampled_tasks(
+    items: Sequence[ItemScore], primaries: Mapping[str, Primary], *, seed: int
+) -> dict[str, Numbers]:
+    """Return the resampled scores of each task that `primaries` names."""
+    return {
+        task: resampled_scores([item for item in items if item.task == task], primary, seed=seed)
+        for task, primary in primaries.items()
+    }
+
+
+def mean_over_tasks(resampled: Mapping[str, Numbers]) -> Numbers:
+    """Return a system's score in each resample: the mean over its tasks (NUM_RESAMPLES,)."""
+    mean: Numbers = np.mean(list(resampled.values()), axis=0)
+    return mean
+
+
 def summarise(
     items: Sequence[ItemScore],
-    primaries: Mapping[str, str],
+    primaries: Mapping[str, Primary],
+    resampled: Mapping[str, Numbers],
     *,
     setting: str,
     system: str,
     seed: int,
 ) -> Summary:
-    """Sum up the items of one system over the tasks that `primaries` names."""
-    tasks, resampled = {}, []
-    for task, primary in primaries.items():
-        mine = [item for item in items if item.task == task]
-        resampled.append(resampled_scores(mine, primary, seed=seed))
-        tasks[task] = score_task(mine, primary, resampled[-1])
-    low, high = interval(np.mean(resampled, axis=0))
+    """Sum up the items of one system over the tasks that `primaries` names.
+
+    `resampled` is what `resampled_tasks` returns for them.
+    """
+    tasks = {
+        task: score_task([item for item in items if item.task == task], primary, resampled[task])
+        for task, primary in primaries.items()
+    }
+    low, high = interval(mean_over_tasks(resampled))
     firsts = [item.route.first for item in items]
     right = [first == item.task for first, item in zip(firsts, items, strict=True)]
     return Summary(

@@ -6,16 +6,14 @@ from pathlib import Path
 
 from dlplora.adapters import LoraAdapter
 from dlplora.engine import Engine
-from dlplora.evaluation.metrics import ITEM_METRICS, check_primary, summarise
+from dlplora.evaluation.metrics import METRICS, check_primary, resampled_tasks, summarise
 from dlplora.models import Base
 from dlplora.params import Evaluation, Task
 from dlplora.records.examples import Example
 from dlplora.records.routes import Route
-from dlplora.records.scores import ItemScore, Summary, write_scores
+from dlplora.records.scores import IID, ItemScore, Summary, write_scores
 from dlplora.routing.base import Router
 from dlplora.stage import progress
-
-SETTING = "iid"
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,8 @@ def answer_tests(
                 )
                 advance(len(routes[batch]), task=test.name)
     primaries = {test.name: test.task.primary for test in tests}
-    summary = summarise(items, primaries, setting=SETTING, system=system, seed=seed)
+    resampled = resampled_tasks(items, primaries, seed=seed)
+    summary = summarise(items, primaries, resampled, setting=IID, system=system, seed=seed)
     return Scores(items, summary)
 
 
@@ -106,7 +105,7 @@ def _answer_batch(
                 prompt=example.question,
                 prediction=prediction,
                 references=example.answers,
-                score=ITEM_METRICS[task.primary](
+                score=METRICS[task.primary].of_item(
                     prediction if task.primary == "accuracy" else text, example.answers
                 ),
                 generated=text,

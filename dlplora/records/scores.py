@@ -11,6 +11,7 @@ from dlplora.records.examples import Kind
 from dlplora.records.files import read_json, read_table, write_json, write_table, written_folder
 from dlplora.records.routes import Route
 
+IID = "iid"  # the setting of questions from the tasks that the adapters were trained on
 _TEXTS = pa.list_(pa.string())
 _NUMBERS = pa.list_(pa.float64())
 _COUNTS = pa.list_(pa.int32())

@@ -11,6 +11,7 @@ from typing import Any
 from dlplora.records.comparison import Comparison, read_comparison
 from dlplora.records.files import read_json
 from dlplora.records.findings import Findings, read_findings
+from dlplora.records.scores import IID
 from dlplora.records.training import AdapterTraining, read_adapter_training
 
 _VERSIONS = ("torch", "transformers", "peft", "dvc")
@@ -51,7 +52,7 @@ def read_inputs(
 ) -> Inputs:
     """Read what the listed tasks and routers left; other folders are not looked at."""
     return Inputs(
-        comparison=read_comparison(comparison, "iid"),
+        comparison=read_comparison(comparison, IID),
         findings={task: read_findings(findings / f"{task}.json") for task in tasks},
         trainings={task: read_adapter_training(adapters / task) for task in tasks},
         routers={name: read_json(routers / name / "training.json") for name in router_names},

@@ -10,12 +10,13 @@ import pytest
 
 from dlplora.errors import DataError
 from dlplora.evaluation.compare import compare
-from dlplora.evaluation.metrics import ITEM_METRICS, resampled_scores, summarise
+from dlplora.evaluation.metrics import METRICS, resampled_scores, resampled_tasks, summarise
+from dlplora.params import Primary
 from dlplora.records.comparison import Comparison, Difference, read_comparison, write_comparison
 from dlplora.records.routes import BASE_ROUTE, Route
-from dlplora.records.scores import ItemScore, OptionScores, read_summary, write_scores
+from dlplora.records.scores import IID, ItemScore, OptionScores, read_summary, write_scores
 
-PRIMARIES = {"colours": "accuracy", "opposites": "rougeL"}
+PRIMARIES: dict[str, Primary] = {"colours": "accuracy", "opposites": "rougeL"}
 N = {"colours": 8, "opposites": 6}
 SEED = 11
 Router = Callable[[int, str], Route]
@@ -73,7 +74,7 @@ def items_of(system: str, task: str) -> list[ItemScore]:
                 prompt=f"question {place} of {task}",
                 prediction=text,
                 references=references,
-                score=ITEM_METRICS[PRIMARIES[task]](text, references),
+                score=METRICS[PRIMARIES[task]].of_item(text, references),
                 generated=text,
                 options=options,
                 route=ROUTES[system](place, task),
@@ -85,7 +86,8 @@ def items_of(system: str, task: str) -> list[ItemScore]:
 def write_system(folder: Path, system: str, items: Sequence[ItemScore]) -> None:
     tasks = dict.fromkeys(item.task for item in items)
     primaries = {task: PRIMARIES[task] for task in tasks}
-    summary = summarise(items, primaries, setting="iid", system=system, seed=SEED)
+    resampled = resampled_tasks(items, primaries, seed=SEED)
+    summary = summarise(items, primaries, resampled, setting=IID, system=system, seed=SEED)
     write_scores(folder, items, summary)
 
 
@@ -95,15 +97,15 @@ def scores(tmp_path: Path) -> Path:
     folder = tmp_path / "scores"
     for system in ("base", "single"):
         for task in PRIMARIES:
-            write_system(folder / "iid" / system / task, system, items_of(system, task))
+            write_system(folder / IID / system / task, system, items_of(system, task))
     for system in ("random", "routed"):
         items = [item for task in PRIMARIES for item in items_of(system, task)]
-        write_system(folder / "iid" / system, system, items)
+        write_system(folder / IID / system, system, items)
     return folder
 
 
 def compared(scores: Path, systems: Sequence[str] = ("random", "routed")) -> Comparison:
-    return compare(scores, setting="iid", primaries=PRIMARIES, systems=systems, seed=SEED)
+    return compare(scores, setting=IID, primaries=PRIMARIES, systems=systems, seed=SEED)
 
 
 def test_systems_stand_behind_base_and_single_in_the_order_given(scores: Path) -> None:
@@ -112,17 +114,17 @@ def test_systems_stand_behind_base_and_single_in_the_order_given(scores: Path) -
     assert list(comparison.summaries) == ["base", "single", "routed", "random"]
     assert list(comparison.differences) == ["base", "single", "routed", "random"]
     assert list(comparison.routing) == ["routed", "random"]
-    assert comparison.setting == "iid"
+    assert comparison.setting == IID
 
 
 def test_a_summary_of_the_comparison_is_the_one_that_the_evaluation_wrote(scores: Path) -> None:
     comparison = compared(scores)
 
     for system in ("random", "routed"):
-        assert comparison.summaries[system] == read_summary(scores / "iid" / system)
+        assert comparison.summaries[system] == read_summary(scores / IID / system)
     for system in ("base", "single"):
         for task in PRIMARIES:
-            alone = read_summary(scores / "iid" / system / task)
+            alone = read_summary(scores / IID / system / task)
             assert comparison.summaries[system].tasks[task] == alone.tasks[task]
             assert alone.score == alone.tasks[task].score
 
@@ -161,7 +163,7 @@ def test_a_system_that_answers_as_single_does_has_a_difference_without_width(
     scores: Path,
 ) -> None:
     items = [item for task in PRIMARIES for item in items_of("single", task)]
-    write_system(scores / "iid" / "twin", "twin", items)
+    write_system(scores / IID / "twin", "twin", items)
 
     comparison = compared(scores, ["twin"])
 
@@ -220,7 +222,7 @@ def test_samples_are_the_first_items_of_each_task_with_the_answers_of_all(scores
 
 def test_items_of_unlisted_tasks_are_left_out(scores: Path) -> None:
     comparison = compare(
-        scores, setting="iid", primaries={"colours": "accuracy"}, systems=["routed"], seed=SEED
+        scores, setting=IID, primaries={"colours": "accuracy"}, systems=["routed"], seed=SEED
     )
 
     assert {sample.task for sample in comparison.samples} == {"colours"}
@@ -243,7 +245,7 @@ def test_a_system_of_other_items_is_refused(
     scores: Path, change: Callable[[list[ItemScore]], list[ItemScore]]
 ) -> None:
     items = [item for task in PRIMARIES for item in items_of("random", task)]
-    write_system(scores / "iid" / "random", "random", change(items))
+    write_system(scores / IID / "random", "random", change(items))
 
     with pytest.raises(DataError, match=r"iid/random: other items than those of single"):
         compared(scores)
@@ -251,7 +253,7 @@ def test_a_system_of_other_items_is_refused(
 
 def test_base_of_other_items_than_single_is_refused(scores: Path) -> None:
     items = items_of("base", "opposites")[1:]
-    write_system(scores / "iid" / "base" / "opposites", "base", items)
+    write_system(scores / IID / "base" / "opposites", "base", items)
 
     with pytest.raises(DataError, match=r"iid/base: other items"):
         compared(scores)
@@ -261,7 +263,7 @@ def test_a_comparison_reads_back_as_it_was_written(scores: Path, tmp_path: Path)
     comparison = compared(scores)
     write_comparison(tmp_path / "comparison", tmp_path / "comparison.json", comparison)
 
-    assert read_comparison(tmp_path / "comparison", "iid") == comparison
+    assert read_comparison(tmp_path / "comparison", IID) == comparison
 
 
 def test_comparison_json_holds_what_git_keeps(scores: Path, tmp_path: Path) -> None:
@@ -270,10 +272,10 @@ def test_comparison_json_holds_what_git_keeps(scores: Path, tmp_path: Path) -> N
 
     values = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
 
-    assert list(values) == ["iid"]
-    assert list(values["iid"]) == ["base", "single", "random", "routed"]
+    assert list(values) == [IID]
+    assert list(values[IID]) == ["base", "single", "random", "routed"]
     best = comparison.summaries["single"].score
-    for system, row in values["iid"].items():
+    for system, row in values[IID].items():
         summary = comparison.summaries[system]
         assert row == {
             "score": summary.score,
@@ -282,10 +284,10 @@ def test_comparison_json_holds_what_git_keeps(scores: Path, tmp_path: Path) -> N
             "normalised": summary.score / best,
             "routing_accuracy": summary.routing_accuracy,
         }
-    assert values["iid"]["single"]["normalised"] == 1
-    assert values["iid"]["base"]["routing_accuracy"] is None
-    assert values["iid"]["random"]["routing_accuracy"] == pytest.approx(7 / 14)
-    assert values["iid"]["routed"]["routing_accuracy"] == pytest.approx(10 / 14)
+    assert values[IID]["single"]["normalised"] == 1
+    assert values[IID]["base"]["routing_accuracy"] is None
+    assert values[IID]["random"]["routing_accuracy"] == pytest.approx(7 / 14)
+    assert values[IID]["routed"]["routing_accuracy"] == pytest.approx(10 / 14)
 
 
 def test_nothing_is_normalised_by_a_single_adapter_that_scores_0(
@@ -295,14 +297,14 @@ def test_nothing_is_normalised_by_a_single_adapter_that_scores_0(
         replace(item, prediction="blue", generated="blue", score=0.0)
         for item in items_of("single", "colours")
     ]
-    write_system(scores / "iid" / "single" / "colours", "single", items)
+    write_system(scores / IID / "single" / "colours", "single", items)
     comparison = compare(
-        scores, setting="iid", primaries={"colours": "accuracy"}, systems=["routed"], seed=SEED
+        scores, setting=IID, primaries={"colours": "accuracy"}, systems=["routed"], seed=SEED
     )
     write_comparison(tmp_path / "comparison", tmp_path / "comparison.json", comparison)
 
     values = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
-    assert [row["normalised"] for row in values["iid"].values()] == [None] * 3
+    assert [row["normalised"] for row in values[IID].values()] == [None] * 3
 
 
 def test_the_same_scores_give_the_same_bytes(scores: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Metrics against their formulas and against sacrebleu and rouge-score directly."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import sqrt
 from statistics import NormalDist
@@ -15,7 +15,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from dlplora.errors import ParamsError
 from dlplora.evaluation.metrics import (
-    ITEM_METRICS,
+    METRICS,
     NUM_RESAMPLES,
     bleu_counts,
     bleu_of_counts,
@@ -23,6 +23,7 @@ from dlplora.evaluation.metrics import (
     exact_match,
     interval,
     resampled_scores,
+    resampled_tasks,
     rouge,
     score_task,
     sentence_bleu,
@@ -30,9 +31,17 @@ from dlplora.evaluation.metrics import (
     task_metrics,
     wilson,
 )
+from dlplora.params import Primary
 from dlplora.records.examples import Kind
 from dlplora.records.routes import BASE_ROUTE, Route
-from dlplora.records.scores import ItemScore, OptionScores, summary_from_json, summary_to_json
+from dlplora.records.scores import (
+    IID,
+    ItemScore,
+    OptionScores,
+    Summary,
+    summary_from_json,
+    summary_to_json,
+)
 
 ANSWERS = [
     ("the cat sat on the mat today", ["the cat sat on a mat today", "a cat is on the mat"]),
@@ -52,7 +61,12 @@ N = len(ANSWERS)
 
 
 def free(
-    number: int, text: str, references: Sequence[str], *, task: str = "qa", primary: str = "rougeL"
+    number: int,
+    text: str,
+    references: Sequence[str],
+    *,
+    task: str = "qa",
+    primary: Primary = "rougeL",
 ) -> ItemScore:
     return ItemScore(
         id=f"{task}{number}",
@@ -60,7 +74,7 @@ def free(
         prompt="?",
         prediction=text,
         references=tuple(references),
-        score=ITEM_METRICS[primary](text, references),
+        score=METRICS[primary].of_item(text, references),
         generated=text,
         options=None,
         route=Route((task,), (1.0,)),
@@ -82,7 +96,7 @@ def chosen(number: int, pick: str, right: str, *, said: str = "", task: str = "m
     )
 
 
-def free_items(*, primary: str = "rougeL", task: str = "qa") -> list[ItemScore]:
+def free_items(*, primary: Primary = "rougeL", task: str = "qa") -> list[ItemScore]:
     return [
         free(number, text, references, task=task, primary=primary)
         for number, (text, references) in enumerate(ANSWERS)
@@ -303,7 +317,7 @@ def test_means_and_bleu_have_the_interval_of_the_bootstrap(primary: str) -> None
     ],
 )
 def test_a_primary_metric_that_does_not_fit_the_items_is_refused(
-    kind: Kind, primary: str, title: str
+    kind: Kind, primary: Primary, title: str
 ) -> None:
     with pytest.raises(
         ParamsError, match=rf"tasks\.mine\.primary is {primary}.*{title}.*exact_match"
@@ -311,26 +325,33 @@ def test_a_primary_metric_that_does_not_fit_the_items_is_refused(
         check_primary(primary, kind, task="mine")
 
 
-PRIMARIES = {"mcq": "accuracy", "qa": "rougeL"}
+PRIMARIES: dict[str, Primary] = {"mcq": "accuracy", "qa": "rougeL"}
+
+
+def sum_up(
+    items: Sequence[ItemScore], primaries: Mapping[str, Primary], *, system: str, seed: int
+) -> Summary:
+    resampled = resampled_tasks(items, primaries, seed=seed)
+    return summarise(items, primaries, resampled, setting=IID, system=system, seed=seed)
 
 
 def test_the_score_of_a_system_is_the_mean_over_tasks_whatever_their_sizes() -> None:
     items = [*mcq_items(9, 30), *free_items()]
 
-    summary = summarise(items, PRIMARIES, setting="iid", system="s", seed=0)
+    summary = sum_up(items, PRIMARIES, system="s", seed=0)
 
     rouge_l = sum(rouge(text, references)["rougeL"] for text, references in ANSWERS) / N
     assert summary.tasks["mcq"].score == pytest.approx(0.3)
     assert summary.tasks["qa"].score == pytest.approx(rouge_l)
     assert summary.score == pytest.approx((0.3 + rouge_l) / 2)
     assert (summary.tasks["mcq"].n, summary.tasks["qa"].n) == (30, N)
-    assert (summary.setting, summary.system, summary.seed) == ("iid", "s", 0)
+    assert (summary.setting, summary.system, summary.seed) == (IID, "s", 0)
 
 
 def test_the_interval_of_a_system_is_stratified_by_task() -> None:
     items = [*mcq_items(9, 30), *free_items()]
 
-    summary = summarise(items, PRIMARIES, setting="iid", system="s", seed=5)
+    summary = sum_up(items, PRIMARIES, system="s", seed=5)
 
     of_mcq = resampled_scores(items[:30], "accuracy", seed=5)
     of_qa = resampled_scores(items[30:], "rougeL", seed=5)
@@ -347,7 +368,7 @@ def test_systems_that_prefer_no_adapter_have_no_routing_accuracy(
 ) -> None:
     items = [replace(item, route=route) for item in [*mcq_items(1, 3), *free_items()]]
 
-    summary = summarise(items, PRIMARIES, setting="iid", system="s", seed=0)
+    summary = sum_up(items, PRIMARIES, system="s", seed=0)
 
     assert summary.routing_accuracy is None
     assert summary.adapters_per_prompt == adapters
@@ -365,7 +386,7 @@ def test_routing_accuracy_is_the_share_of_items_whose_heaviest_adapter_is_their_
         replace(item, route=route) for item, route in zip(mcq_items(2, 5), routes, strict=True)
     ]
 
-    summary = summarise(items, {"mcq": "accuracy"}, setting="iid", system="s", seed=0)
+    summary = sum_up(items, {"mcq": "accuracy"}, system="s", seed=0)
 
     assert summary.routing_accuracy == pytest.approx(2 / 5)
     assert summary.adapters_per_prompt == pytest.approx(6 / 5)
@@ -373,7 +394,7 @@ def test_routing_accuracy_is_the_share_of_items_whose_heaviest_adapter_is_their_
 
 def test_summary_json_has_the_keys_of_the_design_and_reads_back() -> None:
     items = [*mcq_items(2, 5), *free_items()]
-    summary = summarise(items, PRIMARIES, setting="iid", system="s", seed=1)
+    summary = sum_up(items, PRIMARIES, system="s", seed=1)
 
     values = json.loads(json.dumps(summary_to_json(summary), allow_nan=False))
 
