@@ -9,7 +9,7 @@ from dlplora.records.files import read_json, write_json
 
 @dataclass(frozen=True)
 class Problem:
-    """A bad item of a raw file: its number, counted from 1, and what is wrong with it."""
+    """A bad row of a raw file: its number, counted from 1, and what is wrong with it."""
 
     item: int
     problem: str
@@ -25,12 +25,17 @@ class SplitSize:
 
 @dataclass(frozen=True)
 class Findings:
-    """The counts of an ingest: read = distinct + united + skipped."""
+    """The counts of an ingest: read = distinct + united + skipped.
+
+    `unit` is what the file's format calls a row: item, line or row. The lengths and
+    `most_answers` are of the questions kept.
+    """
 
     task: str
     raw: str
     kind: Kind
     keys: dict[str, str]
+    unit: str
     read: int
     distinct: int
     united: int

@@ -66,9 +66,10 @@ def _charts(inputs: Inputs) -> dict[str, Any]:
     charts = {
         "scores_by_system": plots.scores_by_system(comparison),
         "scores_by_task": plots.scores_by_task(comparison, _headline(inputs)),
-        "learning_curves": plots.learning_curves(inputs.trainings),
         "stage_seconds": plots.stage_seconds(inputs.timings),
     }
+    if any(training.curve.points for training in inputs.trainings.values()):
+        charts["learning_curves"] = plots.learning_curves(inputs.trainings)
     if comparison.routing:
         charts["adapters_per_prompt"] = plots.adapters_per_prompt(comparison.routing)
     for name in _learned(inputs):
@@ -100,7 +101,9 @@ def _content(inputs: Inputs) -> Mapping[str, Any]:
         "routers": tables.router_quality(inputs.routers),
         "findings": tables.data_findings(inputs.findings, inputs.trainings),
         "problems": {
-            task: found.problems[:5] for task, found in inputs.findings.items() if found.problems
+            task: [f"{found.unit} {row.item} {row.problem}" for row in found.problems[:5]]
+            for task, found in inputs.findings.items()
+            if found.problems
         },
         "stages": tables.stage_costs(inputs.timings),
         "total_seconds": sum(timing.seconds for timing in inputs.timings),

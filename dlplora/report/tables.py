@@ -107,9 +107,13 @@ def data_findings(
         training = trainings[task]
         counts = [found.read, found.distinct, found.united, found.skipped]
         counts += [size.kept for size in found.splits.values()]
-        counts += [found.most_answers, training.longest_answer_tokens, training.prompts_cut]
+        counts.append(found.most_answers)
+        trained = [training.longest_answer_tokens, training.prompts_cut]
         kind = "multiple choice" if found.kind == "mcq" else "free answers"
-        rows.append([Cell(task), Cell(kind), *[Cell(f"{count:,}") for count in counts]])
+        rows.append(
+            [Cell(task), Cell(kind), *[Cell(f"{count:,}") for count in counts]]
+            + [Cell("imported" if training.is_imported else f"{count:,}") for count in trained]
+        )
     return Table(head, rows)
 
 

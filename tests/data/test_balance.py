@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlplora.data.balance import (
@@ -140,6 +140,33 @@ def test_the_same_seed_gives_the_same_data_and_another_seed_other_data() -> None
     assert first.train != other.train
     assert first.validation != other.validation
     assert first.composites != other.composites
+
+
+@settings(deadline=None)
+@given(
+    sizes=st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 30), min_size=1),
+    per_task=st.integers(1, 40),
+    per_validation=st.integers(1, 40),
+    seed=st.integers(0, 2**32),
+)
+def test_any_tasks_get_equal_shares_without_needless_repetition(
+    sizes: dict[str, int], per_task: int, per_validation: int, seed: int
+) -> None:
+    train = {task: _examples(task, size, "train") for task, size in sizes.items()}
+    validation = {task: _examples(task, 31 - size, "check") for task, size in sizes.items()}
+    params = Balance(
+        per_task=per_task, validation_per_task=per_validation, composites=5, parts=[2, 3]
+    )
+    data = balance(train, validation, params=params, seed=seed)
+    assert data == balance(train, validation, params=params, seed=seed)
+    drawn = ((data.train, train, per_task), (data.validation, validation, per_validation))
+    for rows, examples, count in drawn:
+        assert Counter(row.task for row in rows) == dict.fromkeys(sizes, count)
+        for task, part in examples.items():
+            counts = Counter(row.text for row in rows if row.task == task)
+            assert counts.keys() <= {example.question for example in part}
+            assert len(counts) == min(count, len(part))
+            assert max(counts.values()) - min(counts.values()) <= 1
 
 
 def test_the_order_of_the_tasks_changes_nothing() -> None:

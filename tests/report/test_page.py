@@ -88,6 +88,7 @@ def findings(task: str) -> Findings:
         raw=f"data/raw/{task}.json",
         kind="qa" if TASKS[task] == "qa" else "mcq",
         keys={"question": "Q", "answer": "A"},
+        unit="line",
         read=1234,
         distinct=1200,
         united=30,
@@ -110,6 +111,7 @@ def training(task: str) -> AdapterTraining:
     return AdapterTraining(
         task=task,
         base_fingerprint="f" * 64,
+        is_imported=False,
         data_sha256="d" * 64,
         num_examples=400,
         num_parameters=1000,

@@ -1,0 +1,98 @@
+"""What ingest remembers of every row of a file: 16 bytes, a hash of its question and of its choice.
+
+Two questions of one 64-bit hash would count as one: among a million rows with odds of 1 : 10⁷.
+"""
+
+import hashlib
+from array import array
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlplora.data.items import Item
+from dlplora.errors import DataError
+from dlplora.records.findings import Problem
+
+Hashes = NDArray[np.uint64]
+_NONE, _FREE, _CHOICE = 0, 1, 2
+
+
+class Census:
+    """The hashes of all rows, in file order; a row that is no good item has none."""
+
+    def __init__(self) -> None:
+        self._questions = array("Q")
+        self._choices = array("Q")
+
+    def add(self, question: int, item: Item) -> None:
+        """Remember a good row by the hash of its normalised question."""
+        self._questions.append(question)
+        self._choices.append(_FREE if item.options is None else _choice_hash(item))
+
+    def add_none(self) -> None:
+        """Remember that a row is no good item."""
+        self._questions.append(0)
+        self._choices.append(_NONE)
+
+    def questions(self, *, without: Hashes) -> Hashes:
+        """Return the distinct hashes of the questions of good rows, sorted, but for some."""
+        questions, choices = self._arrays()
+        distinct = questions[choices != _NONE]
+        distinct.sort()  # np.unique would keep a set of them all
+        is_first = np.ones(len(distinct), dtype=bool)
+        np.not_equal(distinct[1:], distinct[:-1], out=is_first[1:])
+        distinct = distinct[is_first]
+        return np.setdiff1d(distinct, without, assume_unique=True) if without.size else distinct
+
+    def check_one_kind(self, file: object, unit: str, *, without: Hashes) -> None:
+        """Raise `DataError` if some rows have options and some have none, but for questions."""
+        questions, choices = self._arrays()
+        counts = ~np.isin(questions, without)
+        has_options, has_none = counts & (choices >= _CHOICE), counts & (choices == _FREE)
+        if has_options.any() and has_none.any():
+            raise DataError(
+                f"{file}: {unit} {has_options.argmax() + 1} has options and {unit} "
+                f"{has_none.argmax() + 1} has none; a task is either multiple choice or free "
+                f"answers: make two tasks"
+            )
+
+    def contradicting(self) -> Hashes:
+        """Return the questions that stand with different options or answers to choose."""
+        questions, choices = self._arrays()
+        if not (choices >= _CHOICE).any():
+            return np.empty(0, dtype=np.uint64)
+        order = np.lexsort((choices, questions))  # bad rows before all of their hash
+        in_order = choices[order]
+        differ = (in_order[1:] != in_order[:-1]) & (in_order[:-1] != _NONE)
+        del in_order  # one array of a file's length at a time
+        in_order = questions[order]
+        differ &= in_order[1:] == in_order[:-1]
+        return np.unique(in_order[1:][differ])
+
+    def contradictions(self, unit: str, questions: Hashes) -> list[Problem]:
+        """Name the rows of contradicting questions, each with another that it contradicts."""
+        mine, choices = self._arrays()
+        rows: dict[int, list[int]] = {}
+        for row in np.nonzero(np.isin(mine, questions) & (choices != _NONE))[0].tolist():
+            rows.setdefault(int(mine[row]), []).append(row)
+        problems = []
+        for group in rows.values():
+            first = group[0]
+            second = next(row for row in group if choices[row] != choices[first])
+            for row in group:
+                other = (second if choices[row] == choices[first] else first) + 1
+                said = f"contradicts {unit} {other}: same question, other answers"
+                problems.append(Problem(row + 1, said))
+        return sorted(problems, key=lambda problem: problem.item)
+
+    def _arrays(self) -> tuple[Hashes, Hashes]:
+        return (
+            np.frombuffer(self._questions, dtype=np.uint64),
+            np.frombuffer(self._choices, dtype=np.uint64),
+        )
+
+
+def _choice_hash(item: Item) -> int:
+    """Hash the options, in any order, and the answers of a row."""
+    told = repr((sorted(item.options or ()), item.answers)).encode()
+    return int.from_bytes(hashlib.sha256(told).digest()[:8], "big") | _CHOICE

@@ -1,0 +1,184 @@
+"""Raw rows as items: fields found by name, each checked.
+
+Every rule looks at one row alone, so that the order of rows changes nothing.
+"""
+
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+from reprlib import Repr
+from typing import Any, Literal, NamedTuple
+
+import orjson
+
+from dlplora.data.raw import Unreadable
+from dlplora.errors import DataError
+from dlplora.params import Keys
+
+KNOWN_KEYS = (("Q", "A"), ("question", "answer"), ("input", "output"))
+OPTIONS_KEY, BARE_KEY = "options", "bare"
+_NUM_NAMES, _NAME_CHARS = 20, 80
+_SHORT = Repr()
+_SHORT.maxstring, _SHORT.maxlist = 200, 6
+
+
+class Item(NamedTuple):
+    """A good row: a question, its answers and, for multiple choice, its options."""
+
+    question: str
+    answers: tuple[str, ...]
+    options: tuple[str, ...] | None
+    bare: str | None
+
+
+class BadRowError(Exception):
+    """What is wrong with one row, to follow "item 17 "."""
+
+
+class Reader:
+    """Rows → items. Remembers which keys it met, for `settled_keys`.
+
+    With `keys` "auto" each row's fields are found among the known pairs, in any case. With
+    `text_cells` a cell that holds a JSON list of strings counts as that list.
+    """
+
+    def __init__(self, keys: Literal["auto"] | Keys, *, text_cells: bool) -> None:
+        self._named = None if keys == "auto" else keys
+        self._text_cells = text_cells
+        self._layouts: dict[tuple[str, ...], Keys | None] = {}
+
+    def item(self, row: Any) -> Item:
+        """Check one row; `BadRowError` says what is wrong with it."""
+        if type(row) is not dict:
+            if isinstance(row, Unreadable):
+                raise BadRowError(row.problem)
+            raise BadRowError(f"is {_kind(row)}, expected an object")
+        names = tuple(row)
+        try:
+            keys = self._layouts[names]
+        except KeyError:
+            keys = self._layouts[names] = self._named or _known_keys(names)
+        if keys is None:
+            raise BadRowError(_lacks(row))
+        question = row.get(keys.question)
+        if type(question) is not str or not question or question.isspace() or "\0" in question:
+            raise BadRowError(_what_is_wrong(row, keys.question))
+        texts = self._texts(row, keys.answer)
+        answers = texts if len(texts) == 1 else tuple(sorted(set(texts)))
+        options = None
+        if keys.options is not None and row.get(keys.options) not in _NO_OPTIONS:
+            options = self._texts(row, keys.options)
+            _check_options(options, answers)
+        bare = row.get(BARE_KEY)
+        return Item(question, answers, options, bare if isinstance(bare, str) else None)
+
+    def _texts(self, row: Mapping[str, Any], key: str) -> tuple[str, ...]:
+        value: Any = row.get(key)
+        if self._text_cells and isinstance(value, str):
+            value = _cell_list(value)
+        texts: tuple[Any, ...] = tuple(value) if type(value) is list else (value,)
+        if not texts:
+            raise BadRowError(f"has an empty list as {key!r}")
+        for text in texts:
+            if type(text) is not str or not text or text.isspace() or "\0" in text:
+                raise BadRowError(_what_is_wrong({**row, key: text} if key in row else row, key))
+        return texts
+
+    @property
+    def met_objects(self) -> bool:
+        """Tell whether any row had fields at all."""
+        return bool(self._layouts)
+
+    def settled_keys(self, file: Path) -> Keys:
+        """Return the one naming of all rows; `DataError` if there are several or none."""
+        pairs = {(keys.question, keys.answer) for keys in self._layouts.values() if keys}
+        if len(pairs) == 1:
+            ((question, answer),) = pairs
+            options = [keys.options for keys in self._layouts.values() if keys and keys.options]
+            return Keys(question=question, answer=answer, options=min(options, default=None))
+        known = " or ".join(f"{question}/{answer}" for question, answer in KNOWN_KEYS)
+        found = _listed(dict.fromkeys(name for names in self._layouts for name in names))
+        raise DataError(
+            f"{file}: found the keys {found}; expected one pair of "
+            f"{known} in all rows, or name them in params.yaml: tasks.<task>.keys"
+        )
+
+
+_NO_OPTIONS = (None, "")  # an empty cell of CSV
+
+
+def _known_keys(names: tuple[str, ...]) -> Keys | None:
+    """Find the one known pair among the keys of a row, in any case."""
+    folded = {name.casefold(): name for name in sorted(names, reverse=True)}
+    pairs = [
+        (folded[question.casefold()], folded[answer.casefold()])
+        for question, answer in KNOWN_KEYS
+        if question.casefold() in folded and answer.casefold() in folded
+    ]
+    if len(pairs) != 1:
+        return None
+    question, answer = pairs[0]
+    return Keys(question=question, answer=answer, options=folded.get(OPTIONS_KEY))
+
+
+def _lacks(row: Mapping[str, Any]) -> str:
+    """Say which field of a pair a row lacks, if it has the other."""
+    folded = {name.casefold() for name in row}
+    names = _listed(row)
+    for question, answer in KNOWN_KEYS:
+        if {question.casefold(), answer.casefold()} <= folded:
+            return f"has more than one pair of a question and an answer (keys: {names})"
+        if question.casefold() in folded:
+            return f"has no {answer!r} (keys: {names})"
+        if answer.casefold() in folded:
+            return f"has no {question!r} (keys: {names})"
+    return f"has no question and no answer (keys: {names})"
+
+
+def _check_options(options: tuple[str, ...], answers: tuple[str, ...]) -> None:
+    if len(options) < 2 or len(set(options)) < len(options):
+        raise BadRowError(
+            f"has the options {_SHORT.repr(list(options))}, expected at least two, all different"
+        )
+    for answer in answers:
+        if answer not in options:
+            raise BadRowError(
+                f"has the answer {_SHORT.repr(answer)}, which is not among its options"
+            )
+
+
+def _cell_list(cell: str) -> Any:
+    """Return the strings of a cell that holds a JSON list of them, else the cell itself."""
+    if not cell.startswith("["):
+        return cell
+    try:
+        value = orjson.loads(cell)
+    except orjson.JSONDecodeError:
+        return cell
+    is_texts = isinstance(value, list) and all(isinstance(text, str) for text in value)
+    return value if is_texts else cell
+
+
+def _what_is_wrong(row: Mapping[str, Any], key: str) -> str:
+    if key not in row:
+        return f"has no {key!r} (keys: {_listed(row)})"
+    value = row[key]
+    if not isinstance(value, str):
+        return f"has {_kind(value)} as {key!r}, expected a string"
+    if not value.strip():
+        return f"has an empty {key!r}"
+    return f"has a NUL character in {key!r}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    """List the first names of a row or file in one line."""
+    listed = [" ".join(name.split())[:_NAME_CHARS] for name in islice(names, _NUM_NAMES + 1)]
+    if len(listed) > _NUM_NAMES:
+        listed[-1] = "…"
+    return ", ".join(listed) or "none"
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a truth value"}
+    names |= {int: "a number", float: "a number", type(None): "null"}
+    return names.get(type(value), f"a {type(value).__name__}")  # Parquet has dates, bytes, …

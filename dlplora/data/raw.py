@@ -1,0 +1,217 @@
+"""Raw files as streams of rows: JSON, JSON Lines, CSV and Parquet, in bounded memory.
+
+Rows are numbered from 1 by whoever reads them: every row of the stream counts.
+"""
+
+import csv
+import glob
+import re
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from os import SEEK_END
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from dlplora.errors import DataError, choices
+
+_BATCH = 2048
+_CHUNK = 2**18
+_LARGEST_CELL = 2**31 - 1
+_LARGEST_ITEM = 2**25  # DuckDB reads into twice as much memory
+_DUCKDB_CONFIG: dict[str, str | bool | int | float | list[str]] = {
+    "threads": 1,
+    "autoload_known_extensions": False,
+    "enable_external_file_cache": False,  # it would hold the whole file
+}
+_JSON_QUERY = """SELECT json FROM read_json_objects(
+    ?, format='array', maximum_object_size=?, hive_partitioning=false, compression='none')"""
+_DUCKDB_ERROR = re.compile(r"at byte (\d+) in record/value (\d+): (.*?)\.(?:\s|$)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A row that could not be parsed; `problem` is to follow "line 17 "."""
+
+    problem: str
+
+
+_FIRST_BYTES = {b"{": "an object", b'"': "a string", b"t": "a truth value", b"f": "a truth value"}
+_FIRST_BYTES |= {b"n": "null"} | {bytes([digit]): "a number" for digit in b"-0123456789"}
+BLANK = Unreadable("")  # an empty line: counted, and no row
+
+
+@dataclass(frozen=True)
+class Format:
+    """How files of one kind are read.
+
+    `unit` is what a row is called in messages. In a format of `text_cells` a list stands as
+    JSON in its cell.
+    """
+
+    unit: str
+    rows: Callable[[Path], Iterator[Any]]
+    text_cells: bool = False
+
+
+def raw_file(raw: Path) -> Path:
+    """Return the one file of a task's raw folder, or the file itself."""
+    if not raw.is_dir():
+        return raw
+    files = sorted(path for path in raw.iterdir() if path.suffix.lower() in FORMATS)
+    if len(files) != 1:
+        raise DataError(
+            f"{raw}: found {len(files)} files of questions and answers "
+            f"({choices(file.name for file in files)}), expected one: {choices(FORMATS)}"
+        )
+    return files[0]
+
+
+def format_of(file: Path) -> Format:
+    """Return the format that a file's ending names, once the file looks like UTF-8 or Parquet."""
+    if file.suffix.lower() not in FORMATS:
+        raise DataError(f"{file}: the ending {file.suffix!r} is none of {choices(FORMATS)}")
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(64)
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror or error}") from error
+    if not head:
+        raise DataError(f"{file}: the file is empty")
+    found = FORMATS[file.suffix.lower()]
+    is_text = found.rows is not _parquet_rows
+    if is_text and (head.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) or b"\0" in head[:4]):
+        raise DataError(
+            f"{file}: looks like UTF-16 or UTF-32, expected UTF-8; convert it first, "
+            f"for example by iconv -f UTF-16 -t UTF-8"
+        )
+    return found
+
+
+def _json_items(file: Path) -> Iterator[Any]:
+    """Yield the items of a JSON list: DuckDB cuts the file into items, orjson parses each."""
+    import duckdb
+
+    _check_is_list(file)
+    pattern = glob.escape(str(file.absolute()))  # absolute: a leading ~ would be the home folder
+    with duckdb.connect(config=_DUCKDB_CONFIG) as connection:
+        try:
+            found = connection.execute(_JSON_QUERY, [pattern, _LARGEST_ITEM])
+            while texts := found.fetchmany(_BATCH):
+                for (text,) in texts:
+                    yield _parsed(text)
+        except duckdb.Error as error:
+            raise DataError(f"{file}: {_json_error(str(error))}") from error
+    _check_list_ends(file)
+
+
+def _check_is_list(file: Path) -> None:
+    first = b""
+    with file.open("rb") as stream:
+        chunk = stream.read(_CHUNK).removeprefix(BOM_UTF8)
+        while chunk and not (first := chunk.lstrip()[:1]):
+            chunk = stream.read(_CHUNK)
+    if not first:
+        raise DataError(f"{file}: the file is empty")
+    if first == b"[":
+        return
+    found = _FIRST_BYTES.get(first)
+    if found is None:
+        raise DataError(f"{file}: not JSON: it begins with {first!r}")
+    lines = "; name a file of one object a line .jsonl" if first == b"{" else ""
+    raise DataError(f'{file}: found {found}, expected a list of {{"Q": …, "A": …}}{lines}')
+
+
+def _check_list_ends(file: Path) -> None:
+    """Refuse a file that breaks off behind a comma, which DuckDB takes for the end."""
+    last = b""
+    with file.open("rb") as stream:
+        end = stream.seek(0, SEEK_END)
+        while end and not last:
+            start = max(0, end - _CHUNK)
+            stream.seek(start)
+            last = stream.read(end - start).rstrip()[-1:]
+            end = start
+    if last != b"]":
+        raise DataError(f"{file}: not JSON: it ends in {last!r}, expected b']'")
+
+
+def _json_error(message: str) -> str:
+    """Put DuckDB's message about a file in our words; it counts items from 2."""
+    if match := _DUCKDB_ERROR.search(message):
+        byte, item, reason = match.groups()
+        return f"not JSON: item {int(item) - 1}, at its byte {byte}: {reason}"
+    if "maximum_object_size" in message:
+        most = f"{_LARGEST_ITEM >> 20} MiB"
+        return f"an item is larger than {most}, the most in a list; use JSON Lines"
+    return f"not JSON: {' '.join(message.split())}"
+
+
+def _json_lines(file: Path) -> Iterator[Any]:
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream):
+            yield _parsed(line if number else line.removeprefix(BOM_UTF8))
+
+
+def _parsed(text: str | bytes) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        if not text.strip():
+            return BLANK
+        return Unreadable(f"is not JSON: {error.msg} (its character {error.pos + 1})")
+
+
+def _csv_rows(file: Path) -> Iterator[Any]:
+    csv.field_size_limit(_LARGEST_CELL)
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, strict=True)
+        try:
+            header = next((cells for cells in reader if cells), [])
+            _check_columns(file, header)
+            for cells in reader:
+                if not cells:
+                    yield BLANK
+                elif len(cells) != len(header):
+                    yield Unreadable(
+                        f"has {len(cells)} cells, expected the {len(header)} of the header "
+                        f"(it ends in line {reader.line_num})"
+                    )
+                else:
+                    yield dict(zip(header, cells, strict=True))
+        except csv.Error as error:
+            raise DataError(f"{file}: line {reader.line_num}: not CSV: {error}") from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file}: not UTF-8 soon after line {reader.line_num}") from error
+
+
+def _check_columns(file: Path, names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        raise DataError(f"{file}: a column stands twice in the header: {list(names)}")
+
+
+def _parquet_rows(file: Path) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file, buffer_size=_CHUNK, pre_buffer=False) as table:
+            names = table.schema_arrow.names
+            _check_columns(file, names)
+            for batch in table.iter_batches(batch_size=_BATCH):
+                for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    yield dict(zip(names, values, strict=True))
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise DataError(f"{file}: not Parquet: {' '.join(str(error).split())}") from error
+
+
+_LINES = Format("line", _json_lines)
+FORMATS: dict[str, Format] = {
+    ".json": Format("item", _json_items),
+    ".jsonl": _LINES,
+    ".ndjson": _LINES,
+    ".csv": Format("row", _csv_rows, text_cells=True),
+    ".parquet": Format("row", _parquet_rows),
+}

@@ -1,0 +1,136 @@
+"""Census: duplicates and contradictions, against a dictionary of whole rows."""
+
+from itertools import groupby
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dlplora.data.census import Census
+from dlplora.data.items import Item
+from dlplora.errors import DataError
+
+NONE = np.empty(0, dtype=np.uint64)
+LAST = 2**64 - 1
+FREE = Item("which?", ("red",), None, None)
+RED = Item("which?", ("red",), ("red", "green"), None)
+GREEN = Item("which?", ("green",), ("red", "green"), None)
+BOTH = Item("which?", ("green", "red"), ("red", "green"), None)
+MORE = Item("which?", ("red",), ("red", "green", "blue"), None)
+TURNED = Item("WHICH ?", ("red",), ("green", "red"), "?")
+
+Rows = list[tuple[int, Item] | None]
+
+
+def _census(rows: Rows) -> Census:
+    census = Census()
+    for row in rows:
+        if row is None:
+            census.add_none()
+        else:
+            census.add(*row)
+    return census
+
+
+def _problems(rows: Rows) -> list[tuple[int, int]]:
+    """Return who contradicts whom, by number."""
+    census = _census(rows)
+    found = []
+    for problem in census.contradictions("row", census.contradicting()):
+        said, other = problem.problem.removeprefix("contradicts row ").split(": ")[::-1]
+        assert said == "same question, other answers"
+        found.append((problem.item, int(other)))
+    return found
+
+
+def test_an_empty_census_holds_nothing() -> None:
+    for census in (Census(), _census([None, None])):
+        assert census.questions(without=NONE).tolist() == []
+        assert census.contradicting().tolist() == []
+        assert census.contradictions("row", NONE) == []
+        census.check_one_kind("x", "row", without=NONE)
+
+
+def test_questions_are_distinct_and_sorted_and_those_of_bad_rows_left_out() -> None:
+    census = _census([(9, FREE), None, (LAST, FREE), (9, FREE), (3, FREE), None])
+    assert census.questions(without=NONE).tolist() == [3, 9, LAST]
+    without = np.array([9], dtype=np.uint64)
+    assert census.questions(without=without).tolist() == [3, LAST]
+
+
+def test_the_question_of_hash_zero_is_one_like_any_other() -> None:
+    assert _census([None, (0, FREE), None]).questions(without=NONE).tolist() == [0]
+    assert _problems([None, (0, RED), None]) == []
+
+
+@pytest.mark.parametrize("other", [RED, TURNED])
+def test_the_same_choice_again_is_no_contradiction(other: Item) -> None:
+    assert _problems([(5, RED), (6, GREEN), (5, other)]) == []
+
+
+@pytest.mark.parametrize("other", [GREEN, BOTH, MORE, FREE])
+def test_another_choice_of_one_question_contradicts(other: Item) -> None:
+    assert _problems([(5, RED), None, (6, RED), (5, other)]) == [(1, 4), (4, 1)]
+
+
+def test_free_answers_never_contradict() -> None:
+    other = Item("which?", ("green",), None, None)
+    assert _problems([(5, FREE), (5, other)]) == []
+
+
+def test_a_comma_in_an_option_is_told_from_two_options() -> None:
+    one = Item("which?", ("a",), ("a", "b', 'c"), None)
+    two = Item("which?", ("a",), ("a", "b", "c"), None)
+    assert _problems([(5, one), (5, two)]) == [(1, 2), (2, 1)]
+
+
+@pytest.mark.parametrize("mcq_first", [False, True])
+def test_both_kinds_in_one_file_are_refused_with_their_first_rows(mcq_first: bool) -> None:
+    rows: Rows = [None, (1, FREE), (2, FREE), (3, RED), (4, RED)]
+    expected = "x: row 4 has options and row 2 has none; "
+    if mcq_first:
+        rows = [None, (3, RED), (4, RED), (1, FREE), (2, FREE)]
+        expected = "x: row 2 has options and row 4 has none; "
+    with pytest.raises(DataError) as caught:
+        _census(rows).check_one_kind("x", "row", without=NONE)
+    assert str(caught.value).startswith(expected)
+
+
+def test_contradicting_questions_do_not_make_two_kinds() -> None:
+    census = _census([(1, RED), (2, RED), (2, FREE), None])
+    assert census.contradicting().tolist() == [2]
+    census.check_one_kind("x", "row", without=census.contradicting())
+
+
+hashes = st.integers(0, 6) | st.integers(LAST - 2, LAST)
+row_lists = st.lists(
+    st.none() | st.tuples(hashes, st.sampled_from([FREE, RED, GREEN, BOTH, MORE, TURNED])),
+    max_size=40,
+)
+
+
+def _choice(item: Item) -> object:
+    return item.options and (frozenset(item.options), item.answers)
+
+
+@settings(deadline=None)
+@given(rows=row_lists)
+def test_contradictions_are_those_of_a_dictionary_of_whole_rows(rows: Rows) -> None:
+    good = [(*row, number) for number, row in enumerate(rows, start=1) if row is not None]
+    expected: dict[int, dict[int, object]] = {}
+    for question, group in groupby(sorted(good, key=lambda row: row[0]), key=lambda row: row[0]):
+        expected[question] = {number: _choice(item) for _, item, number in group}
+    bad = {question for question, part in expected.items() if len(set(part.values())) > 1}
+    census = _census(rows)
+    assert census.contradicting().tolist() == sorted(bad)
+    assert census.questions(without=NONE).tolist() == sorted(expected)
+    left = census.questions(without=census.contradicting()).tolist()
+    assert left == sorted(expected.keys() - bad)
+    choices = {number: choice for part in expected.values() for number, choice in part.items()}
+    questions = {number: question for question, _, number in good}
+    problems = _problems(rows)
+    assert [item for item, _ in problems] == sorted(n for q in bad for n in expected[q])
+    for item, other in problems:
+        assert questions[item] == questions[other]
+        assert choices[item] != choices[other]
