@@ -6,7 +6,8 @@
     ├── SourceError    an archive or folder that inputs come from is missing, changed or broken
     ├── ModelError     the base model or its tokenizer cannot be used
     ├── AdapterError   an adapter cannot be read, does not fit the base or cannot be fused
-    └── RouterError    a router does not fit the pool or the base model
+    ├── RouterError    a router does not fit the pool or the base model
+    └── TrainingError  a training cannot go on: a loss is not finite, or memory is out
 
 Each message is one line: which file or value, what was found, what was expected.
 They are raised where the value is used and caught only at the edge (`dlplora.stage`, the CLI).
@@ -39,6 +40,10 @@ class AdapterError(DlpLoraError):
 
 class RouterError(DlpLoraError):
     """A router does not fit the pool of adapters or the base model."""
+
+
+class TrainingError(DlpLoraError):
+    """A training cannot go on: a loss or gradient is not finite, or memory is out."""
 
 
 def choices(names: object) -> str:

@@ -1,5 +1,7 @@
 """The edge of a stage: its command line, progress bars, time and memory."""
 
+import errno
+import os
 import resource
 import sys
 import time
@@ -14,26 +16,49 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dlplora.errors import DlpLoraError
+from dlplora.params import is_identifier
 from dlplora.records.files import write_json
+from dlplora.scratch import alone
 
 Advance = Callable[..., None]
 _PLAIN_SECONDS = 5.0
 
 
 def run(main: Callable[..., None]) -> None:
-    """Run a stage's `main` on the command line's words; a user's mistake is one line, exit 1."""
+    """Run a stage's `main` on the command line's words; a user's mistake is one line, exit 1.
+
+    A second run of the same stage waits until the first has ended.
+    """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
     try:
-        app(standalone_mode=False)
+        with alone(stage_name()):
+            app()
     except DlpLoraError as error:
         fail(error)
+    except Exception as error:
+        if not _is_disk_full(error):
+            raise
+        fail(DlpLoraError(f"no space left on the disk: {error}; free some and run again"))
+
+
+def stage_name() -> str:
+    """Name the stage run of this process, such as "adapter my_task"."""
+    stage = Path(sys.argv[0]).stem
+    item = sys.argv[1] if len(sys.argv) > 1 and is_identifier(sys.argv[1]) else ""
+    return f"{stage} {item}".rstrip()
 
 
 def fail(error: DlpLoraError) -> None:
     """End the process with one line on stderr and exit code 1."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     raise SystemExit(1)
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """Tell whether an error, of Python or of a library that wraps it, says that a disk is full."""
+    code = getattr(error, "errno", None)
+    return code in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
 
 
 def write_timing(path: Path) -> None:

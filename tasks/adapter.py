@@ -6,25 +6,37 @@ from dlplora.models import load_base
 from dlplora.params import load_params
 from dlplora.records.examples import examples_path, read_examples
 from dlplora.runtime import set_up
+from dlplora.scratch import checkpoint_folder, is_awaited
 from dlplora.stage import progress, run, write_timing
 from dlplora.training.adapter import train_adapter
+from dlplora.training.checkpoint import checkpointed
 
 
 def main(task: str, base: Path, examples: Path, out: Path, timing: Path) -> None:
-    """Train an adapter of BASE on the EXAMPLES of TASK; write it, with its curve, to OUT."""
+    """Train an adapter on the EXAMPLES of TASK; write it, with its curve, to OUT."""
     params = load_params()
     settings = params.adapter_of(task)
+    train, validation = (examples_path(examples, split, task) for split in ("train", "validation"))
     place = set_up(params.runtime, seed=params.seed)
-    with progress(f"adapter {task}", total=settings.steps) as advance:
-        trained = train_adapter(
+    title = f"adapter {task}"
+    folder = checkpoint_folder(
+        title,
+        params={"seed": params.seed, "runtime": params.runtime, "adapter": settings},
+        inputs=[base / "base.json", train, validation],
+    )
+    with (
+        checkpointed(folder, keep=lambda: is_awaited(title)) as checkpoint,
+        progress(title, total=settings.steps) as advance,
+    ):
+        train_adapter(
             load_base(base, place=place, attention="eager"),
-            read_examples(examples_path(examples, "train", task)),
-            read_examples(examples_path(examples, "validation", task)),
+            read_examples(train),
+            read_examples(validation),
             params=settings,
             seed=params.seed,
+            checkpoint=checkpoint,
             advance=advance,
-        )
-    trained.save(out)
+        ).save(out)
     write_timing(timing)
 
 

@@ -5,23 +5,34 @@ from pathlib import Path
 from dlplora.data.balance import read_labelled
 from dlplora.params import load_params, named
 from dlplora.runtime import set_up
+from dlplora.scratch import checkpoint_folder, is_awaited
 from dlplora.stage import run, write_timing
+from dlplora.training.checkpoint import checkpointed
 from dlplora.training.router import train_router
 
 
 def main(name: str, router_data: Path, base: Path, out: Path, timing: Path) -> None:
     """Train the router NAME on ROUTER_DATA, reading by the tokenizer of BASE; write it to OUT."""
     params = load_params()
+    settings = named(params.routers, name, "routers")
+    train, validation = (router_data / f"{split}.parquet" for split in ("train", "validation"))
     set_up(params.runtime, seed=params.seed)
-    trained = train_router(
-        read_labelled(router_data / "train.parquet"),
-        read_labelled(router_data / "validation.parquet"),
-        named(params.routers, name, "routers"),
-        base=base,
-        seed=params.seed,
-        title=f"router {name}",
+    title = f"router {name}"
+    folder = checkpoint_folder(
+        title,
+        params={"seed": params.seed, "runtime": params.runtime, "router": settings},
+        inputs=[base / "base.json", base / "tokenizer.json", train, validation],
     )
-    trained.save(out)
+    with checkpointed(folder, keep=lambda: is_awaited(title)) as checkpoint:
+        train_router(
+            read_labelled(train),
+            read_labelled(validation),
+            settings,
+            base=base,
+            seed=params.seed,
+            checkpoint=checkpoint,
+            title=title,
+        ).save(out)
     write_timing(timing)
 
 

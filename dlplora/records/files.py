@@ -1,30 +1,55 @@
 """Files that are whole or absent: written aside, then renamed into place."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+_ASIDE = re.compile(r"\..+\.(\d+)")
 
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """Give a path beside `path` to write a file or folder to; it becomes `path` on success."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
+    old = path.with_name(f".{path.name}.old.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove(aside)  # left by a killed run of the same number
     try:
         yield aside
         if path.is_dir():
-            shutil.rmtree(path)
+            path.replace(old)
         aside.replace(path)
     finally:
         _remove(aside)
+        _remove(old)
+
+
+def is_aside(path: Path) -> bool:
+    """Tell whether a path is one to write aside to, by its name."""
+    return _ASIDE.fullmatch(path.name) is not None
+
+
+def is_being_written(path: Path) -> bool:
+    """Tell whether a path is one to write aside to, and its writer still runs."""
+    match = _ASIDE.fullmatch(path.name)
+    return match is not None and psutil.pid_exists(int(match[1]))
+
+
+def delete_abandoned(folder: Path) -> None:
+    """Delete what writers that were killed left aside in a folder."""
+    for path in folder.glob(".*"):
+        if is_aside(path) and not is_being_written(path):
+            _remove(path)
 
 
 def _remove(path: Path) -> None:
@@ -64,3 +89,9 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     """Read a parquet file as a list of rows."""
     rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
     return rows
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

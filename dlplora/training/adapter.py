@@ -32,7 +32,9 @@ from dlplora.records.examples import Example
 from dlplora.records.files import written_folder
 from dlplora.records.training import AdapterTraining, write_adapter_training
 from dlplora.stage import Advance
-from dlplora.training.loop import fit
+from dlplora.training.checkpoint import Checkpoint
+from dlplora.training.loop import Schedule, fit
+from dlplora.training.parts import Parts
 
 _PROMPT_LEAST = 8
 
@@ -80,50 +82,55 @@ def train_adapter(
     *,
     params: Adapter,
     seed: int,
+    checkpoint: Checkpoint | None,
     advance: Advance,
 ) -> TrainedAdapter:
     """Train an adapter on examples; of n accepted answers, step s learns answer s mod n.
 
-    Raises `DataError` if an answer leaves no room for the question within `max_tokens`.
+    Raises `DataError` if an answer leaves no room for the question within `max_tokens`, and
+    `TrainingError` if the loss is not finite or not even one example fits into memory.
     """
-    task = train[0].task
-    config = LoraConfig(
-        r=params.rank,
-        lora_alpha=params.alpha,
-        lora_dropout=params.dropout,
-        target_modules=list(params.target_modules),
-        task_type="CAUSAL_LM",
-    )
+    title = f"adapter {train[0].task}"
     torch.manual_seed(seed)
-    model = _with_lora(base, config)
+    model = _with_lora(base, params)
     pairs, num_cut = encode_pairs(train, base.chat, max_tokens=params.max_tokens)
     held_out, _ = encode_pairs(validation, base.chat, max_tokens=params.max_tokens)
     lengths = [len(options[0].prompt) + len(options[0].answer) for options in pairs]
-    order = batch_order(lengths, params.batch_size, seed=seed)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-
+    parts = Parts(params.batch_size, params.micro_batch_size, title)
     speed = _Speed()
 
-    def loss(step: int) -> Tensor:
-        batch = [pairs[row][step % len(pairs[row])] for row in next(order)]
+    def backward(step: int, rows: Sequence[int]) -> float:
+        batch = [pairs[row][step % len(pairs[row])] for row in rows]
         speed.num_tokens += sum(len(pair.prompt) + len(pair.answer) for pair in batch)
         model.train()
-        return mean_loss(model, batch, base.chat)
+        return parts.backward(
+            batch,
+            lambda part: mean_loss(model, part, base.chat),
+            weight=lambda pair: len(pair.answer),
+            parameters=parameters,
+        )
 
     curve = fit(
         parameters,
-        loss,
-        validation_loss=lambda: _validation_loss(model, held_out, base.chat, params.batch_size),
-        steps=params.steps,
-        learning_rate=params.learning_rate,
-        warmup_steps=params.warmup_steps,
-        validate_every=params.validate_every,
-        patience=None,
+        backward,
+        batch_order(lengths, params.batch_size, seed=seed),
+        validation_loss=lambda: _validation_loss(model, held_out, base.chat, parts),
+        schedule=Schedule(
+            steps=params.steps,
+            learning_rate=params.learning_rate,
+            warmup_steps=params.warmup_steps,
+            validate_every=params.validate_every,
+            patience=None,
+        ),
+        checkpoint=checkpoint,
         on_step=lambda point: advance(loss=point.loss, tokens_per_second=speed.now()),
+        title=title,
     )
     training = AdapterTraining(
-        task=task,
+        task=train[0].task,
         base_fingerprint=base.fingerprint,
+        is_imported=False,
         data_sha256=_data_sha256([*train, *validation]),
         num_examples=len(train),
         num_parameters=sum(parameter.numel() for parameter in parameters),
@@ -134,7 +141,14 @@ def train_adapter(
     return TrainedAdapter(model, base.id, training)
 
 
-def _with_lora(base: Base, config: LoraConfig) -> PeftModel:
+def _with_lora(base: Base, params: Adapter) -> PeftModel:
+    config = LoraConfig(
+        r=params.rank,
+        lora_alpha=params.alpha,
+        lora_dropout=params.dropout,
+        target_modules=list(params.target_modules),
+        task_type="CAUSAL_LM",
+    )
     try:
         with warnings.catch_warnings():  # PEFT 0.21 asks transformers 5 by an old name
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
@@ -208,20 +222,17 @@ def _has_dropout(model: torch.nn.Module) -> bool:
     )
 
 
-@torch.no_grad()
 def _validation_loss(
-    model: torch.nn.Module, pairs: Sequence[Sequence[Pair]], chat: ChatFormat, batch_size: int
+    model: torch.nn.Module, pairs: Sequence[Sequence[Pair]], chat: ChatFormat, parts: Parts
 ) -> float:
-    """Return the mean loss over the first answers, each batch weighed by its tokens."""
+    """Return the mean loss of the tokens of the first answers."""
     model.eval()
     first = sorted((options[0] for options in pairs), key=lambda pair: len(pair.prompt))
-    total, num_tokens = 0.0, 0
-    for start in range(0, len(first), batch_size):
-        batch = first[start : start + batch_size]
-        batch_tokens = sum(len(pair.answer) for pair in batch)
-        total += mean_loss(model, batch, chat).item() * batch_tokens
-        num_tokens += batch_tokens
-    return total / num_tokens
+    return parts.mean(
+        first,
+        lambda part: mean_loss(model, part, chat),
+        weight=lambda pair: len(pair.answer),
+    )
 
 
 def _data_sha256(examples: Sequence[Example]) -> str:

@@ -19,7 +19,8 @@ from dlplora.routing.base import Classifier, calibration_error
 from dlplora.routing.mlp import MiniMlp, MlpClassifier, bag, embedding_width, encode, read_tokenizer
 from dlplora.routing.simple import fit_tfidf
 from dlplora.stage import progress
-from dlplora.training.loop import fit
+from dlplora.training.checkpoint import Checkpoint
+from dlplora.training.loop import Schedule, fit
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,14 @@ def train_router(
     *,
     base: Path,
     seed: int,
+    checkpoint: Checkpoint | None,
     title: str,
 ) -> TrainedRouter:
-    """Train the kind of router that the params name."""
+    """Train the kind of router that the params name; `title` stands on its progress bar."""
     if isinstance(params, MlpRouter):
-        return _train_mlp(train, validation, params, base, seed, title)
+        return _train_mlp(
+            train, validation, params, base=base, seed=seed, checkpoint=checkpoint, title=title
+        )
     texts, tasks = [row.text for row in train], [row.task for row in train]
     classifier = fit_tfidf(texts, tasks, regularisation=params.regularisation)
     num_parameters = classifier.coefficients.size + classifier.intercepts.size
@@ -82,57 +86,79 @@ def _train_mlp(
     train: Sequence[Labelled],
     validation: Sequence[Labelled],
     params: MlpRouter,
+    *,
     base: Path,
     seed: int,
+    checkpoint: Checkpoint | None,
     title: str,
 ) -> TrainedRouter:
     tokenizer = read_tokenizer(base)
     labels = tuple(sorted({row.task for row in train}))
     rows, targets = _encode(train, labels, tokenizer, params.max_tokens)
     held_out, held_out_targets = _encode(validation, labels, tokenizer, params.max_tokens)
-    vocabulary = tokenizer.get_vocab_size()
-    width = embedding_width(
-        budget=params.parameters,
-        vocabulary=vocabulary,
-        hidden=params.hidden,
-        num_labels=len(labels),
-    )
     torch.manual_seed(seed)
-    model = MiniMlp(
-        vocabulary=vocabulary, embedding=width, hidden=params.hidden, num_labels=len(labels)
-    )
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    assert num_parameters <= params.parameters
-    order = batch_order([1] * len(rows), params.batch_size, seed=seed)
-    steps_per_epoch = max(1, len(rows) // params.batch_size)
+    model = _new_mlp(params, vocabulary=tokenizer.get_vocab_size(), num_labels=len(labels))
 
-    def loss(_: int) -> torch.Tensor:
-        drawn = next(order)
-        return functional.cross_entropy(model(*bag([rows[row] for row in drawn])), targets[drawn])
+    def backward(_: int, drawn: Sequence[int]) -> float:
+        logits = model(*bag([rows[row] for row in drawn]))
+        loss = functional.cross_entropy(logits, targets[list(drawn)])
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
 
     @torch.no_grad()
     def validation_loss() -> float:
         return functional.cross_entropy(model(*bag(held_out)), held_out_targets).item()
 
-    steps = params.epochs * steps_per_epoch
-    with progress(title, total=steps) as advance:
+    schedule = _schedule(params, num_rows=len(rows))
+    with progress(title, total=schedule.steps) as advance:
         curve = fit(
             list(model.parameters()),
-            loss,
+            backward,
+            batch_order([1] * len(rows), params.batch_size, seed=seed),
             validation_loss=validation_loss,
-            steps=steps,
-            learning_rate=params.learning_rate,
-            warmup_steps=min(steps_per_epoch, steps - 1),
-            validate_every=steps_per_epoch,
-            patience=params.patience,
+            schedule=schedule,
+            checkpoint=checkpoint,
             on_step=lambda point: advance(loss=point.loss),
+            title=title,
         )
     classifier = MlpClassifier(model, tokenizer, labels, max_tokens=params.max_tokens)
     return TrainedRouter(
         classifier,
         lambda folder: classifier.save(folder, base=base),
-        measure(classifier, validation, num_parameters),
+        measure(classifier, validation, _num_parameters(model)),
         curve,
+    )
+
+
+def _new_mlp(params: MlpRouter, *, vocabulary: int, num_labels: int) -> MiniMlp:
+    """Make a mini-MLP as wide as its budget of parameters allows."""
+    width = embedding_width(
+        budget=params.parameters,
+        vocabulary=vocabulary,
+        hidden=params.hidden,
+        num_labels=num_labels,
+    )
+    model = MiniMlp(
+        vocabulary=vocabulary, embedding=width, hidden=params.hidden, num_labels=num_labels
+    )
+    assert _num_parameters(model) <= params.parameters
+    return model
+
+
+def _num_parameters(model: MiniMlp) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _schedule(params: MlpRouter, *, num_rows: int) -> Schedule:
+    """Validate once an epoch and warm up for one."""
+    steps_per_epoch = max(1, num_rows // params.batch_size)
+    steps = params.epochs * steps_per_epoch
+    return Schedule(
+        steps=steps,
+        learning_rate=params.learning_rate,
+        warmup_steps=min(steps_per_epoch, steps - 1),
+        validate_every=steps_per_epoch,
+        patience=params.patience,
     )
 
 

@@ -32,6 +32,7 @@ PARAMS = Adapter(
     warmup_steps=2,
     steps=80,
     batch_size=8,
+    micro_batch_size="auto",
     max_tokens=64,
     validate_every=20,
 )
@@ -110,7 +111,13 @@ def test_the_trained_model_generates_the_answer(
     base = tiny_base()
     torch.manual_seed(0)
     trained = train_adapter(
-        base, examples["train"], examples["validation"], params=PARAMS, seed=0, advance=silent
+        base,
+        examples["train"],
+        examples["validation"],
+        params=PARAMS,
+        seed=0,
+        checkpoint=None,
+        advance=silent,
     )
     trained.save(tmp_path / "opposites")
     fresh = tiny_base()
@@ -135,7 +142,13 @@ def test_plain_peft_gives_the_logits_of_the_trained_model(
     torch.manual_seed(0)
     params = PARAMS.model_copy(update={"steps": 5})
     trained = train_adapter(
-        base, examples["train"], examples["validation"], params=params, seed=0, advance=silent
+        base,
+        examples["train"],
+        examples["validation"],
+        params=params,
+        seed=0,
+        checkpoint=None,
+        advance=silent,
     )
     trained.save(tmp_path / "opposites")
     ids = torch.tensor([[5, 6, 7, 8]])
@@ -159,7 +172,13 @@ base = tiny_base()
 torch.manual_seed(0)
 params = PARAMS.model_copy(update={"steps": 10, "dropout": 0.1})
 trained = train_adapter(
-    base, examples["train"], examples["validation"], params=params, seed=0, advance=silent
+    base,
+    examples["train"],
+    examples["validation"],
+    params=params,
+    seed=0,
+    checkpoint=None,
+    advance=silent,
 )
 trained.save(out)
 """
@@ -199,5 +218,25 @@ def test_unknown_target_modules_are_named(examples: dict[str, list[Example]]) ->
             examples["validation"],
             params=params,
             seed=0,
+            checkpoint=None,
             advance=silent,
         )
+
+
+def test_batches_in_parts_train_as_whole_ones_do(examples: dict[str, list[Example]]) -> None:
+    weights, losses = [], []
+    for size in ("auto", 3):
+        trained = train_adapter(
+            tiny_base(),
+            examples["train"],
+            examples["validation"],
+            params=PARAMS.model_copy(update={"steps": 4, "micro_batch_size": size}),
+            seed=0,
+            checkpoint=None,
+            advance=silent,
+        )
+        weights.append([p.detach() for p in trained.model.parameters() if p.requires_grad])
+        losses.append([point.loss for point in trained.training.curve.points[1:]])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for one, other in zip(*weights, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)

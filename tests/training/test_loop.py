@@ -1,6 +1,7 @@
 """The optimiser loop against Adam written out, and its rules for the best weights."""
 
 from collections.abc import Callable
+from itertools import repeat
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dlplora.errors import TrainingError
 from dlplora.records.training import Curve, CurvePoint
-from dlplora.training.loop import MAX_GRADIENT_NORM, fit, rate_at
+from dlplora.training.loop import MAX_GRADIENT_NORM, Batch, Schedule, fit, rate_at
 
 STEPS, WARMUP, LEARNING_RATE = 12, 3, 0.05
 
@@ -48,6 +50,17 @@ def adam(problem: LeastSquares, rates: list[float]) -> list[NDArray[np.float64]]
     return path
 
 
+def backward_of(loss: Callable[[int], Tensor]) -> Callable[[int, Batch], float]:
+    """Make a `backward` of the loss of a step."""
+
+    def backward(step: int, _: Batch) -> float:
+        value = loss(step)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value.item()
+
+    return backward
+
+
 def test_fit_equals_adam_written_out_with_the_same_schedule() -> None:
     problem = LeastSquares()
     weights = nn.Parameter(torch.zeros(3, dtype=torch.float64))
@@ -56,14 +69,13 @@ def test_fit_equals_adam_written_out_with_the_same_schedule() -> None:
 
     curve = fit(
         [weights],
-        lambda step: problem.loss(weights, step),
+        backward_of(lambda step: problem.loss(weights, step)),
+        repeat([]),
         validation_loss=lambda: float(next(countdown)),
-        steps=STEPS,
-        learning_rate=LEARNING_RATE,
-        warmup_steps=WARMUP,
-        validate_every=5,
-        patience=None,
+        schedule=Schedule(STEPS, LEARNING_RATE, WARMUP, validate_every=5, patience=None),
+        checkpoint=None,
         on_step=told.append,
+        title="training",
     )
 
     rates = [1 / 4, 2 / 4, 3 / 4, *(left / 9 for left in range(9, 0, -1))]
@@ -146,20 +158,95 @@ def scripted(
         seen.append(weight.item())
         return losses[len(seen) - 1]
 
-    loss: Callable[[int], Tensor] = lambda _: weight**2  # noqa: E731 – one expression
     curve = fit(
         [weight],
-        loss,
+        backward_of(lambda _: weight**2),
+        repeat([]),
         validation_loss=validation_loss,
-        steps=steps,
-        learning_rate=0.1,
-        warmup_steps=0,
-        validate_every=validate_every,
-        patience=patience,
+        schedule=Schedule(steps, 0.1, 0, validate_every=validate_every, patience=patience),
+        checkpoint=None,
         on_step=lambda _: None,
+        title="training",
     )
     assert len(set(seen)) == len(seen)  # every step moved the number
     return curve, seen, weight.item()
+
+
+def test_every_step_is_given_the_next_batch() -> None:
+    weight = nn.Parameter(torch.tensor(1.0))
+    seen: list[tuple[int, Batch]] = []
+
+    def backward(step: int, batch: Batch) -> float:
+        seen.append((step, batch))
+        return backward_of(lambda _: weight**2)(step, batch)
+
+    fit(
+        [weight],
+        backward,
+        ([number] for number in range(100)),
+        validation_loss=lambda: 1.0,
+        schedule=Schedule(4, 0.1, 0, validate_every=2, patience=None),
+        checkpoint=None,
+        on_step=lambda _: None,
+        title="training",
+    )
+
+    assert seen == [(1, [0]), (2, [1]), (3, [2]), (4, [3])]
+
+
+def diverging(
+    *, loss: Callable[[nn.Parameter, int], Tensor], validation: Callable[[], float] = lambda: 1.0
+) -> tuple[str, list[CurvePoint]]:
+    """Fit until it fails; return the error's text and the steps that were done."""
+    weight = nn.Parameter(torch.tensor(1.0))
+    told: list[CurvePoint] = []
+    with pytest.raises(TrainingError) as caught:
+        fit(
+            [weight],
+            backward_of(lambda step: loss(weight, step)),
+            repeat([]),
+            validation_loss=validation,
+            schedule=Schedule(8, 0.125, 0, validate_every=2, patience=None),
+            checkpoint=None,
+            on_step=told.append,
+            title="adapter sums",
+        )
+    assert weight.isfinite()  # the bad step was not taken
+    return str(caught.value), told
+
+
+ADVICE = "; lower the learning rate (0.125) or set runtime.dtype to float32"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_loss_that_is_not_finite_names_training_step_and_advice(bad: float) -> None:
+    message, told = diverging(loss=lambda weight, step: weight * (bad if step == 3 else 1.0))
+
+    assert message == f"adapter sums: step 3 of 8: the loss is {bad}" + ADVICE
+    assert [point.step for point in told] == [1, 2]
+
+
+def test_gradients_that_are_not_finite_name_training_step_and_advice() -> None:
+    def loss(weight: nn.Parameter, step: int) -> Tensor:
+        return (weight - weight).abs().sqrt() if step == 4 else weight**2  # 0 / 0 behind √
+
+    message, told = diverging(loss=loss)
+
+    assert message == "adapter sums: step 4 of 8: the norm of the gradients is nan" + ADVICE
+    assert [point.step for point in told] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("place", "step"), [(0, 0), (1, 2), (4, 8)])
+def test_a_validation_loss_that_is_not_finite_names_training_step_and_advice(
+    place: int, step: int
+) -> None:
+    losses = [3.0, 2.0, 1.0, 0.5, 0.25]
+    losses[place] = float("nan")
+    told = iter(losses)
+
+    message, _ = diverging(loss=lambda weight, _: weight**2, validation=lambda: next(told))
+
+    assert message == f"adapter sums: step {step} of 8: the validation loss is nan" + ADVICE
 
 
 def test_the_rate_rises_over_the_warm_up_and_falls_on_a_straight_line() -> None:

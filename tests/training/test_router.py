@@ -67,7 +67,15 @@ def router(params: MlpRouter | TfidfRouter, base: Path) -> TrainedRouter:
 
 
 def trained(params: MlpRouter | TfidfRouter, base: Path, *, seed: int) -> TrainedRouter:
-    return train_router(DATA.train, DATA.validation, params, base=base, seed=seed, title="router")
+    return train_router(
+        DATA.train,
+        DATA.validation,
+        params,
+        base=base,
+        seed=seed,
+        checkpoint=None,
+        title="router",
+    )
 
 
 def test_separable_tasks_are_told_apart_on_held_out_texts(router: TrainedRouter) -> None:

@@ -1,0 +1,110 @@
+"""Gradients of a batch, taken in parts that fit into memory."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from dlplora.errors import TrainingError
+
+T = TypeVar("T")
+
+
+class Parts:
+    """The gradients of a batch's mean loss, summed over parts of at most `size` rows.
+
+    With `size` "auto" a batch is first tried whole; whenever memory runs out, the size is halved
+    for good. A part counts by its share of the batch's weight, so that the sum is the gradient
+    of the whole batch whatever the parts are, up to rounding.
+    """
+
+    def __init__(self, batch_size: int, size: Literal["auto"] | int, title: str) -> None:
+        self.size = batch_size if size == "auto" else min(size, batch_size)
+        self._may_halve = size == "auto"
+        self._title = title
+
+    def backward(
+        self,
+        batch: Sequence[T],
+        mean_loss: Callable[[Sequence[T]], Tensor],
+        *,
+        weight: Callable[[T], float],
+        parameters: Sequence[nn.Parameter],
+    ) -> float:
+        """Set the gradients of a batch; return its mean loss.
+
+        `mean_loss` is the mean of a part in units of `weight`. Raises `TrainingError` if memory
+        runs out and the size cannot be halved.
+        """
+        total = sum(map(weight, batch))
+
+        def once() -> float:
+            for parameter in parameters:
+                parameter.grad = None
+            value = 0.0
+            for part in self._cut(batch):
+                loss = mean_loss(part) * (sum(map(weight, part)) / total)
+                loss.backward()  # type: ignore[no-untyped-call]
+                value += loss.item()
+            return value
+
+        return self._until_it_fits(once)
+
+    def mean(
+        self,
+        rows: Sequence[T],
+        mean_loss: Callable[[Sequence[T]], Tensor],
+        *,
+        weight: Callable[[T], float],
+    ) -> float:
+        """Return the mean loss of any number of rows, without gradients; raises as `backward`."""
+
+        def once() -> float:
+            return sum(
+                mean_loss(part).item() * sum(map(weight, part)) for part in self._cut(rows)
+            ) / sum(map(weight, rows))
+
+        with torch.no_grad():
+            return self._until_it_fits(once)
+
+    def _cut(self, rows: Sequence[T]) -> Iterator[Sequence[T]]:
+        for start in range(0, len(rows), self.size):
+            yield rows[start : start + self.size]
+
+    def _until_it_fits(self, once: Callable[[], float]) -> float:
+        while True:
+            try:
+                return once()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _halve(self) -> None:
+        if not self._may_halve or self.size == 1:
+            advice = "a larger machine" if self.size == 1 else "adapter.micro_batch_size: auto"
+            raise TrainingError(
+                f"{self._title}: out of memory with {_examples(self.size)} at once; lower "
+                f"adapter.max_tokens or use {advice}"
+            )
+        self.size //= 2
+        print(
+            f"{self._title}: out of memory; going on with {_examples(self.size)} at once",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _examples(count: int) -> str:
+    return f"{count} example{'s' if count > 1 else ''}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that the memory of the processor or the device is out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
