@@ -21,8 +21,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 env: $(VENV)/installed  ## Make the environment with pinned dependencies
 
 repro: env      ## Bring the pipeline up to date
-	@$(BIN)/python -m dlplora.cli prune
-	@$(BIN)/dvc repro
+	@$(BIN)/python -m dlplora.cli repro
 
 test: env       ## Run the tests
 	@$(BIN)/python -m pytest

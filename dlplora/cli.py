@@ -41,7 +41,10 @@ def _keys(names: str | None) -> Keys | Literal["auto"]:
 
 @app.command()
 def validate(
-    files: Annotated[list[Path], typer.Argument(help="JSON files of questions and answers.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Files of questions and answers: .json, .jsonl, .csv or .parquet."),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the problems as JSON.")] = False,
     keys: KeysOption = None,
 ) -> None:
@@ -55,27 +58,30 @@ def validate(
     unreadable = {}
     for file in files:
         try:
-            found[str(file)] = [asdict(row) for row in validate_file(file, keys=_keys(keys))]
+            found[str(file)] = validate_file(file, keys=_keys(keys))
         except DlpLoraError as error:
             unreadable[str(file)] = str(error)
     if as_json:
-        typer.echo(json.dumps({"problems": found, "unreadable": unreadable}, ensure_ascii=False))
+        problems = {name: asdict(checked)["problems"] for name, checked in found.items()}
+        typer.echo(json.dumps({"problems": problems, "unreadable": unreadable}, ensure_ascii=False))
     else:
         for message in unreadable.values():
             typer.echo(message)
-        for name, problems in found.items():
-            for row in problems:
-                typer.echo(f"{name}: item {row['item']} {row['problem']}")
-            if not problems:
+        for name, checked in found.items():
+            for row in checked.problems:
+                typer.echo(f"{name}: {checked.unit} {row.item} {row.problem}")
+            if not checked.problems:
                 typer.echo(f"{name}: good")
-    if unreadable or any(found.values()):
+    if unreadable or any(checked.problems for checked in found.values()):
         raise typer.Exit(1)
 
 
 @app.command()
 def add_task(
     name: Annotated[str, typer.Argument(help="A plain identifier: letters, digits, _.")],
-    file: Annotated[Path, typer.Argument(help="A JSON list of questions and answers.")],
+    file: Annotated[
+        Path, typer.Argument(help="Questions and answers: .json, .jsonl, .csv or .parquet.")
+    ],
     primary: Annotated[
         Primary | None,
         typer.Option(help="What counts as its score; by the data if not given."),
@@ -87,6 +93,12 @@ def add_task(
         ),
     ] = None,
     keys: KeysOption = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            help="PEFT's folder of a LoRA adapter trained elsewhere; else one is trained."
+        ),
+    ] = None,
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave bad items out instead of refusing.")
     ] = False,
@@ -95,8 +107,8 @@ def add_task(
 
     Example: dlplora add-task capitals capitals.json
     """
-    from dlplora.project import Project
-    from dlplora.project import add_task as add
+    from dlplora.project.files import Project
+    from dlplora.project.own_tasks import add_task as add
 
     ingested = add(
         Project(Path()),
@@ -106,6 +118,7 @@ def add_task(
         max_new_tokens=max_new_tokens,
         keys=_keys(keys),
         on_bad_row="skip" if skip_bad_rows else "refuse",
+        adapter=adapter,
     )
     sizes = ", ".join(f"{size.kept} {split}" for split, size in ingested.findings.splits.items())
     typer.echo(f"added {name}: {sizes}; run `make repro` to train and compare")
@@ -117,8 +130,8 @@ def remove_task(name: Annotated[str, typer.Argument(help="A task of params.yaml.
 
     A file of your own stays in data/raw/NAME. Example: dlplora remove-task capitals
     """
-    from dlplora.project import Project
-    from dlplora.project import remove_task as remove
+    from dlplora.project.files import Project
+    from dlplora.project.own_tasks import remove_task as remove
 
     pruned = remove(Project(Path()), name)
     typer.echo(f"removed {name} and {len(pruned)} results; run `make repro` to compare the rest")
@@ -129,11 +142,27 @@ def remove_task(name: Annotated[str, typer.Argument(help="A task of params.yaml.
 @app.command()
 def prune() -> None:
     """Delete results of tasks, routers and systems that params.yaml no longer lists."""
-    from dlplora.project import Project
-    from dlplora.project import prune as delete
+    from dlplora.project.files import Project
+    from dlplora.project.pruning import prune as delete
 
     for path in delete(Project(Path())):
         typer.echo(f"pruned {path}")
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def repro(
+    words: Annotated[
+        list[str] | None, typer.Argument(help="Targets and options of `dvc repro`.")
+    ] = None,
+) -> None:
+    """Prune, then run `dvc repro`; a second one in the same folder waits for the first.
+
+    Example: dlplora repro report
+    """
+    from dlplora.project.files import Project
+    from dlplora.project.repro import repro as run
+
+    run(Project(Path()), words or [])
 
 
 @app.command()
@@ -145,8 +174,8 @@ def use_suite(
 
     Example: dlplora use-suite smoke
     """
-    from dlplora.project import Project
-    from dlplora.project import use_suite as use
+    from dlplora.project.files import Project
+    from dlplora.project.suites import use_suite as use
 
     kept = use(Project(Path()), name, force=force)
     typer.echo(f"params.yaml now holds suite {name}; run `make repro`")
@@ -155,10 +184,26 @@ def use_suite(
 
 
 @app.command()
+def pin(
+    path: Annotated[Path, typer.Argument(help="A transformers folder or a GGUF file.")],
+    with_code: Annotated[
+        bool, typer.Option("--with-code", help="Its own code too, for trust_remote_code: true.")
+    ] = False,
+) -> None:
+    """Print the hash that pins a base model in params.yaml.
+
+    Example: dlplora pin model.gguf
+    """
+    from dlplora.data.sources import model_sha256
+
+    typer.echo(model_sha256(path, with_code=with_code))
+
+
+@app.command()
 def check_runtime() -> None:
     """Set runtime.dtype to float32 if this processor has no instructions for the one there is."""
     from dlplora.params import load_params
-    from dlplora.project import Project, set_dtype
+    from dlplora.project.files import Project, set_dtype
     from dlplora.runtime import is_supported
 
     runtime = load_params().runtime

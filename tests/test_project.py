@@ -1,6 +1,7 @@
 """Edits of a project: nothing lost, nothing half-done, comments kept."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,21 +15,17 @@ from typing import Any
 import pytest
 import yaml
 
-from dlplora import project as project_module
 from dlplora.data.ingest import ingest
-from dlplora.errors import DataError, DlpLoraError, ParamsError
+from dlplora.errors import AdapterError, DataError, DlpLoraError, ParamsError
 from dlplora.params import Splits, load_params
-from dlplora.project import (
-    Project,
-    add_task,
-    answer_limit,
-    prune,
-    remove_task,
-    set_dtype,
-    suite_names,
-    use_suite,
-)
-from tests.tiny import choices, opposites, tiny_tokenizer, write_raw
+from dlplora.project import own_tasks
+from dlplora.project.files import Project, set_dtype
+from dlplora.project.own_tasks import add_task, answer_limit, remove_task
+from dlplora.project.pruning import prune
+from dlplora.project.suites import suite_names, use_suite
+from dlplora.records.base_card import BaseCard, write_base_card
+from tests.peft_adapters import peft_model
+from tests.tiny import choices, opposites, tiny_model, tiny_tokenizer, write_raw
 
 ROOT = Path(__file__).parent.parent
 SUITES = sorted(path.stem for path in (ROOT / "suites").glob("*.yaml"))
@@ -66,7 +63,7 @@ def project(template: Path, tmp_path: Path) -> Project:
 @pytest.fixture
 def no_dvc(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave DVC out where a test looks at params.yaml alone: it takes two seconds a call."""
-    monkeypatch.setattr(project_module, "_dvc", lambda project, *words: None)
+    monkeypatch.setattr(own_tasks, "_dvc", lambda project, *words: None)
 
 
 @pytest.fixture
@@ -104,12 +101,17 @@ def _tree(project: Project) -> dict[str, bytes | None]:
     return {
         str(path.relative_to(project.root)): path.read_bytes() if path.is_file() else None
         for path in project.root.rglob("*")
-        if ".git" not in path.parts
+        if not {".git", ".scratch"} & set(path.parts)
     }
 
 
 def _comments(text: str) -> list[str]:
     return re.findall(r"#.*", text)
+
+
+def _comments_moved(project: Project) -> str:
+    """Return params.yaml with one space in front of each comment."""
+    return re.sub(" +#", " #", project.params_file.read_text(encoding="utf-8"))
 
 
 def _long(count: int) -> list[dict[str, object]]:
@@ -330,6 +332,127 @@ def test_a_removed_task_may_come_back_from_its_file(own: Project) -> None:
     assert (own.root / "data/raw/mine.dvc").exists()
 
 
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter made elsewhere, as plain PEFT saves it with all that lies beside it."""
+    folder = tmp_path_factory.mktemp("peft") / "adapter"
+    model = tiny_model()
+    model.name_or_path = "org/tiny"
+    lora = peft_model(model, seed=1, r=2, target_modules=["q_proj"])
+    lora.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "optimizer.pt").write_text("large")
+    return folder
+
+
+def test_an_adapter_made_elsewhere_is_copied_tracked_and_listed_and_goes_with_its_task(
+    project: Project, adapter: Path
+) -> None:
+    before = _values(project)
+    _add(project, "mine", opposites(60), adapter=adapter)
+    after = _values(project)
+    assert after["imported_adapters"].pop("mine") == {"path": "data/imported/mine"}
+    assert after["adapters"] == before["adapters"]
+    assert after["imported_adapters"] == before["imported_adapters"]
+    copied = {path.name: path for path in (project.root / "data/imported/mine").iterdir()}
+    assert set(copied) == {"adapter_config.json", "adapter_model.safetensors"}
+    for name, path in copied.items():
+        assert path.read_bytes() == (adapter / name).read_bytes()
+    (out,) = yaml.safe_load((project.root / "data/imported/mine.dvc").read_text())["outs"]
+    assert (out["path"], out["nfiles"]) == ("mine", 2)
+    ignored = ["git", "check-ignore", "data/imported/mine.dvc"]
+    assert subprocess.run(ignored, cwd=project.root, check=False).returncode == 1
+    _make(project, ["data/adapters/mine/adapter_config.json"])
+    assert remove_task(project, "mine") == [project.root / "data/adapters/mine"]
+    assert _values(project) == before
+    assert not list((project.root / "data").rglob("*.dvc"))
+    assert (project.root / "data/imported/mine/adapter_config.json").is_file()
+
+
+@pytest.mark.usefixtures("no_dvc")
+def test_adding_and_removing_an_adapter_touches_no_other_line(
+    project: Project, adapter: Path
+) -> None:
+    text = project.params_file.read_text(encoding="utf-8")
+    _add(project, "mine", opposites(60), adapter=adapter)
+    added = project.params_file.read_text(encoding="utf-8").splitlines()
+    rest = [line for line in added if "mine" not in line and "imported_adapters" not in line]
+    assert rest == [line for line in text.splitlines() if "imported_adapters" not in line]
+    remove_task(project, "mine")
+    assert _comments_moved(project) == re.sub(" +#", " #", text)
+
+
+@pytest.mark.usefixtures("no_dvc")
+def test_an_adapter_listed_in_block_style_can_be_removed(project: Project, adapter: Path) -> None:
+    _add(project, "mine", opposites(60), adapter=adapter)
+    block = "imported_adapters:  # trained elsewhere\n  mine:\n    path: data/imported/mine"
+    _edit(project, lambda text: re.sub(r"imported_adapters: {mine.*", block, text))
+    remove_task(project, "mine")
+    assert _values(project)["imported_adapters"] == {}
+    assert "# trained elsewhere" in project.params_file.read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("no_dvc")
+def test_the_fingerprint_of_an_adapter_of_this_project_is_kept(
+    project: Project, adapter: Path
+) -> None:
+    own = project.root.parent / "own"
+    shutil.copytree(adapter, own)
+    (own / "training.json").write_text("{}")
+    _add(project, "mine", opposites(60), adapter=own)
+    assert (project.root / "data/imported/mine/training.json").read_text() == "{}"
+
+
+@pytest.mark.usefixtures("no_dvc")
+def test_an_own_task_with_an_adapter_stays_when_the_suite_changes(
+    project: Project, adapter: Path
+) -> None:
+    before = _comments_moved(project)
+    _add(project, "mine", opposites(60), adapter=adapter)
+    for name in ("toy", "smoke", "default"):
+        assert use_suite(project, name, force=False) == ["mine"]
+        values, suite = _values(project), _suite(project, name)
+        listed = suite["imported_adapters"] | {"mine": {"path": "data/imported/mine"}}
+        assert values["imported_adapters"] == listed
+        assert values["adapters"] == suite["adapters"]
+        assert set(values["tasks"]) == {*suite["tasks"], "mine"}
+    remove_task(project, "mine")
+    assert _comments_moved(project) == before
+
+
+@pytest.mark.usefixtures("no_dvc")
+@pytest.mark.parametrize("part", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_folder_that_holds_no_adapter_is_refused_and_nothing_changed(
+    project: Project, adapter: Path, part: str
+) -> None:
+    broken = project.root.parent / "broken"
+    shutil.copytree(adapter, broken)
+    (broken / part).unlink()
+    before = _tree(project)
+    with pytest.raises(AdapterError, match=rf"broken: found no {re.escape(part)}; expected"):
+        _add(project, "mine", opposites(60), adapter=broken)
+    assert _tree(project) == before
+
+
+@pytest.mark.usefixtures("no_dvc")
+@pytest.mark.parametrize(
+    ("identity", "hidden", "message"),
+    [
+        ("other", 16, "made for the base model 'org/tiny', the one here is 'other'"),
+        ("tiny", 32, "q_proj maps 16 to 16; the base model's weight is 32 × 32"),
+    ],
+)
+def test_an_adapter_of_another_base_model_is_refused_and_nothing_changed(
+    project: Project, adapter: Path, identity: str, hidden: int, message: str
+) -> None:
+    base = project.root / "data/base"
+    tiny_model(hidden=hidden).save_pretrained(base)
+    write_base_card(base, BaseCard(identity, "f" * 64, "", trust_remote_code=False))
+    before = _tree(project)
+    with pytest.raises(AdapterError, match=message):
+        _add(project, "mine", opposites(60), adapter=adapter)
+    assert _tree(project) == before
+
+
 def test_a_removed_fetched_task_is_no_longer_fetched(project: Project) -> None:
     before = _values(project)
     remove_task(project, "past_tense")
@@ -391,9 +514,11 @@ RESULTS = [
     ("data/timings/evaluate/NAME.json", "dlp_mlp", "dlp_gone"),
     ("data/routers/NAME/router.json", "mlp", "old"),
     ("data/timings/router/NAME.json", "mlp", "old"),
+    ("data/timings/import_adapter/NAME.json", "hotel_sentiment", "gone"),
     ("data/fetched/NAME/any_task.json", "bigbench", "older"),
     ("data/timings/fetch/NAME.json", "bigbench", "older"),
 ]
+IMPORTED_NONE = "  hotel_sentiment: {steps: 30}\nimported_adapters: {}"
 NEVER_PRUNED = [
     "data/base/model.safetensors",
     "data/raw/gone/gone.json",
@@ -410,9 +535,14 @@ NEVER_PRUNED = [
 def test_pruning_deletes_the_results_of_what_is_no_longer_listed_and_no_others(
     project: Project,
 ) -> None:
+    imported = "imported_adapters: {hotel_sentiment: {path: elsewhere}}"
+    _edit(project, lambda text: text.replace(IMPORTED_NONE, imported))
     keep = [result.replace("NAME", listed) for result, listed, _ in RESULTS] + NEVER_PRUNED
     drop = [result.replace("NAME", gone) for result, _, gone in RESULTS]
-    drop.append("data/adapters/.past_tense.123/left_by_a_killed_run")
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    drop += [f"data/{place}.{dead.pid}/half" for place in ("adapters/.past_tense", ".base")]
+    keep.append(f"data/adapters/.two_digit_addition.{os.getpid()}/half")  # its writer lives
     _make(project, keep)
     before = {name for name, content in _tree(project).items() if content is not None}
     _make(project, drop)
@@ -545,7 +675,7 @@ def test_an_own_task_of_the_name_of_a_suites_is_not_overwritten(project: Project
     [
         ("splits: {train: 400", "splits: {train: 300", "splits"),
         ("rank: 8", "rank: 4", "adapter"),
-        ("  restaurant_description: {steps: 30}", "  restaurant_description: {}", "adapters"),
+        ("  restaurant_description: {steps: 24}", "  restaurant_description: {}", "adapters"),
         ("p: 0.6", "p: 0.9", "systems"),
     ],
 )

@@ -1,0 +1,171 @@
+"""A user's own tasks: added with their data and perhaps an adapter, and removed."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from math import ceil
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from ruamel.yaml.comments import CommentedMap
+
+from dlplora.data.ingest import Ingested, ingest
+from dlplora.data.raw import FORMATS, raw_file
+from dlplora.errors import AdapterError, DataError, ParamsError, choices
+from dlplora.params import Keys, Primary, Splits, is_identifier, parse_params
+from dlplora.project.files import Project, drop, dump, put
+from dlplora.project.pruning import prune
+from dlplora.records.files import written_aside, written_folder
+
+_RAW, _IMPORTED = Path("data/raw"), Path("data/imported")
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_TRAINING = "training.json"  # of an adapter of this project: it names the base model by its hash
+_LONG_ANSWER_WORDS = 8
+
+
+def add_task(
+    project: Project,
+    name: str,
+    file: Path,
+    *,
+    primary: Primary | None = None,
+    max_new_tokens: int | None = None,
+    keys: Literal["auto"] | Keys = "auto",
+    on_bad_row: Literal["refuse", "skip"] = "refuse",
+    adapter: Path | None = None,
+) -> Ingested:
+    """Copy a file into the project as a new task, track it by DVC and list it in params.yaml.
+
+    `adapter` is PEFT's folder of one that was trained elsewhere; without it one is trained
+    here. The metric is accuracy for multiple choice, ROUGE-L for long answers and exact match for
+    short ones; the token limit is a quarter above the longest training answer. Both can be given.
+    Raises `ParamsError` for a name that is taken or no identifier, `DataError` for a bad file,
+    `AdapterError` for an adapter that does not fit.
+    """
+    params = project.read()
+    file = raw_file(file)
+    _check_new_name(project, params, name, file)
+    if adapter is not None:
+        _check_adapter(project, name, adapter)
+    splits = Splits.model_validate(params["splits"])
+    ingested = ingest(file, name, keys=keys, on_bad_row=on_bad_row, splits=splits)
+    task = CommentedMap(
+        raw=str(_RAW / name),
+        keys=keys if keys == "auto" else keys.model_dump(),
+        on_bad_row=on_bad_row,
+        primary=primary or _fitting_metric(ingested),
+        max_new_tokens=answer_limit(_longest_answer(project, ingested))
+        if max_new_tokens is None
+        else max_new_tokens,
+    )
+    task.fa.set_flow_style()
+    params["tasks"][name] = task
+    if adapter is None:
+        params["adapters"][name] = CommentedMap()
+    else:
+        listed = CommentedMap(path=str(_IMPORTED / name))
+        listed.fa.set_flow_style()
+        put(params["imported_adapters"], name, listed)
+    text = dump(params)
+    parse_params(yaml.safe_load(text), str(project.params_file))
+    folder = project.root / _RAW / name
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{name}{file.suffix.lower()}"
+    if not target.exists():
+        with written_aside(target) as aside:
+            shutil.copyfile(file, aside)
+    _dvc(project, "add", "--quiet", str(_RAW / name))
+    if adapter is not None:
+        with written_folder(project.root / _IMPORTED / name) as aside:
+            for part in (*_ADAPTER_FILES, _TRAINING):
+                if (adapter / part).is_file():
+                    shutil.copyfile(adapter / part, aside / part)
+        _dvc(project, "add", "--quiet", str(_IMPORTED / name))
+    project.write(text)
+    return ingested
+
+
+def is_own(task: Mapping[str, Any]) -> bool:
+    """Tell whether a task of params.yaml is of the user's own files."""
+    return Path(task["raw"]).parent == _RAW
+
+
+def _check_adapter(project: Project, name: str, adapter: Path) -> None:
+    if missing := [part for part in _ADAPTER_FILES if not (adapter / part).is_file()]:
+        raise AdapterError(f"{adapter}: found no {missing[0]}; expected PEFT's folder of a LoRA")
+    base = project.root / "data/base"
+    if base.is_dir():  # else the pipeline checks it
+        from dlplora.imports import import_adapter
+
+        import_adapter(adapter, task=name, base=base)
+
+
+def _check_new_name(project: Project, params: Mapping[str, Any], name: str, file: Path) -> None:
+    if not is_identifier(name):
+        raise ParamsError(
+            f"{name[:80]!r} cannot name a task: use a letter, then up to 63 letters, digits or _"
+        )
+    if name in params["tasks"]:
+        raise ParamsError(f"params.yaml: there is a task {name} already; remove it or take another")
+    old = project.root / _RAW / name / f"{name}{file.suffix.lower()}"
+    there = sorted(old.parent.iterdir()) if old.parent.is_dir() else []
+    if others := [path for path in there if path != old and path.suffix.lower() in FORMATS]:
+        raise ParamsError(f"{others[0]}: would stand beside {old.name}; move it out of that folder")
+    if old.exists() and file.exists() and old.read_bytes() != file.read_bytes():
+        raise ParamsError(f"{old}: holds other data than {file}; move that folder away first")
+
+
+def _fitting_metric(ingested: Ingested) -> Primary:
+    if ingested.findings.kind == "mcq":
+        return "accuracy"
+    words = sorted(len(example.answers[0].split()) for example in ingested.examples["train"])
+    return "rougeL" if words[len(words) // 2] > _LONG_ANSWER_WORDS else "exact_match"
+
+
+def answer_limit(longest_answer_tokens: int) -> int:
+    """Return how many tokens to generate for answers of that length: a quarter more, and an end."""
+    return ceil(1.25 * longest_answer_tokens) + 1
+
+
+def _longest_answer(project: Project, ingested: Ingested) -> int:
+    """Count the tokens of the longest training answer; its bytes if there is no tokenizer yet."""
+    answers = [answer for example in ingested.examples["train"] for answer in example.answers]
+    file = project.root / "data/base/tokenizer.json"
+    if not file.exists():
+        return max(len(answer.encode()) for answer in answers)
+    from tokenizers import Tokenizer
+
+    encoded = Tokenizer.from_file(str(file)).encode_batch(answers, add_special_tokens=False)
+    return max(len(encoding.ids) for encoding in encoded)
+
+
+def remove_task(project: Project, name: str) -> list[Path]:
+    """Take a task out of params.yaml and prune its results; return what was pruned.
+
+    A user's own file stays in data/raw/, no longer tracked.
+    """
+    params = project.read()
+    if name not in params["tasks"]:
+        raise ParamsError(f"params.yaml: no task {name!r}; there are: {choices(params['tasks'])}")
+    if len(params["tasks"]) == 1:
+        raise ParamsError(f"params.yaml: {name} is the only task; add another one first")
+    drop(params["tasks"], name)
+    drop(params["adapters"], name)
+    drop(params["imported_adapters"], name)
+    for source in list(params["sources"]):
+        drop(params["sources"][source]["members"], name)
+        if not params["sources"][source]["members"]:
+            drop(params["sources"], source)
+    project.write(dump(params))
+    for folder in (_RAW, _IMPORTED):
+        (project.root / folder / f"{name}.dvc").unlink(missing_ok=True)
+    return prune(project)
+
+
+def _dvc(project: Project, *words: str) -> None:
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *words]
+    done = subprocess.run(command, cwd=project.root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DataError(f"dvc {' '.join(words)}: {' '.join(done.stderr.split())}")
