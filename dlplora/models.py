@@ -4,8 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from dlplora.data.batches import Padded
@@ -50,15 +56,37 @@ def load_base(folder: Path, *, place: Place, attention: str) -> Base:
     quiet_transformers()
     card = read_base_card(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=card.trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=place.dtype, attn_implementation=attention
+            folder,
+            dtype=place.dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=card.trust_remote_code,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder}: no usable base model: {error}") from error
+    check_vocabulary(tokenizer, model, str(folder))
     model.requires_grad_(False).train(False).to(place.device)
     chat = ChatFormat(tokenizer, card.system_prompt)
     return Base(model, chat, card.id, card.fingerprint)
+
+
+def check_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, title: str
+) -> None:
+    """Raise `ModelError` if a tokenizer has tokens that the model has no embeddings for."""
+    rows = num_embeddings(model)
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"{title}: the tokenizer has {len(tokenizer):,} tokens, the model {rows:,}; "
+            f"they do not belong together"
+        )
+
+
+def num_embeddings(model: PreTrainedModel) -> int:
+    """Return how many tokens a model has embeddings for; a tokenizer may have fewer."""
+    return len(next(model.get_input_embeddings().parameters()))
 
 
 def quiet_transformers() -> None:

@@ -47,6 +47,8 @@ Name = Annotated[str, AfterValidator(_identifier)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Revision = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]  # a whole commit: tags and branches move
+HubId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")]
 
 
 class Section(BaseModel):
@@ -76,13 +78,33 @@ class PackageGguf(Section):
     system_prompt: str | None
 
 
+class GgufFile(Section):
+    """A base model in a local GGUF file, pinned by its hash."""
+
+    kind: Literal["gguf"]
+    path: str
+    sha256: Sha256
+    system_prompt: str | None
+
+
 class ModelFolder(Section):
-    """A base model in a local transformers folder, pinned by the hash of its weights."""
+    """A base model in a local transformers folder, pinned by the hash of what is read of it."""
 
     kind: Literal["folder"]
     path: str
     sha256: Sha256
     system_prompt: str | None
+    trust_remote_code: bool
+
+
+class HubModel(Section):
+    """A base model of the Hugging Face hub, pinned by its revision."""
+
+    kind: Literal["hub"]
+    id: HubId
+    revision: Revision
+    system_prompt: str | None
+    trust_remote_code: bool
 
 
 class BigbenchPackage(Section):
@@ -92,6 +114,31 @@ class BigbenchPackage(Section):
     version: str
     sha256: Sha256
     members: dict[Name, str]
+
+
+class DatasetMember(Section):
+    """One split of a dataset, and what its columns are called."""
+
+    config: str | None
+    split: str
+    keys: "Keys"
+
+
+class HubDataset(Section):
+    """Tasks out of a dataset of the Hugging Face hub, pinned by its revision."""
+
+    kind: Literal["hub_dataset"]
+    id: HubId
+    revision: Revision
+    members: dict[Name, DatasetMember]
+
+
+class DatasetFolder(Section):
+    """Tasks out of a local folder that the library `datasets` reads."""
+
+    kind: Literal["dataset_folder"]
+    path: str
+    members: dict[Name, DatasetMember]
 
 
 class Keys(Section):
@@ -123,7 +170,11 @@ class Splits(Section):
 
 
 class Adapter(Section):
-    """How one LoRA adapter is trained."""
+    """How one LoRA adapter is trained.
+
+    A batch is computed in parts of `micro_batch_size`; "auto" begins with the whole batch and
+    halves the parts whenever memory runs out.
+    """
 
     target_modules: list[str]
     rank: Count
@@ -133,8 +184,15 @@ class Adapter(Section):
     warmup_steps: Annotated[int, Field(ge=0)]
     steps: Count
     batch_size: Count
+    micro_batch_size: Literal["auto"] | Count
     max_tokens: Count
     validate_every: Count
+
+
+class ImportedAdapter(Section):
+    """A task's adapter that was trained elsewhere: PEFT's folder."""
+
+    path: str
 
 
 class Balance(Section):
@@ -198,7 +256,8 @@ class Evaluation(Section):
     max_prompt_tokens: Count
 
 
-Model = Annotated[PackageGguf | ModelFolder, Field(discriminator="kind")]
+Model = Annotated[PackageGguf | GgufFile | ModelFolder | HubModel, Field(discriminator="kind")]
+Source = Annotated[BigbenchPackage | HubDataset | DatasetFolder, Field(discriminator="kind")]
 RouterParams = Annotated[MlpRouter | TfidfRouter, Field(discriminator="kind")]
 System = Annotated[DrawnRoute | TopPRoute | TopKRoute, Field(discriminator="route")]
 
@@ -209,11 +268,12 @@ class Params(Section):
     seed: int
     runtime: Runtime
     base_model: Model
-    sources: dict[Name, BigbenchPackage]
+    sources: dict[Name, Source]
     tasks: dict[Name, Task]
     splits: Splits
     adapter: Adapter
     adapters: dict[Name, dict[str, Any]]
+    imported_adapters: dict[Name, ImportedAdapter]
     balance: Balance
     routers: dict[Name, RouterParams]
     systems: dict[Name, System]
@@ -236,8 +296,13 @@ def named(section: dict[str, T], name: str, title: str) -> T:
 def parse_params(values: object, source: str) -> Params:
     """Check parsed YAML against the sections; `source` names the file in errors."""
     params = _checked(lambda: Params.model_validate(values), source)
-    if uneven := set(params.tasks) ^ set(params.adapters):
-        raise ParamsError(f"{source}: {choices(uneven)}: expected in both tasks and adapters")
+    trained, imported = set(params.adapters), set(params.imported_adapters)
+    if both := trained & imported:
+        raise ParamsError(f"{source}: {choices(both)}: in adapters and in imported_adapters")
+    if uneven := set(params.tasks) ^ (trained | imported):
+        raise ParamsError(
+            f"{source}: {choices(uneven)}: expected in tasks and in adapters or imported_adapters"
+        )
     return params
 
 

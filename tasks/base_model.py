@@ -5,9 +5,8 @@ from pathlib import Path
 from dlplora.conversion import make_base
 from dlplora.params import load_params
 from dlplora.runtime import set_up
+from dlplora.scratch import DOWNLOADS
 from dlplora.stage import progress, run, write_timing
-
-DOWNLOADS = Path(".scratch/downloads")
 
 
 def main(out: Path, timing: Path) -> None:

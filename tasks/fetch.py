@@ -2,22 +2,18 @@
 
 from pathlib import Path
 
-from dlplora.data.sources import download_package, read_bigbench
+from dlplora.data.fetch import fetch
 from dlplora.params import load_params, named
 from dlplora.records.files import write_json, written_folder
+from dlplora.scratch import DOWNLOADS
 from dlplora.stage import progress, run, write_timing
-
-DOWNLOADS = Path(".scratch/downloads")
 
 
 def main(source: str, out: Path, timing: Path) -> None:
     """Write the raw items of each task of SOURCE to OUT."""
     params = named(load_params().sources, source, "sources")
-    archive = download_package(
-        "bigbench", params.version, sha256=params.sha256, downloads=DOWNLOADS
-    )
     with progress(f"fetch {source}", total=len(params.members)) as advance:
-        fetched = read_bigbench(archive, params.members, advance=advance)
+        fetched = fetch(params, downloads=DOWNLOADS, advance=advance)
     with written_folder(out) as aside:
         for task, items in sorted(fetched.items()):
             write_json(aside / f"{task}.json", items)

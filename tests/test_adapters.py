@@ -1,6 +1,7 @@
 """Adapter folders: what PEFT reads back, what is refused, and equal bytes."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,21 @@ def test_what_cannot_be_fused_is_refused_by_name(key: str, value: Any, tmp_path:
         read_adapter(folder, base_fingerprint=FINGERPRINT)
 
 
-def test_a_truncated_file_of_weights_is_named(tmp_path: Path) -> None:
+def _cut(weights: bytes) -> bytes:
+    return weights[:-100]
+
+
+def _changed(weights: bytes) -> bytes:
+    return weights[:-1] + bytes([weights[-1] ^ 1])
+
+
+@pytest.mark.parametrize("change", [_cut, _changed])
+def test_weights_that_were_cut_or_changed_are_named(
+    change: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
     folder = tmp_path / "mine"
     save_peft(peft_model(tiny_model(), seed=1, r=2, target_modules=["q_proj"]), folder)
     file = folder / "adapter_model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(AdapterError, match=r"adapter_model\.safetensors: cannot be read"):
+    file.write_bytes(change(file.read_bytes()))
+    with pytest.raises(AdapterError, match=r"adapter_model\.safetensors: truncated or changed"):
         read_adapter(folder, base_fingerprint=FINGERPRINT)

@@ -232,6 +232,80 @@ def test_adapter_of_an_unknown_task_lists_the_tasks(values: dict[str, Any]) -> N
         parse_params(values, "params.yaml").adapter_of("absent")
 
 
+IMPORTED = {"path": "data/imported/any"}
+
+
+def test_a_task_has_an_adapter_that_is_trained_or_imported(values: dict[str, Any]) -> None:
+    task = next(iter(values["adapters"]))
+    values["adapters"].pop(task)
+    values["imported_adapters"][task] = IMPORTED
+    loaded = parse_params(values, "params.yaml")
+    assert loaded.imported_adapters[task].path == "data/imported/any"
+    with pytest.raises(ParamsError, match=rf"no adapters\.{task}; there are: "):
+        loaded.adapter_of(task)
+
+
+def test_a_task_with_both_adapters_is_refused(values: dict[str, Any]) -> None:
+    task = next(iter(values["adapters"]))
+    values["imported_adapters"][task] = IMPORTED
+    with pytest.raises(ParamsError) as caught:
+        parse_params(values, "params.yaml")
+    assert str(caught.value) == f"params.yaml: {task}: in adapters and in imported_adapters"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda values, task: values["adapters"].pop(task),
+        lambda values, task: values["tasks"].pop(task),
+        lambda values, task: (
+            values["tasks"].pop(task),
+            values["imported_adapters"].update({task: values["adapters"].pop(task) | IMPORTED}),
+        ),
+    ],
+)
+def test_a_task_without_an_adapter_or_one_without_a_task_is_refused(
+    values: dict[str, Any], edit: Callable[[dict[str, Any], str], object]
+) -> None:
+    task = next(task for task, own in values["adapters"].items() if not own)
+    edit(values, task)
+    with pytest.raises(ParamsError, match=rf"^params\.yaml: {task}: expected in tasks and in "):
+        parse_params(values, "params.yaml")
+
+
+def _hub_model(**changes: object) -> dict[str, object]:
+    whole = {"kind": "hub", "id": "org/name", "revision": "0a" * 20}
+    return whole | {"system_prompt": None, "trust_remote_code": False} | changes
+
+
+@pytest.mark.parametrize("name", ["gpt2", "org/name", "o-r_g.1/Qwen2.5-0.5B-Instruct"])
+def test_a_name_of_the_hub_with_a_whole_commit_is_taken(values: dict[str, Any], name: str) -> None:
+    values["base_model"] = _hub_model(id=name)
+    assert parse_params(values, "params.yaml").base_model.model_dump() == _hub_model(id=name)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("id", name) for name in ("", "../x", "/etc", "a/b/c", "a b", "org/", ".hidden", "~/x")),
+        *(("id", name) for name in ("org/name\n", "a/../b", "-o", "https://hf.co/org/name")),
+        *(("revision", name) for name in ("main", "v1.0", "0a" * 19, "0A" * 20, "0a" * 21)),
+        *(("revision", name) for name in ("", None, "0a" * 20 + "\n")),
+    ],
+)
+def test_what_does_not_pin_one_commit_of_the_hub_is_refused(
+    tmp_path: Path, values: dict[str, Any], key: str, value: object
+) -> None:
+    values["base_model"] = _hub_model(**{key: value})
+    assert f"base_model.hub.{key}: " in _error(tmp_path / "params.yaml", values)
+    values = _read(Path(__file__).parent.parent / "params.yaml")
+    member = {"config": None, "split": "train"}
+    member |= {"keys": {"question": "a", "answer": "b", "options": None}}
+    source = {"kind": "hub_dataset", "id": "org/name", "revision": "0a" * 20}
+    values["sources"]["mine"] = source | {"members": {"mine": member}} | {key: value}
+    assert f"sources.mine.hub_dataset.{key}: " in _error(tmp_path / "params.yaml", values)
+
+
 @pytest.mark.parametrize("name", ["a", "Z9", "past_tense", "a" * 64, "two__", "base_2", "console"])
 def test_plain_identifiers_may_name_a_task(name: str) -> None:
     assert is_identifier(name)

@@ -1,6 +1,5 @@
 """Tiny real models, tokenizers, adapters and tasks, made at test time from a seed."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +17,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from dlplora.conversion import folder_sha256
 from dlplora.data.prompts import ChatFormat
-from dlplora.models import Base
+from dlplora.models import Base, quiet_transformers
 from dlplora.records.base_card import BaseCard, write_base_card
 
 _TEXT = (
@@ -90,17 +90,18 @@ def tiny_base(kind: str = "llama", *, seed: int = 0) -> Base:
 
 
 def write_tiny_folder(folder: Path, *, seed: int = 0, hidden: int = 16) -> str:
-    """Write a transformers folder of a tiny Llama; return the SHA-256 of its weights."""
+    """Write a transformers folder of a tiny Llama; return the SHA-256 that pins it."""
+    quiet_transformers()
     tiny_model(seed=seed, hidden=hidden).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    return folder_sha256(folder, with_code=False)
 
 
 def write_tiny_tokenizer(folder: Path, tokenizer: Tokenizer | None = None) -> Path:
     """Write the part of a base model's folder that routers read: tokenizer and card."""
     folder.mkdir(parents=True, exist_ok=True)
     (tokenizer or tiny_tokenizer().backend_tokenizer).save(str(folder / "tokenizer.json"))
-    write_base_card(folder, BaseCard("tiny", "f" * 64, ""))
+    write_base_card(folder, BaseCard("tiny", "f" * 64, "", trust_remote_code=False))
     return folder
 
 

@@ -7,7 +7,6 @@ to write.
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -18,8 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from dlplora.errors import SourceError, choices
+from dlplora.records.files import delete_abandoned, file_sha256, written_folder
 
 _ADVICE = "check the network and the package index, then run the same command again"
+# What is read of a model's folder, and so what its fingerprint covers.
+MODEL_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.jinja",
+)
 
 
 def download_package(name: str, version: str, *, sha256: str, downloads: Path) -> Path:
@@ -28,15 +42,9 @@ def download_package(name: str, version: str, *, sha256: str, downloads: Path) -
     archives = sorted(folder.glob("*")) if folder.is_dir() else []
     if len(archives) == 1 and file_sha256(archives[0]) == sha256:
         return archives[0]
-    aside = downloads / f".{folder.name}.{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    delete_abandoned(downloads)
+    with written_folder(folder) as aside:
         _pip_download(f"{name}=={version}", sha256, aside)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.replace(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     (archive,) = folder.iterdir()
     return archive
 
@@ -54,10 +62,27 @@ def _pip_download(requirement: str, sha256: str, folder: Path) -> None:
         raise SourceError(f"pip could not download {requirement} (see its lines above); {_ADVICE}")
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def model_sha256(path: Path, *, with_code: bool) -> str:
+    """Return the hash that pins a transformers folder or a GGUF file."""
+    if path.is_dir():
+        return folder_sha256(path, with_code=with_code)
+    if not path.is_file():
+        raise SourceError(f"{path}: found nothing; expected a transformers folder or a GGUF file")
+    return file_sha256(path)
+
+
+def folder_sha256(folder: Path, *, with_code: bool) -> str:
+    """Return the hash of the names and contents of all that is read of a model's folder."""
+    patterns = [*MODEL_FILES, "*.py"] if with_code else MODEL_FILES
+    found = {file for pattern in patterns for file in folder.glob(pattern)}
+    files = sorted(file for file in found if file.is_file())
+    if not any(file.suffix == ".safetensors" for file in files):
+        raise SourceError(
+            f"{folder}: found no .safetensors; expected a transformers folder with them (weights "
+            f"in other formats are not read: they can hold code)"
+        )
+    told = "".join(f"{file.name}\0{file_sha256(file)}\n" for file in files)
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def unpack_file(wheel: Path, member: str, target: Path) -> None:

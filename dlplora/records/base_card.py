@@ -13,12 +13,14 @@ _FILE = "base.json"
 class BaseCard:
     """Which model a base folder holds, and the system turn of its prompts, if they have one.
 
-    `fingerprint` is the hash of the weights that it was made from, whatever dtype it has now.
+    `fingerprint` is the hash of what it was made from, whatever dtype it has now. With
+    `trust_remote_code` it needs code of its own, which the params allow to run.
     """
 
     id: str
     fingerprint: str
     system_prompt: str | None
+    trust_remote_code: bool
 
 
 def write_base_card(folder: Path, card: BaseCard) -> None:

@@ -1,10 +1,14 @@
 """What a training leaves behind beside its weights: curves, and how it was set up."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dlplora.records.files import read_json, write_json
+from dlplora.errors import AdapterError
+from dlplora.records.files import file_sha256, read_json, write_json
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_TRAINING = "training.json"
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,14 @@ def curve_from_json(values: dict[str, Any]) -> Curve:
 class AdapterTraining:
     """How an adapter came to be: training.json in its folder.
 
-    `data_sha256` covers the training and validation examples.
+    `data_sha256` covers the training and validation examples. Of an imported adapter, trained
+    elsewhere, nothing but its size is known: its counts are 0 and its curve is empty.
     """
 
     task: str
     base_fingerprint: str
-    data_sha256: str
+    is_imported: bool
+    data_sha256: str | None
     num_examples: int
     num_parameters: int
     longest_answer_tokens: int
@@ -53,12 +59,39 @@ class AdapterTraining:
 
 
 def write_adapter_training(folder: Path, training: AdapterTraining) -> None:
-    """Write training.json into an adapter's folder."""
+    """Write training.json into an adapter's folder, with the hash of the weights there."""
     values = asdict(training) | {"curve": curve_to_json(training.curve)}
-    write_json(folder / "training.json", values)
+    values["weights_sha256"] = file_sha256(folder / ADAPTER_WEIGHTS)
+    write_json(folder / _TRAINING, values)
 
 
 def read_adapter_training(folder: Path) -> AdapterTraining:
-    """Read training.json of an adapter's folder."""
-    values = read_json(folder / "training.json")
+    """Read training.json of an adapter's folder; `AdapterError` if it cannot be read."""
+    values = _read_training(folder)
+    del values["weights_sha256"]
     return AdapterTraining(**values | {"curve": curve_from_json(values["curve"])})
+
+
+def check_adapter_weights(folder: Path) -> None:
+    """Raise `AdapterError` if the weights in a folder are not those that training.json names."""
+    expected, file = _read_training(folder)["weights_sha256"], folder / ADAPTER_WEIGHTS
+    try:
+        found = file_sha256(file)
+    except OSError as error:
+        raise AdapterError(f"{file}: {error.strerror or error}") from error
+    if found != expected:
+        raise AdapterError(
+            f"{file}: truncated or changed: found sha256 {found[:12]}…, {_TRAINING} beside it has "
+            f"{expected[:12]}…"
+        )
+
+
+def _read_training(folder: Path) -> dict[str, Any]:
+    file = folder / _TRAINING
+    try:
+        values: dict[str, Any] = read_json(file)
+        if set(values) == {field.name for field in fields(AdapterTraining)} | {"weights_sha256"}:
+            return values
+    except (OSError, ValueError, TypeError) as error:
+        raise AdapterError(f"{folder}: no adapter of this project: {error}") from error
+    raise AdapterError(f"{file}: not the {_TRAINING} of an adapter of this project")

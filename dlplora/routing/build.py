@@ -6,7 +6,7 @@ from pathlib import Path
 from dlplora.errors import RouterError, choices
 from dlplora.params import DrawnRoute, TopKRoute, TopPRoute
 from dlplora.records.base_card import read_base_card
-from dlplora.records.files import read_json
+from dlplora.records.router_card import read_router_card
 from dlplora.routing.base import Classifier, ClassifierRouter, Router
 from dlplora.routing.mlp import MlpClassifier
 from dlplora.routing.simple import RandomRouter, TfidfClassifier, UniformRouter
@@ -19,11 +19,8 @@ CLASSIFIERS: dict[str, Callable[[Path, Path], Classifier]] = {
 
 def load_classifier(folder: Path, *, base: Path, tasks: Sequence[str]) -> Classifier:
     """Load a trained router's classifier; its labels must be the tasks of the pool."""
-    try:
-        card = read_json(folder / "router.json")
-        kind, fingerprint = card["kind"], card["base_fingerprint"]
-    except (OSError, ValueError, KeyError) as error:
-        raise RouterError(f"{folder}: no usable router: {error}") from error
+    card = read_router_card(folder)
+    kind, fingerprint = card["kind"], card["base_fingerprint"]
     if kind not in CLASSIFIERS:
         raise RouterError(f"{folder}: a router of kind {kind!r}; there are: {choices(CLASSIFIERS)}")
     if fingerprint != (found := read_base_card(base).fingerprint):

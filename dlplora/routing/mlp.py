@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dlplora.errors import ParamsError, RouterError
 from dlplora.records.base_card import read_base_card
-from dlplora.records.files import read_json, write_json
+from dlplora.records.router_card import ROUTER_WEIGHTS, read_router_card, write_router_card
 from dlplora.routing.base import Probabilities
 
 _NUM_LAYERS = 4
@@ -81,7 +81,7 @@ class MlpClassifier:
 
     def save(self, folder: Path, *, base: Path) -> None:
         """Write router.safetensors and router.json."""
-        save_file(self.model.state_dict(), folder / "router.safetensors")
+        save_file(self.model.state_dict(), folder / ROUTER_WEIGHTS)
         card = {
             "kind": "mlp",
             "labels": list(self.labels),
@@ -89,15 +89,15 @@ class MlpClassifier:
             "tokenizer": _sha256(base / _TOKENIZER),
             "max_tokens": self.max_tokens,
         }
-        write_json(folder / "router.json", card)
+        write_router_card(folder, card)
 
     @classmethod
     def load(cls, folder: Path, *, base: Path) -> "MlpClassifier":
         """Read what `save` wrote; `RouterError` if the tokenizer is another one."""
-        card = read_json(folder / "router.json")
+        card = read_router_card(folder)
         if card["tokenizer"] != _sha256(base / _TOKENIZER):
             raise RouterError(f"{folder}: trained with another tokenizer than {base / _TOKENIZER}")
-        state = load_file(folder / "router.safetensors")
+        state = load_file(folder / ROUTER_WEIGHTS)
         vocabulary, embedding = state["embed.weight"].shape
         model = MiniMlp(
             vocabulary=vocabulary,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from dlplora.records.base_card import read_base_card
-from dlplora.records.files import read_json, write_json
+from dlplora.records.router_card import ROUTER_WEIGHTS, read_router_card, write_router_card
 from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.routing.base import Probabilities
 
@@ -91,20 +91,20 @@ class TfidfClassifier:
             "coefficients": self.coefficients,
             "intercepts": self.intercepts,
         }
-        save_file(tensors, folder / "router.safetensors")
+        save_file(tensors, folder / ROUTER_WEIGHTS)
         card = {
             "kind": "tfidf",
             "labels": list(self.labels),
             "base_fingerprint": read_base_card(base).fingerprint,
             "terms": list(self.terms),
         }
-        write_json(folder / "router.json", card)
+        write_router_card(folder, card)
 
     @classmethod
     def load(cls, folder: Path) -> "TfidfClassifier":
         """Read what `save` wrote."""
-        card = read_json(folder / "router.json")
-        tensors = load_file(folder / "router.safetensors")
+        card = read_router_card(folder)
+        tensors = load_file(folder / ROUTER_WEIGHTS)
         return cls(labels=tuple(card["labels"]), terms=tuple(card["terms"]), **tensors)
 
 

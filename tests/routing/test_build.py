@@ -1,6 +1,7 @@
 """From a system's params and a folder to its router."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -137,4 +138,14 @@ def test_a_broken_card_is_refused(tfidf: Path, base: Path, text: str) -> None:
     (tfidf / "router.json").write_text(text, encoding="utf-8")
 
     with pytest.raises(RouterError, match="tfidf: no usable router"):
+        load_classifier(tfidf, base=base, tasks=TASKS)
+
+
+@pytest.mark.parametrize("change", [lambda weights: weights[:-9], lambda weights: weights + b"x"])
+def test_weights_that_were_cut_or_changed_are_refused(
+    tfidf: Path, base: Path, change: Callable[[bytes], bytes]
+) -> None:
+    file = tfidf / "router.safetensors"
+    file.write_bytes(change(file.read_bytes()))
+    with pytest.raises(RouterError, match=r"router\.safetensors: truncated or changed"):
         load_classifier(tfidf, base=base, tasks=TASKS)

@@ -9,14 +9,19 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
-from dlplora.data.ingest import hash_place
+from dlplora.data.splits import place_of
+from dlplora.records.examples import normalise
+from dlplora.scratch import is_awaited
 from tests.tiny import choices, opposites, write_raw, write_tiny_folder
 
 ROOT = Path(__file__).parent.parent.parent
@@ -48,6 +53,12 @@ class Checkout:
 
     def cli(self, *words: str) -> str:
         return self.run(sys.executable, "-m", "dlplora.cli", *words).stdout
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Start a command of the CLI in the background."""
+        command = [sys.executable, "-m", "dlplora.cli", *words]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=self.root, stdout=pipe, stderr=pipe, text=True)
 
     def repro(self) -> set[str]:
         """Bring the pipeline up to date; return the stages that really ran."""
@@ -88,7 +99,13 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
     return {
         "seed": 0,
         "runtime": {"dtype": "float32", "threads": 2},
-        "base_model": {"kind": "folder", "path": str(base), "sha256": sha256, "system_prompt": ""},
+        "base_model": {
+            "kind": "folder",
+            "path": str(base),
+            "sha256": sha256,
+            "system_prompt": "",
+            "trust_remote_code": False,
+        },
         "sources": {},
         "tasks": {
             "opposites": task("opposites", "exact_match"),
@@ -110,10 +127,12 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
             "warmup_steps": 1,
             "steps": 3,
             "batch_size": 8,
+            "micro_batch_size": "auto",
             "max_tokens": 64,
             "validate_every": 2,
         },
         "adapters": {"opposites": {}, "colours": {}},
+        "imported_adapters": {},
         "balance": {"per_task": 20, "validation_per_task": 4, "composites": 4, "parts": [2]},
         "routers": {
             "mlp": {
@@ -172,6 +191,11 @@ def stages_of(task: str) -> set[str]:
     return {f"{name}@{task}" for name in names}
 
 
+def place_share(question: str) -> float:
+    """Return where between 0 and 1 a question stands, for the shares of the splits."""
+    return place_of(normalise(question)) / 2**64
+
+
 def test_the_first_run_ends_with_a_comparison_and_a_report(project: Checkout) -> None:
     scores = project.scores()
     assert set(scores) == {"base", "single", "uniform", "dlp_mlp"}
@@ -210,7 +234,7 @@ def test_p_reruns_that_system_and_a_revert_restores_it(project: Checkout) -> Non
 def test_a_test_row_trains_nothing(project: Checkout) -> None:
     before = project.hashes()
     items = opposites(70)
-    new = next(row for row in opposites(200, start=500) if hash_place(str(row["Q"])) >= 0.85)
+    new = next(row for row in opposites(200, start=500) if place_share(str(row["Q"])) >= 0.85)
     write_raw(project.root / "suites/opposites.json", [*items, new])
     own = {f"{stage}@opposites" for stage in ("ingest", "evaluate_base", "evaluate_single")}
     assert project.repro() == own | SYSTEMS | END
@@ -222,8 +246,8 @@ def test_a_test_row_trains_nothing(project: Checkout) -> None:
 def test_a_train_row_trains_one_adapter_and_scores_no_base(project: Checkout) -> None:
     before = project.hashes()
     items = choices(70)
-    places = sorted(hash_place(str(row["Q"])) for row in items)
-    new = next(row for row in choices(300, start=500) if hash_place(str(row["Q"])) < places[30])
+    places = sorted(place_share(str(row["Q"])) for row in items)
+    new = next(row for row in choices(300, start=500) if place_share(str(row["Q"])) < places[30])
     write_raw(project.root / "suites/colours.json", [*items, new])
     own = {f"{stage}@colours" for stage in ("ingest", "adapter", "evaluate_single")}
     assert project.repro() == own | ROUTING | SYSTEMS | END
@@ -240,6 +264,22 @@ def test_an_added_task_runs_its_stages_routers_and_fusing_systems(project: Check
     assert "sums" in (project.root / "data/report/report.md").read_text()
     untouched = {path: md5 for path, md5 in before.items() if "adapters" in path}
     assert untouched.items() <= project.hashes().items()
+
+
+def test_an_imported_adapter_trains_nothing(project: Checkout) -> None:
+    elsewhere = project.root.parent / "elsewhere"
+    shutil.copytree(project.root / "data/adapters/opposites", elsewhere)
+    write_raw(project.root.parent / "more.json", opposites(90, start=600))
+    project.cli(
+        "add-task", "more", str(elsewhere.parent / "more.json"), "--adapter", str(elsewhere)
+    )
+    expected = {name.replace("adapter@", "import_adapter@") for name in stages_of("more")}
+    assert project.repro() == expected | ROUTING | SYSTEMS | END
+    weights = "adapter_model.safetensors"
+    imported = project.root / "data/adapters/more" / weights
+    assert imported.read_bytes() == (elsewhere / weights).read_bytes()
+    project.cli("remove-task", "more")
+    assert project.repro() == set()
 
 
 def test_a_removed_task_leaves_no_trace_in_results(project: Checkout) -> None:
@@ -275,4 +315,60 @@ def test_a_bad_row_is_one_line_and_the_last_outputs_stay(project: Checkout) -> N
     assert wanted in done.stdout + done.stderr
     assert (project.root / "data/comparison.json").read_bytes() == before
     write_raw(project.root / "suites/opposites.json", items)
+    assert project.repro() == set()
+
+
+def _stage_of(dvc: psutil.Process, words: str) -> psutil.Process:
+    """Wait until a process that runs DVC has started a stage; return the stage's process."""
+    for _ in range(600):
+        for process in dvc.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if words in " ".join(process.cmdline()[1:]):
+                    return process
+        time.sleep(0.05)
+    raise AssertionError(f"no {words}")
+
+
+@pytest.mark.parametrize("victim", ["dvc and its stage", "the stage", "dvc"])
+def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(
+    project: Checkout, victim: str
+) -> None:
+    steps = {"dvc and its stage": 401, "the stage": 402, "dvc": 403}[victim]
+    project.edit(lambda values: values["adapters"]["opposites"].update(steps=steps))
+    running = project.start("repro", "adapter@opposites")
+    dvc = psutil.Process(running.pid)
+    stage = _stage_of(dvc, "tasks.adapter opposites")
+    checkpoints = project.root / ".scratch/checkpoints/adapter-opposites"
+    while stage.is_running() and not list(checkpoints.glob("*/state.json")):
+        time.sleep(0.02)
+    stage.suspend()  # what is not killed goes on when the next run has met it
+    for process in {"the stage": [stage], "dvc": [dvc]}.get(victim, [dvc, stage]):
+        process.kill()
+    running.wait()
+    again = project.start("repro", "adapter@opposites")
+    if victim == "dvc":
+        while not is_awaited("adapter opposites", scratch=project.root / ".scratch"):
+            time.sleep(0.05)
+        stage.resume()
+    _, lines = again.communicate()
+    assert again.returncode == 0, lines
+    assert ("adapter opposites: process" in lines) == (victim == "dvc")
+    assert not list(checkpoints.glob("*"))
+    interrupted = project.hashes()
+    project.run("dvc", "repro", "--force", "--single-item", "adapter@opposites")
+    assert project.hashes() == interrupted
+    project.edit(lambda values: values["adapters"].update(opposites={}))
+    assert project.repro() == set()
+
+
+def test_a_second_repro_waits_for_the_first(project: Checkout) -> None:
+    project.edit(lambda values: values.update(seed=1))
+    first = project.start("repro")
+    _stage_of(psutil.Process(first.pid), "tasks.")
+    second = project.start("repro")
+    _, lines = second.communicate()
+    assert (first.wait(), second.returncode) == (0, 0), lines
+    assert f"repro: process {first.pid} is at it; waiting" in lines
+    assert "Running stage" not in lines
+    project.edit(lambda values: values.update(seed=0))
     assert project.repro() == set()

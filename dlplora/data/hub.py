@@ -1,0 +1,114 @@
+"""Data sets and models of the Hugging Face hub, by pinned revision, and data sets in folders."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dlplora.errors import SourceError, choices
+from dlplora.params import DatasetFolder, DatasetMember, HubDataset
+
+_ADVICE = "check the name, the revision and the network, then run the same command again"
+
+
+def download_model(
+    identity: str, revision: str, *, patterns: Sequence[str], downloads: Path
+) -> Path:
+    """Return the folder of a model of the hub, downloaded once; only files of these patterns."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            identity,
+            revision=revision,
+            allow_patterns=list(patterns),
+            cache_dir=downloads / "hub",
+        )
+    except (OSError, ValueError) as error:  # all of the hub's own errors are one of them
+        raise _unreachable(identity, revision, error) from error
+    return Path(folder)
+
+
+def read_datasets(
+    source: HubDataset | DatasetFolder, *, downloads: Path, advance: Callable[..., None]
+) -> dict[str, list[dict[str, Any]]]:
+    """Read the tasks of a source as raw items; `advance` is called once for each.
+
+    Labels that the data set knows by name are given by name.
+    """
+    found = {}
+    for name, member in source.members.items():
+        found[name] = _read_member(source, member, downloads)
+        advance(task=name)
+    return found
+
+
+def _read_member(
+    source: HubDataset | DatasetFolder, member: DatasetMember, downloads: Path
+) -> list[dict[str, Any]]:
+    path, loaded = _load(source, member, downloads)
+    columns = {"Q": member.keys.question, "A": member.keys.answer}
+    if member.keys.options is not None:
+        columns["options"] = member.keys.options
+    if missing := sorted(set(columns.values()) - set(loaded.column_names)):
+        raise SourceError(
+            f"{path}: no column {missing[0]!r}; there are: {choices(loaded.column_names)}"
+        )
+    names = {column: _label_names(loaded.features[column]) for column in columns.values()}
+    return [
+        {key: _named(row[column], names[column]) for key, column in columns.items()}
+        for row in loaded
+    ]
+
+
+def _load(
+    source: HubDataset | DatasetFolder, member: DatasetMember, downloads: Path
+) -> tuple[str, Any]:
+    """Return where a split of a data set comes from, and it."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the error below says it, too
+    if isinstance(source, HubDataset):
+        path, revision = source.id, source.revision
+    else:
+        path, revision = source.path, None
+    if revision is None and not Path(path).is_dir():
+        raise SourceError(f"{path}: no such folder; expected one with files of data")
+    try:
+        loaded = datasets.load_dataset(
+            path,
+            member.config,
+            split=member.split,
+            revision=revision,
+            cache_dir=str(downloads / "datasets"),
+        )
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        if revision is not None:
+            raise _unreachable(path, revision, error) from error
+        reason = one_line(error.__cause__ or error)
+        raise SourceError(f"{path}: datasets cannot read it: {reason}") from error
+    return path, loaded
+
+
+def _label_names(feature: Any) -> list[str] | None:
+    """Return the names of a column of labels or lists of them, or None for any other column."""
+    names: list[str] | None = getattr(getattr(feature, "feature", feature), "names", None)
+    return names
+
+
+def _named(value: Any, names: Sequence[str] | None) -> Any:
+    if isinstance(value, list):
+        return [_named(part, names) for part in value]
+    return names[value] if names and isinstance(value, int) and value >= 0 else value
+
+
+def _unreachable(identity: str, revision: str, error: Exception) -> SourceError:
+    return SourceError(
+        f"{identity} at {revision[:12]} could not be had from the Hugging Face hub: "
+        f"{one_line(error)}; {_ADVICE}"
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """Return the kind of another library's error and the beginning of what it says."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(".: ")

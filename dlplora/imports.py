@@ -1,0 +1,159 @@
+"""LoRA adapters that were trained elsewhere, made a task's adapter after close inspection."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dlplora.adapters import (
+    LoraPair,
+    lora_pairs,
+    read_adapter_config,
+    read_adapter_tensors,
+    write_adapter,
+)
+from dlplora.errors import AdapterError, ModelError
+from dlplora.records.base_card import BaseCard, read_base_card
+from dlplora.records.files import written_folder
+from dlplora.records.training import (
+    ADAPTER_WEIGHTS,
+    AdapterTraining,
+    Curve,
+    read_adapter_training,
+    write_adapter_training,
+)
+
+# What GGUF files add to the name of the model that they hold.
+_QUANTISATION = re.compile(r"[.-](I?Q\d\w*|F16|F32|BF16|gguf)$", re.IGNORECASE)
+# First values of PEFT's LoRA that are taken out of the base model's weights; also pissa_niter_4.
+_CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True)
+class ImportedAdapter:
+    """A plain LoRA adapter made elsewhere that fits the base model."""
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    base_id: str
+    training: AdapterTraining
+
+    def save(self, folder: Path) -> None:
+        """Write PEFT's folder and training.json, as those of an adapter trained here."""
+        with written_folder(folder) as aside:
+            write_adapter(aside, self.config, self.tensors, base_id=self.base_id)
+            write_adapter_training(aside, self.training)
+
+
+def import_adapter(folder: Path, *, task: str, base: Path) -> ImportedAdapter:
+    """Read a PEFT LoRA folder made elsewhere as the adapter of a task.
+
+    Raises `AdapterError` if it was made for another base model, by its name or the shapes of
+    its layers, or holds what cannot be fused: DoRA, biases, whole modules, other kinds.
+    """
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise AdapterError(
+            f"{folder}: found no {ADAPTER_WEIGHTS}; expected PEFT's folder of a LoRA adapter "
+            f"(weights in other formats are not read: they can hold code)"
+        )
+    card = read_base_card(base)
+    config = read_adapter_config(folder)
+    _check_base(folder, config, card)
+    _check_start(folder, config)
+    tensors = read_adapter_tensors(folder)
+    pairs = lora_pairs(folder, config, tensors)
+    if not pairs:
+        raise AdapterError(f"{folder}: {ADAPTER_WEIGHTS} holds no LoRA matrices")
+    _check_shapes(folder, pairs, _layer_shapes(base))
+    training = AdapterTraining(
+        task=task,
+        base_fingerprint=card.fingerprint,
+        is_imported=True,
+        data_sha256=None,
+        num_examples=0,
+        num_parameters=sum(tensor.numel() for tensor in tensors.values()),
+        longest_answer_tokens=0,
+        prompts_cut=0,
+        curve=Curve((), 0),
+    )
+    return ImportedAdapter(config, tensors, card.id, training)
+
+
+def _check_base(folder: Path, config: Mapping[str, Any], card: BaseCard) -> None:
+    """Compare fingerprints if the folder has one, else the models' names."""
+    if (folder / "training.json").is_file():
+        made_on = read_adapter_training(folder).base_fingerprint
+        if made_on != card.fingerprint:
+            raise AdapterError(
+                f"{folder}: trained on the base model {made_on[:12]}, the one here is "
+                f"{card.fingerprint[:12]} ({card.id})"
+            )
+        return
+    made_for = str(config.get("base_model_name_or_path") or "")
+    if _plain_name(made_for) != _plain_name(card.id):
+        raise AdapterError(
+            f"{folder}: made for the base model {made_for or 'without a name'!r}, the one here is "
+            f"{card.id!r}; if both have the same weights, write the latter into "
+            f"adapter_config.json as base_model_name_or_path"
+        )
+
+
+def _check_start(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse matrices that belong to a base model whose weights their first values changed."""
+    start = str(config.get("init_lora_weights"))
+    if start.startswith(_CHANGE_BASE):
+        raise AdapterError(
+            f"{folder}: init_lora_weights is {start!r}, which also changes the base model; "
+            f"save it as plain LoRA by PEFT's path_initial_model_for_weight_conversion"
+        )
+
+
+def _plain_name(identity: str) -> str:
+    """Return the last part of a model's name or path, without what tells its number format."""
+    name = identity.rstrip("/").rpartition("/")[2].casefold()
+    while match := _QUANTISATION.search(name):
+        name = name[: match.start()]
+    return name
+
+
+def _layer_shapes(base: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each weight matrix of a base model, without loading them."""
+    shapes = {}
+    for file in sorted(base.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118
+                    shape = tuple(tensors.get_slice(name).get_shape())
+                    shapes[name.removesuffix(".weight")] = shape
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{file}: cannot be read as safetensors: {error}") from error
+    return shapes
+
+
+def _check_shapes(
+    folder: Path, pairs: Mapping[str, LoraPair], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    for module, pair in pairs.items():
+        up, down = tuple(pair.up_OR.shape), tuple(pair.down_RI.shape)
+        if not len(up) == len(down) == 2 or up[1] != down[0]:
+            raise AdapterError(
+                f"{folder}: {module} has a lora_A of {_size(down)} and a lora_B of {_size(up)}, "
+                f"which are no pair"
+            )
+        found = (up[0], down[1])
+        expected = shapes.get(module)
+        if expected is None:
+            raise AdapterError(f"{folder}: the base model has no layer {module}")
+        if found != expected and found[::-1] != expected:  # GPT-2 stores (inputs, outputs)
+            raise AdapterError(
+                f"{folder}: {module} maps {found[1]} to {found[0]}; "
+                f"the base model's weight is {_size(expected)}"
+            )
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape))

@@ -1,0 +1,36 @@
+"""The card of a router's folder: its kind, its labels, and what it was trained for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dlplora.errors import RouterError
+from dlplora.records.files import file_sha256, read_json, write_json
+
+ROUTER_WEIGHTS = "router.safetensors"
+_CARD = "router.json"
+_KEYS = {"kind", "labels", "base_fingerprint", "weights_sha256"}
+
+
+def write_router_card(folder: Path, card: Mapping[str, Any]) -> None:
+    """Write router.json beside the weights, with their hash."""
+    sha256 = file_sha256(folder / ROUTER_WEIGHTS)
+    write_json(folder / _CARD, {**card, "weights_sha256": sha256})
+
+
+def read_router_card(folder: Path) -> dict[str, Any]:
+    """Read router.json; `RouterError` if it cannot be read or the weights are not its own."""
+    try:
+        card: dict[str, Any] = read_json(folder / _CARD)
+        found = file_sha256(folder / ROUTER_WEIGHTS)
+        missing = sorted(_KEYS - set(card))
+    except (OSError, ValueError, TypeError) as error:
+        raise RouterError(f"{folder}: no usable router: {error}") from error
+    if missing:
+        raise RouterError(f"{folder}: no usable router: {_CARD} has no {missing[0]!r}")
+    if found != card["weights_sha256"]:
+        raise RouterError(
+            f"{folder / ROUTER_WEIGHTS}: truncated or changed: found sha256 {found[:12]}…, "
+            f"{_CARD} beside it has {card['weights_sha256'][:12]}…"
+        )
+    return card
