@@ -11,10 +11,10 @@ from typing import Literal
 from dlplora.data.census import Census
 from dlplora.data.items import BadRowError, Reader
 from dlplora.data.raw import BLANK, format_of, raw_file
-from dlplora.data.splits import FirstPlaces, count_by_split, folded, place_of, split_of
+from dlplora.data.splits import FirstPlaces, count_by_split, place_of, split_of
 from dlplora.errors import DataError
 from dlplora.params import Keys, Splits
-from dlplora.records.examples import SPLITS, Example, Split
+from dlplora.records.examples import SPLITS, Example, Split, normalise
 from dlplora.records.findings import Findings, Problem, SplitSize
 
 _NAMED_PROBLEMS = 100
@@ -103,7 +103,7 @@ def ingest(
 def validate(file: Path, *, keys: Literal["auto"] | Keys) -> Validation:
     """Return every problem of a raw file's rows; `DataError` if it cannot be read at all."""
     no_splits = Splits(train=1, validation=1, test=1, shares=(1, 0, 0), least=(1, 1, 1))
-    seen = _read(file, keys, no_splits, most_problems=None)
+    seen = _read(raw_file(file), keys, no_splits, most_problems=None)
     return Validation(seen.unit, seen.problems)
 
 
@@ -135,7 +135,7 @@ def _read(
             if most_problems is None or len(problems) < most_problems:
                 problems.append(Problem(number, str(error)))
             continue
-        question = folded(item.question)
+        question = normalise(item.question)
         place = place_of(question)
         census.add(place, item)
         if place not in without:

@@ -10,20 +10,9 @@ from numpy.typing import NDArray
 
 from dlplora.data.items import Item
 from dlplora.params import Splits
-from dlplora.records.examples import SPLITS, Example, Split, example_id, normalise
+from dlplora.records.examples import SPLITS, Example, Split, example_id
 
 _NUM_PLACES = 2**64
-_FOLDED = "".join(
-    " " if letter.isspace() else letter.lower() for letter in map(chr, range(128))
-).encode() + bytes(128)
-
-
-def folded(question: str) -> str:
-    """Return `normalise(question)`, of most questions four times as fast."""
-    if not question.isascii():
-        return normalise(question)
-    text = question.encode().translate(_FOLDED).decode()
-    return " ".join(text.split()) if "  " in text else text.strip()
 
 
 def place_of(normalised: str) -> int:

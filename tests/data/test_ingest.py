@@ -544,7 +544,7 @@ def _is_good(item: dict[str, Any]) -> bool:
     return bool(answers) and all(isinstance(t, str) and t.strip() for t in texts) and fits
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(items=many)
 def test_the_counts_of_the_findings_add_up(same_file: Path, items: list[dict[str, Any]]) -> None:
     ingested = _of_items(same_file, items, on_bad_row="skip")
@@ -556,7 +556,7 @@ def test_the_counts_of_the_findings_add_up(same_file: Path, items: list[dict[str
     assert kept == {split: size.kept for split, size in findings.splits.items()}
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(items=many_free)
 def test_each_question_of_good_items_comes_once_with_all_its_answers(
     same_file: Path, items: list[dict[str, Any]]
@@ -572,7 +572,7 @@ def test_each_question_of_good_items_comes_once_with_all_its_answers(
     assert ingested.findings.skipped == len(items) - len(list(filter(_is_good, items)))
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(items=many_choices)
 def test_each_choice_that_nothing_contradicts_comes_once(
     same_file: Path, items: list[dict[str, Any]]
@@ -586,7 +586,7 @@ def test_each_choice_that_nothing_contradicts_comes_once(
     assert sorted(_folded({"Q": row.question}) for row in rows) == sorted(expected)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(items=many)
 def test_no_question_is_in_two_splits(same_file: Path, items: list[dict[str, Any]]) -> None:
     ingested = _of_items(same_file, items, on_bad_row="skip")
@@ -597,7 +597,7 @@ def test_no_question_is_in_two_splits(same_file: Path, items: list[dict[str, Any
     assert sum(map(len, folded)) == ingested.findings.distinct
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(items=many, seed=st.integers(0, 2**32))
 def test_the_order_of_the_items_changes_nothing(
     same_file: Path, items: list[dict[str, Any]], seed: int
@@ -609,7 +609,7 @@ def test_the_order_of_the_items_changes_nothing(
         assert replace(again.findings, problems=()) == replace(first.findings, problems=())
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     items=many_free, more=st.lists(free_items, max_size=30), splits=st.sampled_from([SMALL, TIGHT])
 )

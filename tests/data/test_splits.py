@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlplora.data.items import Item
-from dlplora.data.splits import FirstPlaces, count_by_split, folded, place_of, split_of
+from dlplora.data.splits import FirstPlaces, count_by_split, place_of, split_of
 from dlplora.params import Splits
-from dlplora.records.examples import SPLITS, example_id, normalise
+from dlplora.records.examples import SPLITS, example_id
 
 END = 2**64
 QUARTERS = Splits(train=9, validation=9, test=9, shares=(0.5, 0.25, 0.25), least=(1, 1, 1))
@@ -58,18 +58,6 @@ def test_counting_agrees_with_falling_one_by_one(places: list[int], splits: Spli
     found = [split_of(place, splits) for place in places]
     expected = {split: found.count(split) for split in SPLITS}
     assert count_by_split(np.sort(np.array(places, dtype=np.uint64)), splits) == expected
-
-
-@settings(deadline=None)
-@given(question=st.text() | st.text(st.characters(max_codepoint=127)))
-def test_folding_is_normalising(question: str) -> None:
-    assert folded(question) == normalise(question)
-
-
-def test_every_ascii_character_is_folded_as_it_is_normalised() -> None:
-    for letter in map(chr, range(128)):
-        for text in (letter, f"a{letter}B", f"{letter} {letter}", f" {letter}"):
-            assert folded(text) == normalise(text)
 
 
 def _item(question: str, answer: str = "down", bare: str | None = None) -> Item:

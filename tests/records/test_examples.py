@@ -1,6 +1,7 @@
 """Examples: round trips through parquet, and what makes two questions the same."""
 
 import hashlib
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,21 @@ def test_each_task_and_split_has_a_file_of_its_own() -> None:
 )
 def test_normalising_folds_form_case_and_white_space(question: str, expected: str) -> None:
     assert normalise(question) == expected
+
+
+def _written_out(question: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", question).casefold().split())
+
+
+@given(question=st.text() | st.text(st.characters(max_codepoint=127)))
+def test_normalising_is_its_definition(question: str) -> None:
+    assert normalise(question) == _written_out(question)
+
+
+def test_every_ascii_character_is_normalised_by_the_definition() -> None:
+    for letter in map(chr, range(128)):
+        for text in (letter, f"a{letter}B", f"{letter} {letter}", f" {letter}"):
+            assert normalise(text) == _written_out(text)
 
 
 def test_the_id_is_the_hash_of_task_and_normalised_question() -> None:
