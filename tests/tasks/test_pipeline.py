@@ -54,11 +54,14 @@ class Checkout:
     def cli(self, *words: str) -> str:
         return self.run(sys.executable, "-m", "dlplora.cli", *words).stdout
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        """Start a command of the CLI in the background."""
+    def start(self, log: str, *words: str) -> subprocess.Popen[bytes]:
+        """Start a command of the CLI in the background; its lines go to a file beside here."""
         command = [sys.executable, "-m", "dlplora.cli", *words]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=self.root, stdout=pipe, stderr=pipe, text=True)
+        with (self.root.parent / log).open("wb") as file:
+            return subprocess.Popen(command, cwd=self.root, stdout=file, stderr=file)
+
+    def lines(self, log: str) -> str:
+        return (self.root.parent / log).read_text()
 
     def repro(self) -> set[str]:
         """Bring the pipeline up to date; return the stages that really ran."""
@@ -335,7 +338,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(
 ) -> None:
     steps = {"dvc and its stage": 401, "the stage": 402, "dvc": 403}[victim]
     project.edit(lambda values: values["adapters"]["opposites"].update(steps=steps))
-    running = project.start("repro", "adapter@opposites")
+    running = project.start("first.log", "repro", "adapter@opposites")
     dvc = psutil.Process(running.pid)
     stage = _stage_of(dvc, "tasks.adapter opposites")
     checkpoints = project.root / ".scratch/checkpoints/adapter-opposites"
@@ -345,13 +348,13 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(
     for process in {"the stage": [stage], "dvc": [dvc]}.get(victim, [dvc, stage]):
         process.kill()
     running.wait()
-    again = project.start("repro", "adapter@opposites")
+    again = project.start("again.log", "repro", "adapter@opposites")
     if victim == "dvc":
         while not is_awaited("adapter opposites", scratch=project.root / ".scratch"):
             time.sleep(0.05)
         stage.resume()
-    _, lines = again.communicate()
-    assert again.returncode == 0, lines
+    assert again.wait() == 0, project.lines("again.log")
+    lines = project.lines("again.log")
     assert ("adapter opposites: process" in lines) == (victim == "dvc")
     assert not list(checkpoints.glob("*"))
     interrupted = project.hashes()
@@ -363,11 +366,11 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(
 
 def test_a_second_repro_waits_for_the_first(project: Checkout) -> None:
     project.edit(lambda values: values.update(seed=1))
-    first = project.start("repro")
+    first = project.start("first.log", "repro")
     _stage_of(psutil.Process(first.pid), "tasks.")
-    second = project.start("repro")
-    _, lines = second.communicate()
-    assert (first.wait(), second.returncode) == (0, 0), lines
+    second = project.start("again.log", "repro")
+    assert (second.wait(), first.wait()) == (0, 0), project.lines("first.log")
+    lines = project.lines("again.log")
     assert f"repro: process {first.pid} is at it; waiting" in lines
     assert "Running stage" not in lines
     project.edit(lambda values: values.update(seed=0))
