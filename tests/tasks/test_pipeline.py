@@ -332,11 +332,11 @@ def _stage_of(dvc: psutil.Process, words: str) -> psutil.Process:
     raise AssertionError(f"no {words}")
 
 
-@pytest.mark.parametrize("victim", ["dvc and its stage", "the stage", "dvc"])
+@pytest.mark.parametrize("victim", ["dvc and its stage", "dvc"])
 def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(
     project: Checkout, victim: str
 ) -> None:
-    steps = {"dvc and its stage": 401, "the stage": 402, "dvc": 403}[victim]
+    steps = {"dvc and its stage": 800, "dvc": 801}[victim]  # more than a checkpoint's 5 seconds
     project.edit(lambda values: values["adapters"]["opposites"].update(steps=steps))
     running = project.start("first.log", "repro", "adapter@opposites")
     dvc = psutil.Process(running.pid)
@@ -345,8 +345,9 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(
     while stage.is_running() and not list(checkpoints.glob("*/state.json")):
         time.sleep(0.02)
     stage.suspend()  # what is not killed goes on when the next run has met it
-    for process in {"the stage": [stage], "dvc": [dvc]}.get(victim, [dvc, stage]):
-        process.kill()
+    dvc.kill()
+    if victim != "dvc":
+        stage.kill()
     running.wait()
     again = project.start("again.log", "repro", "adapter@opposites")
     if victim == "dvc":
