@@ -3,15 +3,17 @@
     python benchmarks/kills.py [--suite smoke] [--kills 20] [--seed 0] [--keep FOLDER]
 
 Two clones of the committed state are made. In one the suite runs undisturbed. In the other it is
-started, hit by SIGKILL after a random time and started again, as often as asked, then left to
-end. A blow hits DVC and its stage together, the stage alone, or DVC alone, whose stage then goes
-on as an orphan. At the end every output but timings and the report must have the same bytes.
+started, hit by SIGKILL after a random time and started again, as often as asked, then left to end;
+if it ends before, it begins anew with nothing but its downloads. A blow hits DVC and its stage
+together, the stage alone, or DVC alone, whose stage then goes on as an orphan. At the end every
+output but timings and the report must have the same bytes.
 """
 
 import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,7 +79,7 @@ def outputs(folder: Path) -> dict[str, str]:
 
 def leftovers(folder: Path) -> list[str]:
     """Return what a killed run left aside in data/ and nobody cleaned up."""
-    return [str(path.relative_to(folder)) for path in (folder / "data").rglob(".*.[0-9]*")]
+    return [str(path.relative_to(folder)) for path in (folder / "data").rglob(".*.aside")]
 
 
 def main() -> int:
@@ -110,13 +112,17 @@ def main() -> int:
             try:
                 code = running.wait(timeout=seconds)
             except subprocess.TimeoutExpired:
-                blows.append({"victim": victim, "seconds": seconds, "at": kill(running, victim)})
-                print(
-                    f"{len(blows)}: {victim} after {seconds:.1f} s: {blows[-1]['at']}", flush=True
-                )
-            else:
-                print(f"ended with exit code {code} before blow {len(blows) + 1}", flush=True)
-                break
+                at = kill(running, victim)
+                blows.append(victim)
+                print(f"{len(blows)}: {victim} after {seconds:.1f} s, at {at}", flush=True)
+                continue
+            print(f"the run ended with exit code {code} before blow {len(blows) + 1}", flush=True)
+            if code:
+                return 1
+            subprocess.run(["git", "clean", "-qfdx", "data"], cwd=shaken, check=True)
+            (shaken / "dvc.lock").unlink()
+            for cached in ("cache", "tmp"):
+                shutil.rmtree(shaken / ".dvc" / cached)
         code = start(shaken).wait()
         shaken_seconds = time.monotonic() - began
         before, after = outputs(quiet), outputs(shaken)

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ _PLAIN: dict[str, tuple[object, ...]] = {
     "layer_replication": (None, []),
     "alora_invocation_tokens": (None, []),
     "arrow_config": (None, {}),
+    "kasa_config": (None, {}),
+    "monteclora_config": (None, {}),
+    "velora_config": (None, {}),
 }
 
 
@@ -79,8 +82,11 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise AdapterError(f"{file}: cannot be read: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("lora_alpha"), int | float):
+    if not isinstance(config, dict) or not _is_number(config.get("lora_alpha")):
         raise AdapterError(f"{file}: not the configuration of a LoRA adapter (no lora_alpha)")
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict) or not all(map(_is_number, patterns.values())):
+        raise AdapterError(f"{file}: alpha_pattern is {patterns!r}, expected numbers by pattern")
     for key, plain in _PLAIN.items():
         if key in config and config[key] not in plain:
             raise AdapterError(f"{folder}: {key} is {config[key]!r}; only plain LoRA can be fused")
@@ -99,8 +105,15 @@ def lora_pairs(
         if not tensor.isfinite().all():
             raise AdapterError(f"{folder}: the tensor {name} holds values that are not finite")
         sides.setdefault(match["module"], {})[match["side"]] = tensor
-    if lone := [module for module, pair in sides.items() if len(pair) != 2]:
-        raise AdapterError(f"{folder}: {lone[0]} has only one of lora_A and lora_B")
+    for module, pair in sides.items():
+        if len(pair) != 2:
+            raise AdapterError(f"{folder}: {module} has only one of lora_A and lora_B")
+        down, up = tuple(pair["A"].shape), tuple(pair["B"].shape)
+        if not len(down) == len(up) == 2 or not down[0] == up[1] > 0:
+            raise AdapterError(
+                f"{folder}: {module} has a lora_A of {_size(down)} and a lora_B of {_size(up)}, "
+                f"which are no pair"
+            )
     return {
         module: LoraPair(pair["A"], pair["B"], _scaling(config, module, pair["A"].shape[0]))
         for module, pair in sorted(sides.items())
@@ -117,11 +130,25 @@ def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
         raise AdapterError(f"{file}: cannot be read as safetensors: {error}") from error
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape)) or "no dimensions"
+
+
 def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
     """Return alpha / r, or alpha / √r for rsLoRA, with PEFT's alpha patterns."""
     alpha: float = config["lora_alpha"]
     for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        try:
+            found = re.match(rf"(.*\.)?({pattern})$", module)
+        except re.error as error:
+            raise AdapterError(
+                f"the alpha_pattern {pattern!r} is no expression: {error}"
+            ) from error
+        if found:
             alpha = value
             break
     return alpha / sqrt(rank) if config.get("use_rslora") else alpha / rank

@@ -9,7 +9,7 @@ import typer
 
 from dlplora.errors import DlpLoraError
 from dlplora.params import Keys, Primary
-from dlplora.stage import fail
+from dlplora.stage import one_line_errors
 
 app = typer.Typer(
     help="One LoRA adapter per task, and routers that choose. Run it in the project's folder; "
@@ -185,18 +185,20 @@ def use_suite(
 
 @app.command()
 def pin(
-    path: Annotated[Path, typer.Argument(help="A transformers folder or a GGUF file.")],
+    path: Annotated[
+        Path, typer.Argument(help="A transformers folder, a GGUF file or a folder of data.")
+    ],
     with_code: Annotated[
         bool, typer.Option("--with-code", help="Its own code too, for trust_remote_code: true.")
     ] = False,
 ) -> None:
-    """Print the hash that pins a base model in params.yaml.
+    """Print the hash that pins a base model or a folder of data in params.yaml.
 
     Example: dlplora pin model.gguf
     """
-    from dlplora.data.sources import model_sha256
+    from dlplora.data.pins import pin_of
 
-    typer.echo(model_sha256(path, with_code=with_code))
+    typer.echo(pin_of(path, with_code=with_code))
 
 
 @app.command()
@@ -216,10 +218,8 @@ def check_runtime() -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr."""
-    try:
+    with one_line_errors():
         app()
-    except DlpLoraError as error:
-        fail(error)
 
 
 if __name__ == "__main__":

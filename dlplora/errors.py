@@ -13,6 +13,9 @@ Each message is one line: which file or value, what was found, what was expected
 They are raised where the value is used and caught only at the edge (`dlplora.stage`, the CLI).
 """
 
+import errno
+import os
+
 
 class DlpLoraError(Exception):
     """A mistake in the inputs that the caller can act on."""
@@ -44,6 +47,17 @@ class RouterError(DlpLoraError):
 
 class TrainingError(DlpLoraError):
     """A training cannot go on: a loss or gradient is not finite, or memory is out."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return the kind of another library's error and the beginning of what it says."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(".: ")
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Tell whether an error, of Python or of a library that wraps it, says that a disk is full."""
+    code = getattr(error, "errno", None)
+    return code in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
 
 
 def choices(names: object) -> str:

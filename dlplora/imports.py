@@ -23,6 +23,7 @@ from dlplora.records.training import (
     ADAPTER_WEIGHTS,
     AdapterTraining,
     Curve,
+    check_adapter_weights,
     read_adapter_training,
     write_adapter_training,
 )
@@ -68,7 +69,8 @@ def import_adapter(folder: Path, *, task: str, base: Path) -> ImportedAdapter:
     pairs = lora_pairs(folder, config, tensors)
     if not pairs:
         raise AdapterError(f"{folder}: {ADAPTER_WEIGHTS} holds no LoRA matrices")
-    _check_shapes(folder, pairs, _layer_shapes(base))
+    is_transposed = bool(config.get("fan_in_fan_out"))  # GPT-2 stores (inputs, outputs)
+    _check_shapes(folder, pairs, _layer_shapes(base), is_transposed=is_transposed)
     training = AdapterTraining(
         task=task,
         base_fingerprint=card.fingerprint,
@@ -92,6 +94,7 @@ def _check_base(folder: Path, config: Mapping[str, Any], card: BaseCard) -> None
                 f"{folder}: trained on the base model {made_on[:12]}, the one here is "
                 f"{card.fingerprint[:12]} ({card.id})"
             )
+        check_adapter_weights(folder)
         return
     made_for = str(config.get("base_model_name_or_path") or "")
     if _plain_name(made_for) != _plain_name(card.id):
@@ -135,25 +138,20 @@ def _layer_shapes(base: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _check_shapes(
-    folder: Path, pairs: Mapping[str, LoraPair], shapes: Mapping[str, tuple[int, ...]]
+    folder: Path,
+    pairs: Mapping[str, LoraPair],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    is_transposed: bool,
 ) -> None:
     for module, pair in pairs.items():
         up, down = tuple(pair.up_OR.shape), tuple(pair.down_RI.shape)
-        if not len(up) == len(down) == 2 or up[1] != down[0]:
-            raise AdapterError(
-                f"{folder}: {module} has a lora_A of {_size(down)} and a lora_B of {_size(up)}, "
-                f"which are no pair"
-            )
         found = (up[0], down[1])
         expected = shapes.get(module)
         if expected is None:
             raise AdapterError(f"{folder}: the base model has no layer {module}")
-        if found != expected and found[::-1] != expected:  # GPT-2 stores (inputs, outputs)
+        if (found[::-1] if is_transposed else found) != expected:
             raise AdapterError(
                 f"{folder}: {module} maps {found[1]} to {found[0]}; "
-                f"the base model's weight is {_size(expected)}"
+                f"the base model's weight is {' × '.join(map(str, expected))}"
             )
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return " × ".join(map(str, shape))

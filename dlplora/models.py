@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -57,15 +58,18 @@ def load_base(folder: Path, *, place: Place, attention: str) -> Base:
     card = read_base_card(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=card.trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=place.dtype,
             attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=card.trust_remote_code,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder}: no usable base model: {error}") from error
+    model = whole_model(str(folder), *loaded)
     check_vocabulary(tokenizer, model, str(folder))
     model.requires_grad_(False).train(False).to(place.device)
     chat = ChatFormat(tokenizer, card.system_prompt)
@@ -87,6 +91,24 @@ def check_vocabulary(
 def num_embeddings(model: PreTrainedModel) -> int:
     """Return how many tokens a model has embeddings for; a tokenizer may have fewer."""
     return len(next(model.get_input_embeddings().parameters()))
+
+
+def whole_model(title: str, model: PreTrainedModel, told: dict[str, Any]) -> PreTrainedModel:
+    """Return a model if its files had all of its weights: transformers draws others at random."""
+    mismatched = sorted(told["mismatched_keys"])
+    if mismatched:
+        name, found, expected = mismatched[0]
+        raise ModelError(
+            f"{title}: {name} is {' × '.join(map(str, found))}, its configuration says "
+            f"{' × '.join(map(str, expected))}"
+        )
+    parameters = {name for name, _ in model.named_parameters()}
+    if missing := sorted(parameters & set(told["missing_keys"])):
+        raise ModelError(
+            f"{title}: lacks {len(missing)} of the {len(parameters)} weights that its "
+            f"configuration says, such as {missing[0]}"
+        )
+    return model
 
 
 def quiet_transformers() -> None:

@@ -134,10 +134,11 @@ class HubDataset(Section):
 
 
 class DatasetFolder(Section):
-    """Tasks out of a local folder that the library `datasets` reads."""
+    """Tasks out of a local folder that the library `datasets` reads, pinned by its hash."""
 
     kind: Literal["dataset_folder"]
     path: str
+    sha256: Sha256
     members: dict[Name, DatasetMember]
 
 

@@ -1,7 +1,5 @@
 """The edge of a stage: its command line, progress bars, time and memory."""
 
-import errno
-import os
 import resource
 import sys
 import time
@@ -15,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dlplora.errors import DlpLoraError
+from dlplora.errors import DlpLoraError, is_disk_full
 from dlplora.params import is_identifier
 from dlplora.records.files import write_json
 from dlplora.scratch import alone
@@ -31,13 +29,19 @@ def run(main: Callable[..., None]) -> None:
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
+    with one_line_errors(), alone(stage_name()):
+        app()
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the process with one line and exit code 1 on a user's mistake or a full disk."""
     try:
-        with alone(stage_name()):
-            app()
+        yield
     except DlpLoraError as error:
         fail(error)
     except Exception as error:
-        if not _is_disk_full(error):
+        if not is_disk_full(error):
             raise
         fail(DlpLoraError(f"no space left on the disk: {error}; free some and run again"))
 
@@ -53,12 +57,6 @@ def fail(error: DlpLoraError) -> None:
     """End the process with one line on stderr and exit code 1."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     raise SystemExit(1)
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    """Tell whether an error, of Python or of a library that wraps it, says that a disk is full."""
-    code = getattr(error, "errno", None)
-    return code in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
 
 
 def write_timing(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Adapter folders: what PEFT reads back, what is refused, and equal bytes."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 
-from dlplora.adapters import read_adapter, write_adapter
+from dlplora.adapters import _PLAIN, read_adapter, write_adapter
 from dlplora.errors import AdapterError
 from tests.peft_adapters import FINGERPRINT, peft_model, save_peft
 from tests.tiny import tiny_model
@@ -85,4 +86,39 @@ def test_weights_that_were_cut_or_changed_are_named(
     file = folder / "adapter_model.safetensors"
     file.write_bytes(change(file.read_bytes()))
     with pytest.raises(AdapterError, match=r"adapter_model\.safetensors: truncated or changed"):
+        read_adapter(folder, base_fingerprint=FINGERPRINT)
+
+
+# Settings of PEFT's LoRA that leave the forward pass at s B A x, or that are read.
+HARMLESS = {
+    *("task_type", "peft_type", "auto_mapping", "peft_version", "inference_mode", "revision"),
+    *("base_model_name_or_path", "target_modules", "exclude_modules", "layers_to_transform"),
+    *("layers_pattern", "lora_dropout", "fan_in_fan_out", "megatron_config", "megatron_core"),
+    *("r", "rank_pattern", "lora_alpha", "alpha_pattern", "use_rslora", "init_lora_weights"),
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size"),
+    *("runtime_config", "ensure_weight_tying"),
+}
+
+
+def test_every_setting_of_peft_is_refused_or_known_to_be_harmless() -> None:
+    settings = {field.name for field in dataclasses.fields(LoraConfig)}
+    assert settings - HARMLESS == set(_PLAIN) - {"peft_type"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lora_alpha": float("nan")},
+        {"lora_alpha": "16"},
+        {"alpha_pattern": ["q_proj"]},
+        {"alpha_pattern": {"q_proj": None}},
+        {"alpha_pattern": {"(": 3}},
+    ],
+)
+def test_a_broken_configuration_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    save_peft(peft_model(tiny_model(), seed=1, r=2, target_modules=["q_proj"]), folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | change))
+    with pytest.raises(AdapterError, match="alpha"):
         read_adapter(folder, base_fingerprint=FINGERPRINT)

@@ -541,8 +541,9 @@ def test_pruning_deletes_the_results_of_what_is_no_longer_listed_and_no_others(
     drop = [result.replace("NAME", gone) for result, _, gone in RESULTS]
     dead = subprocess.Popen(["true"])
     dead.wait()
-    drop += [f"data/{place}.{dead.pid}/half" for place in ("adapters/.past_tense", ".base")]
-    keep.append(f"data/adapters/.two_digit_addition.{os.getpid()}/half")  # its writer lives
+    drop += [f"data/{place}.{dead.pid}.aside/half" for place in ("adapters/.past_tense", ".base")]
+    keep.append("data/raw/mine/.notes.2024")  # looks like one, but is the user's
+    keep.append(f"data/adapters/.two_digit_addition.{os.getpid()}.aside/half")  # its writer lives
     _make(project, keep)
     before = {name for name, content in _tree(project).items() if content is not None}
     _make(project, drop)

@@ -17,7 +17,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from dlplora.conversion import folder_sha256
+from dlplora.data.pins import folder_sha256
 from dlplora.data.prompts import ChatFormat
 from dlplora.models import Base, quiet_transformers
 from dlplora.records.base_card import BaseCard, write_base_card

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dlplora.errors import SourceError, choices
+from dlplora.data.pins import data_folder_sha256
+from dlplora.errors import SourceError, choices, is_disk_full, one_line
 from dlplora.params import DatasetFolder, DatasetMember, HubDataset
 
 _ADVICE = "check the name, the revision and the network, then run the same command again"
@@ -24,6 +25,8 @@ def download_model(
             cache_dir=downloads / "hub",
         )
     except (OSError, ValueError) as error:  # all of the hub's own errors are one of them
+        if is_disk_full(error):
+            raise
         raise _unreachable(identity, revision, error) from error
     return Path(folder)
 
@@ -55,9 +58,16 @@ def _read_member(
         )
     names = {column: _label_names(loaded.features[column]) for column in columns.values()}
     return [
-        {key: _named(row[column], names[column]) for key, column in columns.items()}
+        {key: _text(_named(row[column], names[column])) for key, column in columns.items()}
         for row in loaded
     ]
+
+
+def _text(value: Any) -> Any:
+    """Return what JSON has no form for, such as a date, as text; ingest refuses what is none."""
+    if value is None or isinstance(value, str | int | list | dict):
+        return value
+    return str(value)
 
 
 def _load(
@@ -70,10 +80,11 @@ def _load(
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the error below says it, too
     if isinstance(source, HubDataset):
         path, revision = source.id, source.revision
+        if Path(path).exists():  # datasets would read it instead, whatever the revision
+            raise SourceError(f"{path}: stands here as a file or folder; expected an id of the hub")
     else:
-        path, revision = source.path, None
-    if revision is None and not Path(path).is_dir():
-        raise SourceError(f"{path}: no such folder; expected one with files of data")
+        path, revision = str(Path(source.path).resolve()), None
+        _check_folder(Path(path), source.sha256)
     try:
         loaded = datasets.load_dataset(
             path,
@@ -83,11 +94,20 @@ def _load(
             cache_dir=str(downloads / "datasets"),
         )
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        if is_disk_full(error):
+            raise
         if revision is not None:
             raise _unreachable(path, revision, error) from error
         reason = one_line(error.__cause__ or error)
         raise SourceError(f"{path}: datasets cannot read it: {reason}") from error
     return path, loaded
+
+
+def _check_folder(folder: Path, sha256: str) -> None:
+    if not folder.is_dir():
+        raise SourceError(f"{folder}: no such folder; expected one with files of data")
+    if (found := data_folder_sha256(folder)) != sha256:
+        raise SourceError(f"{folder}: found sha256 {found}; params.yaml: sources has {sha256}")
 
 
 def _label_names(feature: Any) -> list[str] | None:
@@ -107,8 +127,3 @@ def _unreachable(identity: str, revision: str, error: Exception) -> SourceError:
         f"{identity} at {revision[:12]} could not be had from the Hugging Face hub: "
         f"{one_line(error)}; {_ADVICE}"
     )
-
-
-def one_line(error: BaseException) -> str:
-    """Return the kind of another library's error and the beginning of what it says."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(".: ")

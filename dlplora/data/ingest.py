@@ -1,7 +1,8 @@
 """A raw file of questions and answers → validated, distinct examples in three splits.
 
-One pass over the file, in memory that grows by 16 bytes a row. Every rule looks at a row, at rows
-of the same question or at the whole file, never at the order of rows: shuffling changes nothing.
+One pass over the file – a second one to leave out contradictions – that keeps 16 bytes of each row.
+Every rule looks at a row, at rows of the same question or at the whole file, never at the order of
+rows: shuffling changes nothing.
 """
 
 from dataclasses import dataclass

@@ -57,7 +57,9 @@ class Reader:
         try:
             keys = self._layouts[names]
         except KeyError:
-            keys = self._layouts[names] = self._named or _known_keys(names)
+            keys = self._named or _known_keys(names)
+            if len(self._layouts) < _MOST_LAYOUTS or keys not in self._layouts.values():
+                self._layouts[names] = keys
         if keys is None:
             raise BadRowError(_lacks(row))
         question = row.get(keys.question)
@@ -104,6 +106,7 @@ class Reader:
         )
 
 
+_MOST_LAYOUTS = 1000  # rows with a key of their own each are not remembered for ever
 _NO_OPTIONS = (None, "")  # an empty cell of CSV
 
 

@@ -19,7 +19,6 @@ from dlplora.errors import DataError, choices
 
 _BATCH = 2048
 _CHUNK = 2**18
-_LARGEST_CELL = 2**31 - 1
 _LARGEST_ITEM = 2**25  # DuckDB reads into twice as much memory
 _DUCKDB_CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "threads": 1,
@@ -145,13 +144,17 @@ def _json_error(message: str) -> str:
         return f"not JSON: item {int(item) - 1}, at its byte {byte}: {reason}"
     if "maximum_object_size" in message:
         most = f"{_LARGEST_ITEM >> 20} MiB"
-        return f"an item is larger than {most}, the most in a list; use JSON Lines"
+        return f"an item is larger than {most}, the most"
     return f"not JSON: {' '.join(message.split())}"
 
 
 def _json_lines(file: Path) -> Iterator[Any]:
     with file.open("rb") as stream:
-        for number, line in enumerate(stream):
+        lines = iter(lambda: stream.readline(_LARGEST_ITEM + 1), b"")
+        for number, line in enumerate(lines):
+            if len(line) > _LARGEST_ITEM:
+                most = f"{_LARGEST_ITEM >> 20} MiB"
+                raise DataError(f"{file}: line {number + 1} is longer than {most}, the most")
             yield _parsed(line if number else line.removeprefix(BOM_UTF8))
 
 
@@ -165,7 +168,7 @@ def _parsed(text: str | bytes) -> Any:
 
 
 def _csv_rows(file: Path) -> Iterator[Any]:
-    csv.field_size_limit(_LARGEST_CELL)
+    csv.field_size_limit(_LARGEST_ITEM)
     with file.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, strict=True)
         try:

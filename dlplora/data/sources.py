@@ -20,20 +20,6 @@ from dlplora.errors import SourceError, choices
 from dlplora.records.files import delete_abandoned, file_sha256, written_folder
 
 _ADVICE = "check the network and the package index, then run the same command again"
-# What is read of a model's folder, and so what its fingerprint covers.
-MODEL_FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "*.jinja",
-)
 
 
 def download_package(name: str, version: str, *, sha256: str, downloads: Path) -> Path:
@@ -60,29 +46,6 @@ def _pip_download(requirement: str, sha256: str, folder: Path) -> None:
     wanted.unlink()
     if done.returncode != 0 or len(list(folder.iterdir())) != 1:
         raise SourceError(f"pip could not download {requirement} (see its lines above); {_ADVICE}")
-
-
-def model_sha256(path: Path, *, with_code: bool) -> str:
-    """Return the hash that pins a transformers folder or a GGUF file."""
-    if path.is_dir():
-        return folder_sha256(path, with_code=with_code)
-    if not path.is_file():
-        raise SourceError(f"{path}: found nothing; expected a transformers folder or a GGUF file")
-    return file_sha256(path)
-
-
-def folder_sha256(folder: Path, *, with_code: bool) -> str:
-    """Return the hash of the names and contents of all that is read of a model's folder."""
-    patterns = [*MODEL_FILES, "*.py"] if with_code else MODEL_FILES
-    found = {file for pattern in patterns for file in folder.glob(pattern)}
-    files = sorted(file for file in found if file.is_file())
-    if not any(file.suffix == ".safetensors" for file in files):
-        raise SourceError(
-            f"{folder}: found no .safetensors; expected a transformers folder with them (weights "
-            f"in other formats are not read: they can hold code)"
-        )
-    told = "".join(f"{file.name}\0{file_sha256(file)}\n" for file in files)
-    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def unpack_file(wheel: Path, member: str, target: Path) -> None:

@@ -1,5 +1,7 @@
 """A project's params.yaml, edited with its comments kept and checked before it is replaced."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -11,6 +13,7 @@ from ruamel.yaml.comments import CommentedMap
 
 from dlplora.params import load_params, parse_params
 from dlplora.records.files import written_aside
+from dlplora.scratch import alone
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,25 @@ class Project:
         values: CommentedMap = round_trip().load(self.params_file.read_text(encoding="utf-8"))
         return values
 
+    @property
+    def scratch(self) -> Path:
+        """What is no result: downloads, checkpoints, locks."""
+        return self.root / ".scratch"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep the pipeline and other edits of params.yaml from running; wait for them first."""
+        load_params(self.params_file)  # outside a project nothing is written, no lock either
+        with alone("repro", scratch=self.scratch):
+            yield
+
     def write(self, text: str) -> None:
-        """Replace params.yaml by a text that holds good parameters."""
+        """Replace params.yaml by a text that holds good parameters, once no pipeline runs."""
+        with self.alone():
+            self.replace(text)
+
+    def replace(self, text: str) -> None:
+        """Replace params.yaml by a text that holds good parameters, within `alone`."""
         parse_params(yaml.safe_load(text), str(self.params_file))
         with written_aside(self.params_file) as aside:
             aside.write_text(text, encoding="utf-8")

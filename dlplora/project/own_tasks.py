@@ -1,5 +1,6 @@
 """A user's own tasks: added with their data and perhaps an adapter, and removed."""
 
+import filecmp
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from dlplora.data.raw import FORMATS, raw_file
 from dlplora.errors import AdapterError, DataError, ParamsError, choices
 from dlplora.params import Keys, Primary, Splits, is_identifier, parse_params
 from dlplora.project.files import Project, drop, dump, put
-from dlplora.project.pruning import prune
+from dlplora.project.pruning import delete_unlisted
 from dlplora.records.files import written_aside, written_folder
 
 _RAW, _IMPORTED = Path("data/raw"), Path("data/imported")
@@ -113,7 +114,7 @@ def _check_new_name(project: Project, params: Mapping[str, Any], name: str, file
     there = sorted(old.parent.iterdir()) if old.parent.is_dir() else []
     if others := [path for path in there if path != old and path.suffix.lower() in FORMATS]:
         raise ParamsError(f"{others[0]}: would stand beside {old.name}; move it out of that folder")
-    if old.exists() and file.exists() and old.read_bytes() != file.read_bytes():
+    if old.exists() and file.exists() and not filecmp.cmp(old, file, shallow=False):
         raise ParamsError(f"{old}: holds other data than {file}; move that folder away first")
 
 
@@ -158,10 +159,11 @@ def remove_task(project: Project, name: str) -> list[Path]:
         drop(params["sources"][source]["members"], name)
         if not params["sources"][source]["members"]:
             drop(params["sources"], source)
-    project.write(dump(params))
-    for folder in (_RAW, _IMPORTED):
-        (project.root / folder / f"{name}.dvc").unlink(missing_ok=True)
-    return prune(project)
+    with project.alone():
+        project.replace(dump(params))
+        for folder in (_RAW, _IMPORTED):
+            (project.root / folder / f"{name}.dvc").unlink(missing_ok=True)
+        return delete_unlisted(project)
 
 
 def _dvc(project: Project, *words: str) -> None:

@@ -9,13 +9,11 @@ import yaml
 from dlplora.params import load_params
 from dlplora.project.files import Project
 from dlplora.records.files import is_aside, is_being_written
-from dlplora.scratch import alone
 
 
 def prune(project: Project) -> list[Path]:
     """Delete what params.yaml no longer lists, once no pipeline runs; return what it was."""
-    load_params(project.params_file)  # outside a project nothing is written, no lock either
-    with alone("repro", scratch=project.root / ".scratch"):
+    with project.alone():
         return delete_unlisted(project)
 
 

@@ -19,7 +19,7 @@ def repro(project: Project, words: Sequence[str]) -> NoReturn:
     as DVC does. Stages run `python -m …`: this interpreter's folder stands first in PATH.
     """
     load_params(project.params_file)  # outside a project nothing is written, no lock either
-    handle = take_lock("repro", scratch=project.root / ".scratch")
+    handle = take_lock("repro", scratch=project.scratch)
     delete_unlisted(project)
     os.set_inheritable(handle, True)
     os.chdir(project.root)

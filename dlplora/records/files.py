@@ -14,16 +14,17 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-_ASIDE = re.compile(r"\..+\.(\d+)")
+_ASIDE = re.compile(r"\..+\.(\d+)\.aside")
 
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """Give a path beside `path` to write a file or folder to; it becomes `path` on success."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    old = path.with_name(f".{path.name}.old.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
+    old = path.with_name(f".{path.name}.old.{os.getpid()}.aside")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove(aside)  # left by a killed run of the same number
+    for left in (aside, old):  # by a killed run of the same number
+        _remove(left)
     try:
         yield aside
         if path.is_dir():

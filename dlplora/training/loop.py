@@ -1,5 +1,6 @@
 """The one optimiser loop: steps, schedule, validation, the best weights kept, and going on."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -53,6 +54,7 @@ def fit(
     """
     training = _Training(parameters, schedule)
     if checkpoint is not None and training.resume(checkpoint):
+        print(f"{title}: going on after step {training.step}", file=sys.stderr, flush=True)
         for point in training.points[1:]:
             on_step(point)
     else:

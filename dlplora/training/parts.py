@@ -17,7 +17,7 @@ class Parts:
 
     With `size` "auto" a batch is first tried whole; whenever memory runs out, the size is halved
     for good. A part counts by its share of the batch's weight, so that the sum is the gradient
-    of the whole batch whatever the parts are, up to rounding.
+    of the whole batch whatever the parts are, up to rounding and the places that dropout draws.
     """
 
     def __init__(self, batch_size: int, size: Literal["auto"] | int, title: str) -> None:
@@ -74,8 +74,10 @@ class Parts:
             yield rows[start : start + self.size]
 
     def _until_it_fits(self, once: Callable[[], float]) -> float:
+        random_state = torch.get_rng_state()
         while True:
             try:
+                torch.set_rng_state(random_state)  # a try that failed draws nothing
                 return once()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):

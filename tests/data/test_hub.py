@@ -7,6 +7,7 @@ import datasets
 import pytest
 
 from dlplora.data.fetch import fetch
+from dlplora.data.pins import data_folder_sha256
 from dlplora.errors import SourceError
 from dlplora.params import DatasetFolder, DatasetMember, HubDataset, Keys
 
@@ -34,7 +35,8 @@ def _member(split: str = "train", **keys: str | None) -> DatasetMember:
 
 
 def _read(folder: Path, **members: DatasetMember) -> dict[str, list[dict[str, Any]]]:
-    source = DatasetFolder(kind="dataset_folder", path=str(folder), members=members)
+    sha256 = data_folder_sha256(folder)
+    source = DatasetFolder(kind="dataset_folder", path=str(folder), sha256=sha256, members=members)
     told: list[str] = []
     found = fetch(
         source, downloads=folder.parent / "downloads", advance=lambda *, task: told.append(task)
@@ -124,6 +126,26 @@ def test_a_changed_file_is_read_again(folder: Path) -> None:
     _read(folder, mine=_member())
     _write(folder / "train.jsonl", ROWS[1:])
     assert len(_read(folder, mine=_member())["mine"]) == 1
+
+
+def test_a_folder_with_other_files_than_those_pinned_is_refused(folder: Path) -> None:
+    _write(folder / "train.jsonl", ROWS)
+    pinned = data_folder_sha256(folder)
+    _write(folder / "train.jsonl", ROWS[1:])
+    members = {"mine": _member()}
+    source = DatasetFolder(kind="dataset_folder", path=str(folder), sha256=pinned, members=members)
+    with pytest.raises(SourceError, match=f"found sha256 .*sources has {pinned}"):
+        fetch(source, downloads=folder.parent / "downloads", advance=lambda *, task: None)
+
+
+def test_an_id_of_the_hub_that_is_a_folder_here_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    members = {"mine": _member()}
+    source = HubDataset(kind="hub_dataset", id=folder.name, revision="0" * 40, members=members)
+    with pytest.raises(SourceError, match="stands here as a file or folder"):
+        fetch(source, downloads=folder.parent / "downloads", advance=lambda *, task: None)
 
 
 def test_a_missing_column_lists_those_there_are(folder: Path) -> None:

@@ -214,11 +214,16 @@ def test_every_list_cut_short_is_refused(tmp_path: Path) -> None:
             _rows(tmp_path / "raw.json", content[:size])
 
 
-def test_an_item_too_large_for_a_list_is_told_the_way_out(tmp_path: Path) -> None:
+def test_an_item_too_large_for_a_list_is_refused(tmp_path: Path) -> None:
     content = b'[{"Q": "up"}, {"Q": "' + b"x" * 2**27 + b'"}]'
-    assert _error(tmp_path / "raw.json", content) == (
-        "an item is larger than 32 MiB, the most in a list; use JSON Lines"
-    )
+    assert _error(tmp_path / "raw.json", content) == ("an item is larger than 32 MiB, the most")
+
+
+@pytest.mark.parametrize("name", ["raw.jsonl", "raw.csv"])
+def test_a_line_or_cell_that_never_ends_is_refused(tmp_path: Path, name: str) -> None:
+    content = b'"' + b"x" * 2**26
+    message = _error(tmp_path / name, content)
+    assert ("line 1 is longer than 32 MiB" in message) or ("field larger than" in message)
 
 
 def test_nesting_as_deep_as_can_be_parsed_is_an_item_and_deeper_is_not(tmp_path: Path) -> None:

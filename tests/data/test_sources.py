@@ -345,7 +345,7 @@ def test_a_download_that_breaks_leaves_nothing_half_written(
 def test_a_folder_that_a_killed_download_left_is_no_obstacle(tmp_path: Path, pip: FakePip) -> None:
     killed = subprocess.Popen(["true"])
     killed.wait()
-    left = tmp_path / f".toy-1.0.{killed.pid}"
+    left = tmp_path / f".toy-1.0.{killed.pid}.aside"
     left.mkdir()
     (left / "toy-1.0.whl.part").write_bytes(b"part")
     _download(tmp_path)

@@ -113,7 +113,9 @@ def test_a_file_may_take_the_place_of_a_folder(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_run_left_is_not_taken_over(tmp_path: Path) -> None:
-    left = tmp_path / f".out.{os.getpid()}"  # in containers the same process numbers come again
+    left = (
+        tmp_path / f".out.{os.getpid()}.aside"
+    )  # in containers the same process numbers come again
     left.mkdir()
     (left / "stale").write_text("stale")
     with written_folder(tmp_path / "out") as aside:

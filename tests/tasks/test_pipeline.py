@@ -356,6 +356,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(
         stage.resume()
     assert again.wait() == 0, project.lines("again.log")
     lines = project.lines("again.log")
+    assert re.search(r"adapter opposites: going on after step [1-9]", lines)
     assert ("adapter opposites: process" in lines) == (victim == "dvc")
     assert not list(checkpoints.glob("*"))
     interrupted = project.hashes()

@@ -1,0 +1,58 @@
+"""Hashes that pin what lies in local files: models and folders of data."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from dlplora.errors import SourceError
+from dlplora.records.files import file_sha256
+
+# What is read of a model's folder, and so what its fingerprint covers.
+MODEL_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.jinja",
+)
+
+
+def pin_of(path: Path, *, with_code: bool) -> str:
+    """Return the hash that pins a transformers folder, a GGUF file or a folder of data."""
+    if path.is_dir():
+        is_model = (path / "config.json").is_file()
+        return folder_sha256(path, with_code=with_code) if is_model else data_folder_sha256(path)
+    if not path.is_file():
+        raise SourceError(f"{path}: found nothing; expected a folder or a GGUF file")
+    return file_sha256(path)
+
+
+def folder_sha256(folder: Path, *, with_code: bool) -> str:
+    """Return the hash of the names and contents of all that is read of a model's folder."""
+    patterns = [*MODEL_FILES, "*.py"] if with_code else MODEL_FILES
+    found = {file for pattern in patterns for file in folder.glob(pattern)}
+    files = sorted(file for file in found if file.is_file())
+    if not any(file.suffix == ".safetensors" for file in files):
+        raise SourceError(
+            f"{folder}: found no .safetensors; expected a transformers folder with them (weights "
+            f"in other formats are not read: they can hold code)"
+        )
+    return _sha256_of(folder, files)
+
+
+def data_folder_sha256(folder: Path) -> str:
+    """Return the hash of the names and contents of all files of a folder."""
+    return _sha256_of(folder, sorted(file for file in folder.rglob("*") if file.is_file()))
+
+
+def _sha256_of(folder: Path, files: Iterable[Path]) -> str:
+    told = "".join(
+        f"{file.relative_to(folder).as_posix()}\0{file_sha256(file)}\n" for file in files
+    )
+    return hashlib.sha256(told.encode()).hexdigest()
