@@ -14,11 +14,11 @@ help:           ## List the targets
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@mkdir $(VENV).making 2>/dev/null || { echo "another make is at work on $(VENV); wait for it, or remove $(VENV).making if it was killed" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m dlplora.cli check-runtime
-	@touch $@
-	@rmdir $(VENV).making
+	@trap 'rmdir $(VENV).making' EXIT; set -ex; \
+	$(PYTHON) -m venv $(VENV); \
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
+	$(BIN)/python -m dlplora.cli check-runtime; \
+	touch $@
 
 env: $(VENV)/installed  ## Make the environment with pinned dependencies
 

@@ -78,7 +78,7 @@ def validate(
 
 @app.command()
 def add_task(
-    name: Annotated[str, typer.Argument(help="A plain identifier: letters, digits, _.")],
+    name: Annotated[str, typer.Argument(help="A letter, then up to 63 letters, digits or _.")],
     file: Annotated[
         Path, typer.Argument(help="Questions and answers: .json, .jsonl, .csv or .parquet.")
     ],
@@ -121,22 +121,26 @@ def add_task(
         adapter=adapter,
     )
     sizes = ", ".join(f"{size.kept} {split}" for split, size in ingested.findings.splits.items())
-    typer.echo(f"added {name}: {sizes}; run `make repro` to train and compare")
+    skipped = ingested.findings.skipped
+    left_out = f", {skipped} bad {ingested.findings.unit}s left out" if skipped else ""
+    typer.echo(f"added {name}: {sizes}{left_out}; run `make repro` to train and compare")
 
 
 @app.command()
 def remove_task(name: Annotated[str, typer.Argument(help="A task of params.yaml.")]) -> None:
     """Remove a task from params.yaml and its results from data/.
 
-    A file of your own stays in data/raw/NAME. Example: dlplora remove-task capitals
+    Files of your own stay in data/raw/NAME and data/imported/NAME.
+    Example: dlplora remove-task capitals
     """
     from dlplora.project.files import Project
     from dlplora.project.own_tasks import remove_task as remove
 
     pruned = remove(Project(Path()), name)
     typer.echo(f"removed {name} and {len(pruned)} results; run `make repro` to compare the rest")
-    if (kept := Path("data/raw") / name).exists():
-        typer.echo(f"your file is kept in {kept}")
+    for kept in (Path("data/raw") / name, Path("data/imported") / name):
+        if kept.exists():
+            typer.echo(f"your files are kept in {kept}")
 
 
 @app.command()

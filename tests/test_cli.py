@@ -224,7 +224,7 @@ def test_a_task_is_added_and_removed_in_words(run: Run, project: Path) -> None:
     ended = run("remove-task", "mine")
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith("removed mine and 0 results")
-    assert "your file is kept in data/raw/mine" in ended.out
+    assert "your files are kept in data/raw/mine" in ended.out
     assert (project / "params.yaml").read_bytes() == before
 
 
@@ -270,10 +270,14 @@ def test_pin_prints_the_hash_of_a_file_and_of_a_folder(run: Run, tmp_path: Path)
     folder = tmp_path / "tiny"
     sha256 = write_tiny_folder(folder)
     assert run("pin", str(folder)) == (0, f"{sha256}\n", "")
-    weights = folder / "model.safetensors"
-    expected = hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert run("pin", str(weights)) == (0, f"{expected}\n", "")
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"weights")
+    expected = hashlib.sha256(b"weights").hexdigest()
+    assert run("pin", str(file)) == (0, f"{expected}\n", "")
     assert "absent: found nothing; expected a" in run("pin", "absent").err
+    assert "another kind" in run("pin", str(folder / "config.json")).err
+    (tmp_path / "empty").mkdir()
+    assert "found no files" in run("pin", str(tmp_path / "empty")).err
 
 
 @pytest.mark.parametrize("name", COMMANDS)

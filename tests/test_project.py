@@ -737,3 +737,12 @@ def test_without_dvc_a_task_is_refused_in_one_line(tmp_path: Path) -> None:
         _add(Project(root), "mine", opposites(60))
     assert "\n" not in str(caught.value)
     assert (root / "params.yaml").read_bytes() == before
+
+
+def test_the_files_of_a_removed_task_survive_what_dvc_cleans_up(own: Project) -> None:
+    file = own.root / "data/raw/mine/mine.json"
+    before = file.read_bytes()
+    remove_task(own, "mine")
+    # It complains of results that are not there yet, after it has cleaned up.
+    subprocess.run([sys.executable, "-m", "dvc", "checkout", "-q"], cwd=own.root, check=False)
+    assert file.read_bytes() == before

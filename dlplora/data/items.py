@@ -102,7 +102,7 @@ class Reader:
         found = _listed(dict.fromkeys(name for names in self._layouts for name in names))
         raise DataError(
             f"{file}: found the keys {found}; expected one pair of "
-            f"{known} in all rows, or name them in params.yaml: tasks.<task>.keys"
+            f"{known} in all rows, or name them by --keys (in params.yaml: tasks.<task>.keys)"
         )
 
 

@@ -28,8 +28,9 @@ def pin_of(path: Path, *, with_code: bool) -> str:
     if path.is_dir():
         is_model = (path / "config.json").is_file()
         return folder_sha256(path, with_code=with_code) if is_model else data_folder_sha256(path)
-    if not path.is_file():
-        raise SourceError(f"{path}: found nothing; expected a folder or a GGUF file")
+    if not path.is_file() or path.suffix.lower() != ".gguf":
+        found = "a file of another kind" if path.exists() else "nothing"
+        raise SourceError(f"{path}: found {found}; expected a folder or a .gguf file")
     return file_sha256(path)
 
 
@@ -48,7 +49,10 @@ def folder_sha256(folder: Path, *, with_code: bool) -> str:
 
 def data_folder_sha256(folder: Path) -> str:
     """Return the hash of the names and contents of all files of a folder."""
-    return _sha256_of(folder, sorted(file for file in folder.rglob("*") if file.is_file()))
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    if not files:
+        raise SourceError(f"{folder}: found no files; expected a folder of data")
+    return _sha256_of(folder, files)
 
 
 def _sha256_of(folder: Path, files: Iterable[Path]) -> str:

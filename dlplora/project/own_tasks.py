@@ -88,6 +88,13 @@ def add_task(
     return ingested
 
 
+def _make_plain(folder: Path) -> None:
+    """Replace a folder by a copy: what DVC linked itself, its next checkout would delete."""
+    if folder.is_dir():
+        with written_folder(folder) as aside:
+            shutil.copytree(folder, aside, dirs_exist_ok=True)
+
+
 def is_own(task: Mapping[str, Any]) -> bool:
     """Tell whether a task of params.yaml is of the user's own files."""
     return Path(task["raw"]).parent == _RAW
@@ -106,7 +113,8 @@ def _check_adapter(project: Project, name: str, adapter: Path) -> None:
 def _check_new_name(project: Project, params: Mapping[str, Any], name: str, file: Path) -> None:
     if not is_identifier(name):
         raise ParamsError(
-            f"{name[:80]!r} cannot name a task: use a letter, then up to 63 letters, digits or _"
+            f"{name[:80]!r} cannot name a task: use a letter, then up to 63 letters, digits or _, "
+            f"and no reserved word"
         )
     if name in params["tasks"]:
         raise ParamsError(f"params.yaml: there is a task {name} already; remove it or take another")
@@ -163,6 +171,7 @@ def remove_task(project: Project, name: str) -> list[Path]:
         project.replace(dump(params))
         for folder in (_RAW, _IMPORTED):
             (project.root / folder / f"{name}.dvc").unlink(missing_ok=True)
+            _make_plain(project.root / folder / name)
         return delete_unlisted(project)
 
 

@@ -1,6 +1,6 @@
 """The report: one self-contained HTML page, and the same as markdown with its pictures."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,15 @@ from dlplora.report import plots, tables
 from dlplora.report.inputs import Inputs
 
 _HEADLINE = ("base", "single", "dlp_mlp")
+_SYSTEMS = {
+    "base": "the model without adapters",
+    "single": "each task with its own adapter (it is told the task)",
+    "random": "one adapter at random",
+    "uniform": "all adapters alike",
+    "dlp_mlp": "adapters by DLP-LoRA's mini-MLP, top-p",
+    "dlp_mlp_top1": "its first choice alone",
+    "tfidf": "the first choice of TF-IDF and logistic regression",
+}
 
 
 def write_report(inputs: Inputs, out: Path) -> None:
@@ -81,6 +90,15 @@ def _headline(inputs: Inputs) -> list[str]:
     return [name for name in _HEADLINE if name in inputs.comparison.summaries]
 
 
+def _glossary(systems: Iterable[str]) -> str:
+    """Say what a score is and what the known systems among those shown are."""
+    said = "; ".join(f"{name}: {_SYSTEMS[name]}" for name in systems if name in _SYSTEMS)
+    return (
+        f"A score is the mean over tasks of each task's primary metric; answers are cut at the "
+        f"task's token limit. {said}."
+    )
+
+
 def _learned(inputs: Inputs) -> list[str]:
     """Return the systems whose router gives confidences."""
     routing = inputs.comparison.routing
@@ -90,6 +108,7 @@ def _learned(inputs: Inputs) -> list[str]:
 def _content(inputs: Inputs) -> Mapping[str, Any]:
     comparison = inputs.comparison
     return {
+        "glossary": _glossary(comparison.summaries),
         "headline": [comparison.summaries[name] for name in _headline(inputs)],
         "num_systems": len(comparison.summaries),
         "num_items": sum(task.n for task in comparison.summaries["single"].tasks.values()),

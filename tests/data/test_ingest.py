@@ -202,7 +202,7 @@ def test_keys_that_name_no_one_pair_are_listed_with_those_expected(
     write_raw(file, [dict.fromkeys(keys, "x")] * 3)
     assert _error(file) == (
         f"found the keys {found}; expected one pair of Q/A or question/answer or input/output "
-        "in all rows, or name them in params.yaml: tasks.<task>.keys"
+        "in all rows, or name them by --keys (in params.yaml: tasks.<task>.keys)"
     )
 
 
