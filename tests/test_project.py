@@ -739,10 +739,11 @@ def test_without_dvc_a_task_is_refused_in_one_line(tmp_path: Path) -> None:
     assert (root / "params.yaml").read_bytes() == before
 
 
-def test_the_files_of_a_removed_task_survive_what_dvc_cleans_up(own: Project) -> None:
-    file = own.root / "data/raw/mine/mine.json"
+def test_the_files_of_a_removed_task_survive_what_dvc_cleans_up(project: Project) -> None:
+    _add(project, "mine", opposites(60))
+    file = project.root / "data/raw/mine/mine.json"
     before = file.read_bytes()
-    remove_task(own, "mine")
+    remove_task(project, "mine")
     # It complains of results that are not there yet, after it has cleaned up.
-    subprocess.run([sys.executable, "-m", "dvc", "checkout", "-q"], cwd=own.root, check=False)
+    subprocess.run([sys.executable, "-m", "dvc", "checkout", "-q"], cwd=project.root, check=False)
     assert file.read_bytes() == before
