@@ -88,7 +88,7 @@ def main() -> int:
     parser.add_argument("--suite", default="smoke")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--longest", type=float, default=30.0, help="seconds before a blow")
+    parser.add_argument("--longest", type=float, default=60.0, help="seconds before a blow")
     parser.add_argument("--keep", type=Path, help="make the clones here and keep them")
     options = parser.parse_args()
     rng = random.Random(options.seed)

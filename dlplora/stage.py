@@ -1,5 +1,6 @@
 """The edge of a stage: its command line, progress bars, time and memory."""
 
+import os
 import resource
 import sys
 import time
@@ -25,11 +26,15 @@ _PLAIN_SECONDS = 5.0
 def run(main: Callable[..., None]) -> None:
     """Run a stage's `main` on the command line's words; a user's mistake is one line, exit 1.
 
-    A second run of the same stage waits until the first has ended.
+    A second run of the same stage waits until the first has ended, and then does nothing if its
+    pipeline was killed meanwhile.
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
+    parent = os.getppid()
     with one_line_errors(), alone(stage_name()):
+        if os.getppid() != parent:
+            raise DlpLoraError(f"{stage_name()}: the pipeline that started it has ended; not run")
         app()
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -145,6 +146,36 @@ def test_two_runs_of_a_stage_go_one_after_the_other_and_other_items_at_once(
     assert [line for line in begun() if "sums" in line] == ["begin sums", "end sums"] * 2
     waiting = f"adapter sums: process {processes[0].pid} is at it; waiting\n"
     assert told == ["", waiting, ""]
+
+
+# A pipeline that starts a stage and dies under it.
+PIPELINE = """
+import os, subprocess, sys, time
+with open("orphan", "w") as lines:
+    subprocess.Popen([sys.executable, "adapter.py", "sums"], stderr=lines)
+while not os.path.exists("die"):
+    time.sleep(0.01)
+os._exit(1)
+"""
+
+
+def test_a_stage_whose_pipeline_died_while_it_waited_is_not_run(tmp_path: Path, root: Path) -> None:
+    (tmp_path / "adapter.py").write_text(SLOW)
+    places: dict[str, Any] = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(root)}}
+    first = subprocess.Popen([sys.executable, "adapter.py", "sums"], **places)
+    while not (tmp_path / "log").exists():
+        time.sleep(0.02)
+    pipeline = subprocess.Popen([sys.executable, "-c", PIPELINE], **places)
+    while not is_awaited("adapter sums", scratch=tmp_path / ".scratch"):
+        time.sleep(0.02)
+    (tmp_path / "die").touch()
+    pipeline.wait()
+    (tmp_path / "go").touch()
+    first.wait()
+    while "error" not in (lines := (tmp_path / "orphan").read_text()):
+        time.sleep(0.02)
+    assert "adapter sums: the pipeline that started it has ended; not run" in lines
+    assert (tmp_path / "log").read_text().splitlines() == ["begin sums", "end sums"]
 
 
 @pytest.fixture
