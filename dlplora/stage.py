@@ -31,10 +31,10 @@ def run(main: Callable[..., None]) -> None:
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
-    parent = os.getppid()
-    with one_line_errors(), alone(stage_name()):
+    parent, name = os.getppid(), stage_name()
+    with one_line_errors(), alone(name):
         if os.getppid() != parent:
-            raise DlpLoraError(f"{stage_name()}: the pipeline that started it has ended; not run")
+            raise DlpLoraError(f"{name}: the pipeline that started it has ended; not run")
         app()
 
 

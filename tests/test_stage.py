@@ -110,6 +110,13 @@ if __name__ == "__main__":
 """
 
 
+def wait_until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_two_runs_of_a_stage_go_one_after_the_other_and_other_items_at_once(
     tmp_path: Path, root: Path
 ) -> None:
@@ -126,12 +133,6 @@ def test_two_runs_of_a_stage_go_one_after_the_other_and_other_items_at_once(
 
     def begun() -> list[str]:
         return log.read_text().splitlines() if log.exists() else []
-
-    def wait_until(is_true: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
-        while not is_true():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
 
     log = tmp_path / "log"
     processes = [start("sums")]
@@ -163,17 +164,16 @@ def test_a_stage_whose_pipeline_died_while_it_waited_is_not_run(tmp_path: Path, 
     (tmp_path / "adapter.py").write_text(SLOW)
     places: dict[str, Any] = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(root)}}
     first = subprocess.Popen([sys.executable, "adapter.py", "sums"], **places)
-    while not (tmp_path / "log").exists():
-        time.sleep(0.02)
+    wait_until((tmp_path / "log").exists)
     pipeline = subprocess.Popen([sys.executable, "-c", PIPELINE], **places)
-    while not is_awaited("adapter sums", scratch=tmp_path / ".scratch"):
-        time.sleep(0.02)
+    wait_until(lambda: is_awaited("adapter sums", scratch=tmp_path / ".scratch"))
     (tmp_path / "die").touch()
     pipeline.wait()
     (tmp_path / "go").touch()
     first.wait()
-    while "error" not in (lines := (tmp_path / "orphan").read_text()):
-        time.sleep(0.02)
+    orphan = tmp_path / "orphan"
+    wait_until(lambda: "error" in orphan.read_text())
+    lines = orphan.read_text()
     assert "adapter sums: the pipeline that started it has ended; not run" in lines
     assert (tmp_path / "log").read_text().splitlines() == ["begin sums", "end sums"]
 

@@ -19,9 +19,10 @@ from dlplora.params import Keys, Primary, Splits, is_identifier, parse_params
 from dlplora.project.files import Project, drop, dump, put
 from dlplora.project.pruning import delete_unlisted
 from dlplora.records.files import written_aside, written_folder
+from dlplora.records.training import ADAPTER_WEIGHTS
 
 _RAW, _IMPORTED = Path("data/raw"), Path("data/imported")
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_ADAPTER_FILES = ("adapter_config.json", ADAPTER_WEIGHTS)
 _TRAINING = "training.json"  # of an adapter of this project: it names the base model by its hash
 _LONG_ANSWER_WORDS = 8
 
