@@ -21,7 +21,7 @@ import yaml
 
 from dlplora.data.splits import place_of
 from dlplora.records.examples import normalise
-from dlplora.scratch import is_awaited
+from dlplora.scratch import alone, is_awaited
 from tests.tiny import choices, opposites, write_raw, write_tiny_folder
 
 ROOT = Path(__file__).parent.parent.parent
@@ -348,6 +348,8 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(
     dvc.kill()
     if victim != "dvc":
         stage.kill()
+        with alone("adapter opposites", scratch=project.root / ".scratch"):
+            pass  # a killed process may take seconds to end and let go of its lock
     running.wait()
     again = project.start("again.log", "repro", "adapter@opposites")
     if victim == "dvc":
