@@ -5,6 +5,7 @@ Every rule looks at a row, at rows of the same question or at the whole file, ne
 rows: shuffling changes nothing.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,7 @@ from typing import Literal
 from dlplora.data.census import Census
 from dlplora.data.items import BadRowError, Reader
 from dlplora.data.raw import BLANK, format_of, raw_file
-from dlplora.data.splits import FirstPlaces, count_by_split, place_of, split_of
+from dlplora.data.splits import FirstPlaces, borders_of, count_by_split, place_of
 from dlplora.errors import DataError
 from dlplora.params import Keys, Splits
 from dlplora.records.examples import SPLITS, Example, Split, normalise
@@ -121,7 +122,8 @@ def _read(
     reader = Reader(keys, text_cells=rows.text_cells)
     census = Census()
     sizes = (splits.train, splits.validation, splits.test)
-    kept = {split: FirstPlaces(size) for split, size in zip(SPLITS, sizes, strict=True)}
+    kept = tuple(FirstPlaces(size) for size in sizes)
+    borders = borders_of(splits)
     problems: list[Problem] = []
     num_blank = num_bad = number = 0
     for number, row in enumerate(rows.rows(file), start=1):
@@ -139,8 +141,9 @@ def _read(
         question = normalise(item.question)
         place = place_of(question)
         census.add(place, item)
-        if place not in without:
-            kept[split_of(place, splits)].offer(place, question, item)
+        first = kept[bisect_right(borders, place)]
+        if place <= first.last and place not in without:
+            first.offer(place, question, item)
     if number == num_blank:
         raise DataError(f"{file}: holds no {rows.unit}s")
     if not reader.met_objects:
@@ -157,7 +160,7 @@ def _read(
         num_rows=number - num_blank,
         num_bad=num_bad + len(contradictions),
         problems=tuple(problems[:most_problems]),
-        num_found=count_by_split(good, splits),
-        kept=kept,
+        num_found=count_by_split(good, borders),
+        kept=dict(zip(SPLITS, kept, strict=True)),
         contradicting=frozenset(contradicting.tolist()),
     )

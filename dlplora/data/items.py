@@ -65,19 +65,23 @@ class Reader:
         question = row.get(keys.question)
         if type(question) is not str or not question or question.isspace() or "\0" in question:
             raise BadRowError(_what_is_wrong(row, keys.question))
-        texts = self._texts(row, keys.answer)
-        answers = texts if len(texts) == 1 else tuple(sorted(set(texts)))
+        answers = self._texts(row, keys.answer)
+        if len(answers) > 1:
+            answers = tuple(sorted(set(answers)))
         options = None
         if keys.options is not None and row.get(keys.options) not in _NO_OPTIONS:
             options = self._texts(row, keys.options)
             _check_options(options, answers)
         bare = row.get(BARE_KEY)
-        return Item(question, answers, options, bare if isinstance(bare, str) else None)
+        return Item(question, answers, options, bare if type(bare) is str else None)
 
     def _texts(self, row: Mapping[str, Any], key: str) -> tuple[str, ...]:
         value: Any = row.get(key)
-        if self._text_cells and isinstance(value, str):
-            value = _cell_list(value)
+        if type(value) is str:
+            if self._text_cells and value.startswith("["):
+                value = _cell_list(value)
+            elif value and not value.isspace() and "\0" not in value:  # nearly every row
+                return (value,)
         texts: tuple[Any, ...] = tuple(value) if type(value) is list else (value,)
         if not texts:
             raise BadRowError(f"has an empty list as {key!r}")
@@ -151,9 +155,7 @@ def _check_options(options: tuple[str, ...], answers: tuple[str, ...]) -> None:
 
 
 def _cell_list(cell: str) -> Any:
-    """Return the strings of a cell that holds a JSON list of them, else the cell itself."""
-    if not cell.startswith("["):
-        return cell
+    """Return the strings of a cell that is a JSON list of them, else the cell itself."""
     try:
         value = orjson.loads(cell)
     except orjson.JSONDecodeError:

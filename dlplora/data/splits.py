@@ -1,7 +1,8 @@
 """Splits by the hash of the question: adding rows never moves an old row to another one."""
 
 import hashlib
-from bisect import bisect_right
+import math
+from bisect import bisect_left
 from collections.abc import Collection
 from heapq import heappop, heappush
 
@@ -12,27 +13,23 @@ from dlplora.data.items import Item
 from dlplora.params import Splits
 from dlplora.records.examples import SPLITS, Example, Split, example_id
 
-_NUM_PLACES = 2**64
+NUM_PLACES = 2**64
 
 
 def place_of(normalised: str) -> int:
     """Return the place of a normalised question among 2**64, by its hash."""
-    return int.from_bytes(hashlib.sha256(normalised.encode()).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256(normalised.encode()).digest()[:8])
 
 
-def split_of(place: int, splits: Splits) -> Split:
-    """Return the split that a place falls into, by the shares of the splits."""
+def borders_of(splits: Splits) -> tuple[int, int]:
+    """Return the places at which the validation split and the test split begin."""
     train, validation, _ = splits.shares
-    share = place / _NUM_PLACES
-    return SPLITS[(share >= train) + (share >= train + validation)]
+    return math.ceil(train * NUM_PLACES), math.ceil((train + validation) * NUM_PLACES)
 
 
-def count_by_split(places: NDArray[np.uint64], splits: Splits) -> dict[Split, int]:
+def count_by_split(places: NDArray[np.uint64], borders: tuple[int, int]) -> dict[Split, int]:
     """Count sorted places by the split that they fall into."""
-    ends = [
-        bisect_right(places, number, key=lambda place: SPLITS.index(split_of(int(place), splits)))
-        for number in range(len(SPLITS))
-    ]
+    ends = [*(bisect_left(places, border) for border in borders), len(places)]
     return {split: end - start for split, start, end in zip(SPLITS, [0, *ends], ends, strict=False)}
 
 
@@ -47,11 +44,11 @@ class FirstPlaces:
         self._cap = cap
         self._items: dict[tuple[int, str], set[Item]] = {}
         self._behind: list[tuple[int, str]] = []  # the last place on top, as negative numbers
-        self._last = _NUM_PLACES
+        self.last = NUM_PLACES  # what is behind this place is not kept
 
     def offer(self, place: int, normalised: str, item: Item) -> None:
         """Keep an item if its question is among the first so far."""
-        if place > self._last:
+        if place > self.last:
             return
         key = (-place, normalised)
         if key not in self._items:
@@ -60,7 +57,7 @@ class FirstPlaces:
         self._items[key].add(item)
         if len(self._items) > self._cap:
             del self._items[heappop(self._behind)]
-            self._last = -self._behind[0][0]
+            self.last = -self._behind[0][0]
 
     def examples(self, task: str) -> list[Example]:
         """Return one example for each question, with all its answers, in the order of places."""

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlplora.data.items import Item
-from dlplora.data.splits import FirstPlaces, count_by_split, place_of, split_of
+from dlplora.data.splits import FirstPlaces, borders_of, count_by_split, place_of
 from dlplora.params import Splits
-from dlplora.records.examples import SPLITS, example_id
+from dlplora.records.examples import example_id
 
 END = 2**64
 QUARTERS = Splits(train=9, validation=9, test=9, shares=(0.5, 0.25, 0.25), least=(1, 1, 1))
@@ -28,25 +28,19 @@ def test_a_place_is_the_first_8_bytes_of_the_hash(question: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "split"),
+    ("splits", "shares"),
     [
-        (0, "train"),
-        (END // 2 - 2**11, "train"),
-        (END // 2, "validation"),
-        (END // 4 * 3 - 2**11, "validation"),
-        (END // 4 * 3, "test"),
-        (END - 1, "test"),
+        (QUARTERS, (0.5, 0.25, 0.25)),
+        (ALL_TRAIN, (1, 0, 0)),
+        (ALL_TEST, (0, 0, 1)),
+        (NO_VALIDATION, (0.5, 0, 0.5)),
     ],
 )
-def test_a_place_falls_by_the_shares(place: int, split: str) -> None:
-    assert split_of(place, QUARTERS) == split
-
-
-@pytest.mark.parametrize("place", [0, 1, END // 2, END - 2**12])
-def test_a_share_of_nothing_gets_nothing(place: int) -> None:
-    assert split_of(place, ALL_TRAIN) == "train"
-    assert split_of(place, ALL_TEST) == "test"
-    assert split_of(place, NO_VALIDATION) != "validation"
+def test_the_borders_cut_all_places_by_the_shares(
+    splits: Splits, shares: tuple[float, float, float]
+) -> None:
+    validation, test = borders_of(splits)
+    assert (validation, test - validation, END - test) == tuple(share * END for share in shares)
 
 
 edges = st.sampled_from([END // 4 * part + shift for part in (1, 2, 3) for shift in range(-3, 4)])
@@ -54,10 +48,15 @@ edges = st.sampled_from([END // 4 * part + shift for part in (1, 2, 3) for shift
 
 @settings(deadline=None)
 @given(places=st.lists(st.integers(0, END - 1) | edges, max_size=60), splits=st.sampled_from(ANY))
-def test_counting_agrees_with_falling_one_by_one(places: list[int], splits: Splits) -> None:
-    found = [split_of(place, splits) for place in places]
-    expected = {split: found.count(split) for split in SPLITS}
-    assert count_by_split(np.sort(np.array(places, dtype=np.uint64)), splits) == expected
+def test_counting_agrees_with_comparing_one_by_one(places: list[int], splits: Splits) -> None:
+    validation, test = borders_of(splits)
+    expected = {
+        "train": sum(place < validation for place in places),
+        "validation": sum(validation <= place < test for place in places),
+        "test": sum(test <= place for place in places),
+    }
+    counted = count_by_split(np.sort(np.array(places, dtype=np.uint64)), (validation, test))
+    assert counted == expected
 
 
 def _item(question: str, answer: str = "down", bare: str | None = None) -> Item:
