@@ -27,7 +27,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results/ingest.json"
 LIBRARIES = ("datasets", "duckdb", "numpy", "orjson", "pyarrow")
-ROUNDS = 3
+ROUNDS = 5
 SMALLER = 10  # memory is compared with that of a file of so many times fewer rows
 MB = 1e6
 WORDS = [
