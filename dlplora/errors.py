@@ -7,7 +7,8 @@
     ├── ModelError     the base model or its tokenizer cannot be used
     ├── AdapterError   an adapter cannot be read, does not fit the base or cannot be fused
     ├── RouterError    a router does not fit the pool or the base model
-    └── TrainingError  a training cannot go on: a loss is not finite, or memory is out
+    ├── TrainingError  a training cannot go on: a loss is not finite, or memory is out
+    └── GenerationError  a request asks for what cannot be generated
 
 Each message is one line: which file or value, what was found, what was expected.
 They are raised where the value is used and caught only at the edge (`dlplora.stage`, the CLI).
@@ -47,6 +48,10 @@ class RouterError(DlpLoraError):
 
 class TrainingError(DlpLoraError):
     """A training cannot go on: a loss or gradient is not finite, or memory is out."""
+
+
+class GenerationError(DlpLoraError):
+    """A request asks for what cannot be generated."""
 
 
 def one_line(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """The frozen base model, as every stage after `base_model` loads it."""
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,9 +127,10 @@ def logits_at(
     front of it, so that what a model does to its logits afterwards still happens.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
+    thread = threading.get_ident()
 
     def select(_: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][keep_BS][None],)
+        return (inputs[0][keep_BS][None],) if threading.get_ident() == thread else inputs
 
     hook = head.register_forward_pre_hook(select)
     try:

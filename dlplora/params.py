@@ -232,22 +232,32 @@ class DrawnRoute(Section):
     route: Literal["random", "uniform"]
 
 
-class TopPRoute(Section):
-    """A system that keeps the smallest set of tasks whose probability reaches `p`."""
+class TopP(Section):
+    """Keep the smallest set of tasks whose probability reaches `p`."""
 
-    artifact: str
     route: Literal["top_p"]
     p: Annotated[float, Field(gt=0, le=1)]
     weights: Weighting
 
 
-class TopKRoute(Section):
-    """A system that keeps the `k` most probable tasks."""
+class TopK(Section):
+    """Keep the `k` most probable tasks."""
 
-    artifact: str
     route: Literal["top_k"]
     k: Count
     weights: Weighting
+
+
+class TopPRoute(TopP):
+    """A system that routes by a classifier's likeliest tasks, down to a sum."""
+
+    artifact: str
+
+
+class TopKRoute(TopK):
+    """A system that routes by a classifier's k likeliest tasks."""
+
+    artifact: str
 
 
 class Evaluation(Section):

@@ -40,6 +40,12 @@ def set_up(runtime: Runtime, *, seed: int) -> Place:
     return Place(_device(), getattr(torch, runtime.dtype))
 
 
+def best_place() -> Place:
+    """Return the device to use, and bfloat16 if it has instructions for it, else float32."""
+    device = _device()
+    return Place(device, torch.bfloat16 if has_bfloat16(device) else torch.float32)
+
+
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -11,6 +11,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -33,15 +35,28 @@ TEMPLATE = (
     "{% for message in messages %}<turn> {{ message['role'] }} : {{ message['content'] }} <end> "
     "{% endfor %}{% if add_generation_prompt %}<turn> assistant : {% endif %}"
 )
-FAN_IN_FAN_OUT = {"llama": False, "qwen2": False, "gpt2": True}  # GPT-2's Conv1D holds Wᵀ
-TARGETS = {"llama": ["q_proj", "v_proj"], "qwen2": ["q_proj", "v_proj"], "gpt2": ["c_attn", "c_fc"]}
+FAN_IN_FAN_OUT = {"llama": False, "qwen2": False, "phi3": False, "gpt2": True}  # Conv1D holds Wᵀ
+TARGETS = {
+    "llama": ["q_proj", "v_proj"],
+    "qwen2": ["q_proj", "v_proj"],
+    "phi3": ["qkv_proj", "down_proj"],
+    "gpt2": ["c_attn", "c_fc"],
+}
 
 
-def tiny_tokenizer(*, template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """Make a word-level tokenizer with a chat template."""
-    vocabulary = {word: place for place, word in enumerate([*SPECIAL, *dict.fromkeys(WORDS)])}
-    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+def tiny_tokenizer(
+    *, template: str | None = TEMPLATE, lines: bool = False
+) -> PreTrainedTokenizerFast:
+    """Make a word-level tokenizer with a chat template; with `lines` a line break is a word."""
+    words = [*SPECIAL, *dict.fromkeys(WORDS)]
+    if lines:
+        words[-1] = "\n"
+    raw = Tokenizer(
+        models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>")
+    )
+    raw.pre_tokenizer = (
+        pre_tokenizers.Split(" ", "removed") if lines else pre_tokenizers.WhitespaceSplit()
+    )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw, unk_token="<unk>", pad_token="<pad>", eos_token="<end>"
     )
@@ -72,6 +87,7 @@ def tiny_model(kind: str = "llama", *, seed: int = 0, hidden: int = 16) -> PreTr
         classes = {
             "llama": (LlamaConfig, LlamaForCausalLM),
             "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+            "phi3": (Phi3Config, Phi3ForCausalLM),
         }
         config_class, model_class = classes[kind]
         model = model_class(config_class(**sizes, **common))
@@ -83,10 +99,10 @@ def tiny_model(kind: str = "llama", *, seed: int = 0, hidden: int = 16) -> PreTr
     return model.eval().requires_grad_(False)
 
 
-def tiny_base(kind: str = "llama", *, seed: int = 0) -> Base:
+def tiny_base(kind: str = "llama", *, seed: int = 0, lines: bool = False) -> Base:
     """Make a loaded base model with its chat format."""
-    model = tiny_model(kind, seed=seed)
-    return Base(model, ChatFormat(tiny_tokenizer(), ""), id="tiny", fingerprint="f" * 64)
+    chat = ChatFormat(tiny_tokenizer(lines=lines), "")
+    return Base(tiny_model(kind, seed=seed), chat, id="tiny", fingerprint="f" * 64)
 
 
 def write_tiny_folder(folder: Path, *, seed: int = 0, hidden: int = 16) -> str:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlplora.adapters import LoraAdapter
-from dlplora.engine import Engine
+from dlplora.engine.answers import Request
+from dlplora.engine.engine import Engine
 from dlplora.evaluation.metrics import METRICS, check_primary, resampled_tasks, summarise
 from dlplora.models import Base
 from dlplora.params import Evaluation, Task
@@ -13,6 +14,7 @@ from dlplora.records.examples import Example
 from dlplora.records.routes import Route
 from dlplora.records.scores import IID, ItemScore, Summary, write_scores
 from dlplora.routing.base import Router
+from dlplora.sampling import Sampling
 from dlplora.stage import progress
 
 
@@ -88,15 +90,17 @@ def _answer_batch(
 ) -> list[ItemScore]:
     chat = engine.base.chat
     prompts = [
-        chat.prompt(example.question, max_tokens=evaluation.max_prompt_tokens).ids
+        chat.prompt(example.question, max_tokens=evaluation.max_prompt_tokens)
         for example in examples
     ]
-    asked = engine.ask(prompts, routes)
-    options = [example.options for example in examples if example.options]
-    chosen = engine.score_options(asked, options)
-    generated = engine.generate(asked, max_new_tokens=task.max_new_tokens)
+    batch = engine.read(prompts, routes)
+    chosen = batch.score_options([example.options for example in examples if example.options])
+    greedy = Sampling(max_new_tokens=task.max_new_tokens)
+    requests = [Request(example.question, greedy) for example in examples]
+    answers = engine.finish(batch, prompts, requests)
     scores = []
-    for place, (example, text) in enumerate(zip(examples, generated, strict=True)):
+    for place, (example, answer) in enumerate(zip(examples, answers, strict=True)):
+        text = answer.text
         prediction = chosen[place].best if chosen else text
         scores.append(
             ItemScore(

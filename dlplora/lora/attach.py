@@ -1,82 +1,135 @@
 """Fused layers put into a loaded model, and taken out again."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from dlplora.adapters import LoraAdapter
 from dlplora.errors import AdapterError, RouterError, choices
-from dlplora.lora.fused import Mix, StackedLora
+from dlplora.lora.fused import FusedLinear, Running
+from dlplora.lora.mix import BatchMix, Pair, PairsByPath
 from dlplora.records.routes import Route
 
 
 class Pool:
-    """The adapters attached to one model, in the order of their columns in a mix."""
+    """The adapters of one model, by name; they come and go while batches run.
 
-    def __init__(self, names: Sequence[str], mix: Mix, device: torch.device) -> None:
-        self.names = tuple(names)
-        self._column = {name: column for column, name in enumerate(self.names)}
-        self._mix = mix
-        self._device = device
+    The model's own layers are wrapped, not changed. A batch keeps the adapters that it began
+    with, also when they are removed or replaced meanwhile.
+    """
 
-    def weights(self, routes: Sequence[Route]) -> Tensor:
-        """Lay out routes as weights (B, N); `RouterError` on an adapter that is not here."""
-        weights_BN = torch.zeros(len(routes), len(self.names))
-        for row, route in enumerate(routes):
-            for name, weight in zip(route.adapters, route.weights, strict=True):
-                if name not in self._column:
-                    raise RouterError(f"no adapter {name!r}; there are: {choices(self.names)}")
-                weights_BN[row, self._column[name]] = weight
-        return weights_BN.to(self._device)
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._adapters: dict[str, PairsByPath] = {}
+        self._fused: dict[str, FusedLinear] = {}
+        self._running = Running()
+        self._changing = threading.Lock()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The adapters that routes may name."""
+        return tuple(self._adapters)
+
+    def add(self, adapter: LoraAdapter) -> None:
+        """Attach an adapter to whatever linear layers it names.
+
+        Raises `AdapterError` if one of its name is here, or if the model has no such layer, or
+        one of another shape; nothing is changed then.
+        """
+        with self._changing:
+            if adapter.name in self._adapters:
+                raise AdapterError(f"there is an adapter {adapter.name!r} already")
+            layers = {path: self._layer(adapter, path) for path in adapter.pairs}
+            pairs = {
+                path: Pair(
+                    pair.down_RI.to(_weight(layers[path])),
+                    pair.up_OR.T.contiguous().to(_weight(layers[path])),
+                    pair.scaling,
+                )
+                for path, pair in adapter.pairs.items()
+            }
+            for path in layers.keys() - self._fused.keys():
+                self._fused[path] = FusedLinear(layers[path], path, self._running)
+                _set_module(self._model, path, self._fused[path])
+            self._adapters = {**self._adapters, adapter.name: pairs}
+
+    def remove(self, name: str) -> None:
+        """Let go of an adapter; batches that run with it end with it."""
+        with self._changing:
+            self._check(name)
+            self._adapters = {k: v for k, v in self._adapters.items() if k != name}
+
+    def mix(self, routes: Sequence[Route]) -> BatchMix:
+        """Lay out the routes of a batch; `RouterError` on an adapter that is not here."""
+        adapters = self._adapters
+        for route in routes:
+            for name in route.adapters:
+                self._check(name)
+        return BatchMix(routes, adapters)
 
     @contextmanager
-    def mixing(self, weights_BN: Tensor) -> Iterator[None]:
-        """Run the batch in the `with` block by these weights."""
-        with self._mix.using(weights_BN):
+    def mixing(self, mix: BatchMix) -> Iterator[None]:
+        """Run a batch in the `with` block by its mix."""
+        with self._running.using(mix):
             yield
 
+    def detach(self) -> None:
+        """Put the model's own layers back in their places."""
+        with self._changing:
+            for path, layer in self._fused.items():
+                _set_module(self._model, path, layer.base)
+            self._fused, self._adapters = {}, {}
 
-@contextmanager
-def attached(model: nn.Module, adapters: Sequence[LoraAdapter]) -> Iterator[Pool]:
-    """Attach adapters to whatever linear layers they name, for the time of a `with` block.
+    def _check(self, name: str) -> None:
+        if name not in self._adapters:
+            raise RouterError(f"no adapter {name!r}; there are: {choices(self._adapters)}")
 
-    The model's own layers are wrapped, not changed, and stand in their places again afterwards.
-    Raises `AdapterError` if the model has no such layer or one of another shape.
-    """
-    mix = Mix()
-    paths = sorted({path for adapter in adapters for path in adapter.pairs})
-    fused = {path: _fused_layer(model, path, adapters, mix) for path in paths}
-    device = next(model.parameters()).device
-    try:
-        for path, layer in fused.items():
-            _set_module(model, path, layer)
-        yield Pool([adapter.name for adapter in adapters], mix, device)
-    finally:
-        for path, layer in fused.items():
-            _set_module(model, path, layer.base)
-
-
-def _fused_layer(
-    model: nn.Module, path: str, adapters: Sequence[LoraAdapter], mix: Mix
-) -> StackedLora:
-    owner = next(adapter.name for adapter in adapters if path in adapter.pairs)
-    try:
-        layer = model.get_submodule(path)
-    except AttributeError:
-        raise AdapterError(f"adapter {owner!r}: the base model has no layer {path}") from None
-    sizes = _in_out(layer)
-    if sizes is None:
-        raise AdapterError(f"adapter {owner!r}: {path} is no linear layer: {type(layer).__name__}")
-    for adapter in adapters:
-        pair = adapter.pairs.get(path)
-        if pair and (found := (pair.down_RI.shape[1], pair.up_OR.shape[0])) != sizes:
+    def _layer(self, adapter: LoraAdapter, path: str) -> nn.Module:
+        """Return the model's own layer at a path; `AdapterError` if the adapter does not fit."""
+        try:
+            layer = self._model.get_submodule(path)
+        except AttributeError:
+            raise AdapterError(
+                f"adapter {adapter.name!r}: the base model has no layer {path}"
+            ) from None
+        if isinstance(layer, FusedLinear):
+            layer = layer.base
+        sizes = _in_out(layer)
+        if sizes is None:
+            raise AdapterError(
+                f"adapter {adapter.name!r}: {path} is no linear layer: {type(layer).__name__}"
+            )
+        if not (dtype := _weight(layer).dtype).is_floating_point:
+            raise AdapterError(
+                f"adapter {adapter.name!r}: {path} holds {dtype}, which cannot be fused; "
+                f"load the base model unquantised"
+            )
+        if layer is self._model.get_output_embeddings():  # type: ignore[operator]
+            raise AdapterError(
+                f"adapter {adapter.name!r}: {path} is the model's output head, which cannot be "
+                f"fused; train it without"
+            )
+        pair = adapter.pairs[path]
+        if (found := (pair.down_RI.shape[1], pair.up_OR.shape[0])) != sizes:
             raise AdapterError(
                 f"adapter {adapter.name!r}: {path} maps {found[0]} to {found[1]}, "
                 f"the base model's maps {sizes[0]} to {sizes[1]}"
             )
-    return StackedLora(layer, [adapter.pairs.get(path) for adapter in adapters], mix)
+        return layer
+
+
+@contextmanager
+def attached(model: nn.Module, adapters: Sequence[LoraAdapter]) -> Iterator[Pool]:
+    """Attach adapters to a model for the time of a `with` block."""
+    pool = Pool(model)
+    try:
+        for adapter in adapters:
+            pool.add(adapter)
+        yield pool
+    finally:
+        pool.detach()
 
 
 def _in_out(layer: nn.Module) -> tuple[int, int] | None:
@@ -86,6 +139,10 @@ def _in_out(layer: nn.Module) -> tuple[int, int] | None:
     if type(layer).__name__ == "Conv1D" and isinstance(layer.weight, Tensor):
         return layer.weight.shape[0], layer.weight.shape[1]
     return None
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    return next(layer.parameters())
 
 
 def _set_module(model: nn.Module, path: str, layer: nn.Module) -> None:

@@ -27,6 +27,11 @@ class Route:
             raise RouterError(f"the weights of a route sum to {sum(self.weights)}, not to 1")
 
     @property
+    def mix(self) -> tuple[tuple[str, float], ...]:
+        """The adapters with their weights, whatever the confidence."""
+        return tuple(zip(self.adapters, self.weights, strict=True))
+
+    @property
     def first(self) -> str | None:
         """The adapter of the largest weight, if one is larger than all others."""
         top = [place for place, w in enumerate(self.weights) if w == max(self.weights)]

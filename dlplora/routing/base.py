@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dlplora.params import TopKRoute, TopPRoute, Weighting
+from dlplora.params import TopK, TopP, Weighting
 from dlplora.records.routes import Route
 
 Probabilities = NDArray[np.float64]
@@ -43,7 +43,7 @@ class ClassifierRouter:
     """A router that keeps the likeliest tasks of a classifier and weighs their adapters."""
 
     classifier: Classifier
-    selection: TopPRoute | TopKRoute
+    selection: TopP | TopK
 
     def route(self, texts: Sequence[str]) -> list[Route]:
         """Return one route for each text."""
@@ -53,16 +53,11 @@ class ClassifierRouter:
         ]
 
 
-def select(
-    probabilities: Probabilities, labels: Sequence[str], how: TopPRoute | TopKRoute
-) -> Route:
+def select(probabilities: Probabilities, labels: Sequence[str], how: TopP | TopK) -> Route:
     """Turn the probabilities of one text (N,) into its route; equal ones keep label order."""
     order = np.argsort(-probabilities, kind="stable")
     ranked = probabilities[order]
-    if isinstance(how, TopPRoute):
-        num_kept = nucleus_size(ranked, how.p)
-    else:
-        num_kept = min(how.k, len(ranked))
+    num_kept = nucleus_size(ranked, how.p) if isinstance(how, TopP) else min(how.k, len(ranked))
     weights = weigh(ranked[:num_kept], how.weights)
     return Route(
         adapters=tuple(labels[place] for place in order[:num_kept]),

@@ -1,17 +1,23 @@
 """Fused layers against PEFT's own single-adapter forwards."""
 
+import copy
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from dlplora.adapters import LoraPair
+from dlplora.adapters import LoraAdapter, LoraPair
 from dlplora.errors import AdapterError, RouterError
-from dlplora.lora.attach import attached
-from dlplora.lora.fused import Mix, StackedLora
+from dlplora.lora.attach import Pool, attached
+from dlplora.lora.fused import FusedLinear
+from dlplora.lora.mix import Form, choose_form
 from dlplora.records.routes import BASE_ROUTE, Route
 from tests.peft_adapters import peft_model, peft_pool, save_peft
 from tests.tiny import FAN_IN_FAN_OUT, TARGETS, tiny_model
@@ -39,32 +45,111 @@ def configs(kind: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def deltas_by_peft(model: Any, layer: nn.Module, path: str, x: Tensor) -> Tensor:
-    """What PEFT's adapter adds to one linear layer: its output less the frozen layer's."""
-    wrapped = model.base_model.model.get_submodule(path)
-    with torch.no_grad():
-        delta: Tensor = wrapped(x) - layer(x)
-    return delta
+@dataclass(frozen=True)
+class Pooled:
+    """A model with several adapters, ours and PEFT's."""
+
+    model: PreTrainedModel
+    by_peft: dict[str, Any]
+    adapters: list[LoraAdapter]
+
+    def plain_sum(self, path: str, x_BSI: Tensor, routes: list[Route]) -> Tensor:
+        """What a layer gives by PEFT: its base layer's output and each adapter's, one by one."""
+        layers = {
+            name: model.base_model.model.get_submodule(path) for name, model in self.by_peft.items()
+        }
+        found: Tensor = getattr(layers["one"], "base_layer", layers["one"])(x_BSI)
+        for row, route in enumerate(routes):
+            x, layer = x_BSI[row], self.model.get_submodule(f"{path}.base")
+            for name, weight in route.mix:
+                found[row] += weight * (layers[name](x) - layer(x))
+        return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_mix_gives_the_plain_sum_of_pefts_deltas(kind: str, tmp_path: Path) -> None:
-    model = tiny_model(kind)
-    by_peft, adapters = peft_pool(model, configs(kind), tmp_path)
-    weights = torch.tensor([[0.5, 0.2, 0.3, 0.0], [0.0, 1.0, 0.0, 0.0], [0.1, 0.2, 0.3, 0.4]])
-    for path in {path for adapter in adapters for path in adapter.pairs}:
-        layer = model.get_submodule(path)
-        num_inputs = next(a.pairs[path].down_RI.shape[1] for a in adapters if path in a.pairs)
-        x = torch.randn(3, 7, num_inputs, generator=torch.Generator().manual_seed(1))
-        expected = layer(x)
-        for column, adapter in enumerate(adapters):
-            if path in adapter.pairs:
-                delta = deltas_by_peft(by_peft[adapter.name], layer, path, x)
-                expected = expected + weights[:, column, None, None] * delta
-        mix = Mix()
-        fused = StackedLora(layer, [adapter.pairs.get(path) for adapter in adapters], mix)
-        with mix.using(weights):
-            torch.testing.assert_close(fused(x), expected, atol=1e-5, rtol=1e-5)
+@pytest.fixture(scope="module", params=KINDS)
+def pooled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pooled:
+    model = tiny_model(request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    return Pooled(model, *peft_pool(model, configs(request.param), folder))
+
+
+@st.composite
+def some_routes(draw: st.DrawFn) -> list[Route]:
+    """Routes of some prompts, several of them alike."""
+    kinds = []
+    for _ in range(draw(st.integers(1, 3))):
+        chosen = draw(st.lists(st.sampled_from(["one", "two", "three", "four"]), unique=True))
+        parts = [draw(st.integers(1, 9)) for _ in chosen]
+        kinds.append(Route(tuple(chosen), tuple(part / sum(parts) for part in parts)))
+    return draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=6))
+
+
+FORMS: list[Form | None] = ["stacked", "gathered", None]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    routes=some_routes(),
+    num_tokens=st.sampled_from([1, 2, 9, 70]),
+    form=st.sampled_from(FORMS),
+    seed=st.integers(0, 99),
+)
+def test_a_mix_gives_the_plain_sum_of_pefts_deltas_in_every_form(
+    pooled: Pooled, routes: list[Route], num_tokens: int, form: Form | None, seed: int
+) -> None:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        torch.no_grad(),
+        attached(pooled.model, pooled.adapters) as pool,
+    ):
+        if form is not None:
+            patch.setattr("dlplora.lora.mix.choose_form", lambda **_: form)
+        for path in sorted({path for adapter in pooled.adapters for path in adapter.pairs}):
+            adapter = next(adapter for adapter in pooled.adapters if path in adapter.pairs)
+            x = torch.randn(
+                len(routes),
+                num_tokens,
+                adapter.pairs[path].down_RI.shape[1],
+                generator=torch.Generator().manual_seed(seed),
+            )
+            with pool.mixing(pool.mix(routes)):
+                found = pooled.model.get_submodule(path)(x)
+            expected = pooled.plain_sum(path, x, routes)
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 70])
+def test_bfloat16_is_the_plain_sum_up_to_its_noise(pooled: Pooled, num_tokens: int) -> None:
+    routes = [Route(("one",), (1.0,)), Route(("four", "two"), (0.75, 0.25)), BASE_ROUTE]
+    halved = copy.deepcopy(pooled.model).to(torch.bfloat16)
+    with torch.no_grad(), attached(halved, pooled.adapters) as pool:
+        for path, pair in pooled.adapters[0].pairs.items():
+            x = torch.randn(3, num_tokens, pair.down_RI.shape[1]).to(torch.bfloat16)
+            layer = halved.get_submodule(path)
+            with pool.mixing(pool.mix(routes)):
+                found = layer(x)
+            exact = layer.base.float()(x.float())
+            for row, route in enumerate(routes):
+                for name, weight in route.mix:
+                    if path in (pairs := next(a for a in pooled.adapters if a.name == name).pairs):
+                        delta = pairs[path].up_OR @ (pairs[path].down_RI @ x[row].float().T)
+                        exact[row] += weight * pairs[path].scaling * delta.T
+            assert found.dtype is torch.bfloat16
+            torch.testing.assert_close(found.float(), exact, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("expected", "case"),
+    [
+        ("shared", {"num_tokens": 64, "one_mix": True, "ranks": 24, "most_ranks": 24}),
+        ("shared", {"num_tokens": 1, "one_mix": True, "ranks": 24, "most_ranks": 24}),
+        ("gathered", {"num_tokens": 64, "one_mix": False, "ranks": 208, "most_ranks": 24}),
+        ("stacked", {"num_tokens": 1, "one_mix": False, "ranks": 208, "most_ranks": 24}),
+        ("stacked", {"num_tokens": 64, "one_mix": False, "ranks": 24, "most_ranks": 24}),
+    ],
+)
+def test_the_form_follows_the_rule(expected: str, case: dict[str, Any]) -> None:
+    assert choose_form(**case) == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -72,7 +157,7 @@ def test_a_one_hot_route_is_peft_with_that_adapter(kind: str, tmp_path: Path) ->
     model = tiny_model(kind)
     by_peft, adapters = peft_pool(model, configs(kind), tmp_path)
     routes = [Route(("three",), (1.0,)), Route(("one",), (1.0,)), Route(("four",), (1.0,))]
-    with attached(model, adapters) as pool, pool.mixing(pool.weights(routes)):
+    with attached(model, adapters) as pool, pool.mixing(pool.mix(routes)):
         found = model(IDS).logits
     for row, route in enumerate(routes):
         expected = by_peft[route.adapters[0]](IDS).logits[row]
@@ -89,10 +174,10 @@ def test_a_mixed_batch_is_each_prompt_alone(kind: str, tmp_path: Path) -> None:
         Route(("four", "three", "one"), (0.5, 0.3, 0.2)),
     ]
     with attached(model, adapters) as pool:
-        with pool.mixing(pool.weights(routes)):
+        with pool.mixing(pool.mix(routes)):
             batched = model(IDS).logits
         for row, route in enumerate(routes):
-            with pool.mixing(pool.weights([route])):
+            with pool.mixing(pool.mix([route])):
                 alone = model(IDS[row : row + 1]).logits[0]
             torch.testing.assert_close(batched[row], alone, atol=1e-5, rtol=1e-5)
 
@@ -103,7 +188,7 @@ def test_base_routes_and_no_mix_give_the_base_model(tmp_path: Path) -> None:
     _, adapters = peft_pool(model, configs("llama"), tmp_path)
     with attached(model, adapters) as pool:
         assert torch.equal(model(IDS).logits, expected)
-        with pool.mixing(pool.weights([BASE_ROUTE] * 3)):
+        with pool.mixing(pool.mix([BASE_ROUTE] * 3)):
             torch.testing.assert_close(model(IDS).logits, expected, atol=0, rtol=0)
 
 
@@ -115,7 +200,7 @@ def test_detaching_restores_the_very_layers_of_the_model(tmp_path: Path) -> None
     failure = None
     try:
         with attached(model, adapters):
-            assert any(isinstance(module, StackedLora) for module in model.modules())
+            assert any(isinstance(module, FusedLinear) for module in model.modules())
             raise ZeroDivisionError
     except ZeroDivisionError as error:
         failure = error
@@ -133,13 +218,13 @@ def test_two_threads_on_one_model_keep_their_own_routes(tmp_path: Path) -> None:
     with attached(model, adapters) as pool:
         expected = {}
         for name in names:
-            with pool.mixing(pool.weights([Route((name,), (1.0,))] * 3)):
+            with pool.mixing(pool.mix([Route((name,), (1.0,))] * 3)):
                 expected[name] = model(IDS).logits
 
         def answer(name: str) -> None:
             for _ in range(20):
                 barrier.wait()
-                with torch.no_grad(), pool.mixing(pool.weights([Route((name,), (1.0,))] * 3)):
+                with torch.no_grad(), pool.mixing(pool.mix([Route((name,), (1.0,))] * 3)):
                     found[name].append(model(IDS).logits)
 
         threads = [threading.Thread(target=answer, args=(name,)) for name in names]
@@ -150,14 +235,6 @@ def test_two_threads_on_one_model_keep_their_own_routes(tmp_path: Path) -> None:
     for name in names:
         assert len(found[name]) == 20
         assert all(torch.equal(row, expected[name]) for row in found[name])
-
-
-def test_the_sum_is_in_the_dtype_of_the_activations() -> None:
-    layer = nn.Linear(6, 4).to(torch.bfloat16)
-    mix = Mix()
-    fused = StackedLora(layer, [LoraPair(torch.randn(2, 6), torch.randn(4, 2), 0.5)], mix)
-    with mix.using(torch.ones(3, 1)):
-        assert fused(torch.randn(3, 5, 6, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
 def test_an_adapter_of_another_shape_is_refused_by_name(tmp_path: Path) -> None:
@@ -180,4 +257,87 @@ def test_a_route_to_an_unknown_adapter_lists_those_there_are(tmp_path: Path) -> 
     model = tiny_model()
     _, adapters = peft_pool(model, configs("llama"), tmp_path)
     with attached(model, adapters) as pool, pytest.raises(RouterError, match="four, one, three"):
-        pool.weights([Route(("five",), (1.0,))])
+        pool.mix([Route(("five",), (1.0,))])
+
+
+def test_adapters_come_and_go_while_a_batch_runs(tmp_path: Path) -> None:
+    model = tiny_model()
+    by_peft, adapters = peft_pool(model, configs("llama"), tmp_path)
+    one, two, three, _ = adapters
+    pool = Pool(model)
+    pool.add(one)
+    begun = pool.mix([Route(("one",), (1.0,))])
+    pool.remove("one")
+    pool.add(two)
+    pool.add(three)
+    assert pool.names == ("two", "three")
+    with torch.no_grad():
+        with pool.mixing(begun):  # a batch ends with the adapters that it began with
+            torch.testing.assert_close(
+                model(IDS[:1]).logits, by_peft["one"](IDS[:1]).logits, atol=1e-4, rtol=1e-4
+            )
+        with pool.mixing(pool.mix([Route(("three",), (1.0,))])):
+            torch.testing.assert_close(
+                model(IDS[:1]).logits, by_peft["three"](IDS[:1]).logits, atol=1e-4, rtol=1e-4
+            )
+    with pytest.raises(RouterError, match="no adapter 'one'; there are: three, two"):
+        pool.mix([Route(("one",), (1.0,))])
+    with pytest.raises(RouterError, match="no adapter 'one'"):
+        pool.remove("one")
+    with pytest.raises(AdapterError, match="there is an adapter 'two' already"):
+        pool.add(two)
+    pool.detach()
+    assert not any(isinstance(module, FusedLinear) for module in model.modules())
+
+
+def test_adapters_come_and_go_while_threads_generate(tmp_path: Path) -> None:
+    model = tiny_model()
+    _, adapters = peft_pool(model, configs("llama"), tmp_path)
+    pool = Pool(model)
+    pool.add(adapters[0])
+    route = [Route(("one",), (1.0,))] * 3
+    with torch.no_grad(), pool.mixing(pool.mix(route)):
+        expected = model(IDS).logits
+    found = []
+    ended = threading.Event()
+
+    def answer() -> None:
+        with torch.no_grad():
+            while not ended.is_set():
+                with pool.mixing(pool.mix(route)):
+                    found.append(model(IDS).logits)
+
+    threads = [threading.Thread(target=answer) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(30):
+        pool.add(adapters[1])
+        pool.add(adapters[3])  # its target is a layer more
+        pool.remove("two")
+        pool.remove("four")
+    ended.set()
+    for thread in threads:
+        thread.join()
+    assert found
+    assert all(torch.equal(logits, expected) for logits in found)
+
+
+def test_an_adapter_of_the_output_head_is_refused_and_changes_nothing() -> None:
+    model = tiny_model()
+    inner = LoraPair(torch.randn(2, 16), torch.randn(16, 2), 1.0)
+    head = LoraPair(torch.randn(2, 16), torch.randn(model.config.vocab_size, 2), 1.0)
+    pairs = {"model.layers.0.self_attn.q_proj": inner, "lm_head": head}
+    pool = Pool(model)
+    with pytest.raises(AdapterError, match="'mine': lm_head is the model's output head"):
+        pool.add(LoraAdapter("mine", pairs))
+    assert pool.names == ()
+    assert not any(isinstance(module, FusedLinear) for module in model.modules())
+
+
+def test_a_quantised_layer_is_refused_by_name(tmp_path: Path) -> None:
+    model = tiny_model()
+    adapter = save_peft(peft_model(model, seed=0, r=2, target_modules=["q_proj"]), tmp_path / "q")
+    layer = model.get_submodule("model.layers.0.self_attn.q_proj")
+    layer.weight = torch.nn.Parameter(layer.weight.to(torch.uint8), requires_grad=False)
+    with pytest.raises(AdapterError, match=r"q_proj holds torch\.uint8, which cannot be fused"):
+        Pool(model).add(adapter)

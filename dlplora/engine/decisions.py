@@ -1,0 +1,38 @@
+"""Every decision of a router, written down as JSON Lines."""
+
+import hashlib
+import json
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+from dlplora.records.routes import Route
+
+
+class DecisionLog:
+    """Append one line a decision to a file: time, prompt, route and confidence.
+
+    Of the prompt its SHA-256 is written, or with `with_text` the text itself.
+    """
+
+    def __init__(self, path: Path, *, with_text: bool = False) -> None:
+        self._path = path
+        self._with_text = with_text
+        self._writing = threading.Lock()
+
+    def write(self, text: str, route: Route) -> None:
+        """Write down the route that a text got."""
+        prompt = (
+            {"text": text}
+            if self._with_text
+            else {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+        )
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            **prompt,
+            "adapters": list(route.adapters),
+            "weights": list(route.weights),
+            "confidence": route.confidence,
+        }
+        with self._writing, self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -1,0 +1,233 @@
+"""Prompts → routes → answers: any mix of adapters for every prompt of a batch.
+
+The engine knows nothing of tasks and metrics. Routes come from a router or with the request.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from dlplora.adapters import LoraAdapter, read_adapter
+from dlplora.data.prompts import Prompt
+from dlplora.engine.answers import Answer, Piece, Request
+from dlplora.engine.batch import Batch
+from dlplora.engine.decisions import DecisionLog
+from dlplora.engine.loop import Group, run
+from dlplora.engine.writing import Writing
+from dlplora.errors import GenerationError, RouterError, choices
+from dlplora.lora.attach import Pool, attached
+from dlplora.models import Base, load_base
+from dlplora.params import TopK, TopP
+from dlplora.records.routes import Route
+from dlplora.records.scores import OptionScores
+from dlplora.routing.base import ClassifierRouter, Router
+from dlplora.routing.build import load_classifier
+from dlplora.runtime import Place, best_place
+from dlplora.sampling import Sampling
+
+_USUAL = TopP(route="top_p", p=0.6, weights="renormalise")
+
+
+class Engine:
+    """A base model with a pool of adapters, each prompt of a batch with its own mix.
+
+    Several threads may use one engine; `pool` takes in and lets go of adapters meanwhile.
+
+    Args:
+        base: The frozen base model.
+        pool: The adapters attached to it.
+        router: Chooses the routes of requests that bring none.
+        places: How many sequences are written at once.
+        fallback_below: Routes of less confidence go to the base model instead.
+        window_chars: How many of the last characters the router reads when a sentence begins.
+        max_prompt_tokens: What a longer prompt is cut to, at its beginning.
+        language: The language of the answers, by which sentences are told apart.
+        log: Writes down every decision.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        pool: Pool,
+        *,
+        router: Router | None = None,
+        places: int = 16,
+        fallback_below: float = 0.0,
+        window_chars: int = 2000,
+        max_prompt_tokens: int = 1024,
+        language: str = "en",
+        log: DecisionLog | None = None,
+    ) -> None:
+        self.base = base
+        self.pool = pool
+        self._router = router
+        self._places = places
+        self._fallback_below = fallback_below
+        self._window_chars = window_chars
+        self._max_prompt_tokens = max_prompt_tokens
+        self._language = language
+        self._log = log
+
+    @classmethod
+    @contextmanager
+    def over(cls, base: Base, adapters: Sequence[LoraAdapter]) -> Iterator["Engine"]:
+        """Run an engine without a router for the time of a `with` block."""
+        with attached(base.model, adapters) as pool:
+            yield cls(base, pool)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path = "data",
+        *,
+        router: str | None = None,
+        selection: TopP | TopK = _USUAL,
+        place: Place | None = None,
+        fallback_below: float = 0.0,
+        log: Path | None = None,
+        log_text: bool = False,
+    ) -> "Engine":
+        """Load what a pipeline made: `base`, all `adapters` and one of `routers` of a folder.
+
+        Args:
+            folder: The folder that the stages write to.
+            router: The name of a trained router; without one, requests bring their routes.
+            selection: How the router's probabilities become a route; by default DLP-LoRA's top-p.
+            place: Device and dtype; by default the best that this machine has.
+            fallback_below: Routes of less confidence go to the base model instead.
+            log: A file that every decision is appended to.
+            log_text: Write the texts themselves to it, not their hashes.
+
+        Raises a `DlpLoraError` if anything in the folder cannot be used.
+        """
+        folder = Path(folder)
+        base = load_base(folder / "base", place=place or best_place(), attention="sdpa")
+        pool = Pool(base.model)
+        for adapter in sorted(folder.glob("adapters/*/adapter_config.json")):
+            pool.add(read_adapter(adapter.parent, base_fingerprint=base.fingerprint))
+        chosen = None
+        if router is not None:
+            names = sorted(path.parent.name for path in folder.glob("routers/*/router.json"))
+            if router not in names:
+                raise RouterError(f"{folder}: no router {router!r}; there are: {choices(names)}")
+            classifier = load_classifier(
+                folder / "routers" / router, base=folder / "base", tasks=pool.names
+            )
+            chosen = ClassifierRouter(classifier, selection)
+        decisions = None if log is None else DecisionLog(log, with_text=log_text)
+        return cls(base, pool, router=chosen, fallback_below=fallback_below, log=decisions)
+
+    def read(self, prompts: Sequence[Prompt], routes: Sequence[Route]) -> Batch:
+        """Read prompts, each by its route, once for all that follows."""
+        return Batch.read(self.base, self.pool, [prompt.ids for prompt in prompts], routes)
+
+    def finish(
+        self, batch: Batch, prompts: Sequence[Prompt], requests: Sequence[Request]
+    ) -> list[Answer]:
+        """Write the answers to prompts that were read; the batch stays as it is."""
+        writings = [
+            self._writing(request, number, prompt, route)
+            for number, (request, prompt, route) in enumerate(
+                zip(requests, prompts, batch.routes, strict=True)
+            )
+        ]
+        return _answers(self._run([Group(batch.twin(), writings)], iter(())), len(writings))
+
+    def generate(
+        self, prompts: Sequence[str | Request], *, sampling: Sampling | None = None
+    ) -> list[Answer]:
+        """Answer prompts; `sampling` holds for those that are no requests of their own."""
+        requests = [_request(prompt, sampling) for prompt in prompts]
+        return _answers(self.run(requests), len(requests))
+
+    def stream(self, prompt: str | Request, *, sampling: Sampling | None = None) -> Iterator[Piece]:
+        """Answer one prompt piece by piece; closing the iterator frees its place."""
+        return self.run([_request(prompt, sampling)])
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Piece]:
+        """Answer requests as places get free, and yield what is written, in turns.
+
+        Requests are taken from the iterable when there is a place for them, and numbered in
+        their order.
+        """
+        return self._run([], enumerate(requests))
+
+    def score(
+        self, prompt: str, options: Sequence[str], *, route: Route | None = None
+    ) -> OptionScores:
+        """Return the log-likelihood of each option as the answer to a prompt."""
+        if not options or not all(self.base.chat.answer(option) for option in options):
+            raise GenerationError(f"the options are {list(options)!r}, expected texts, none empty")
+        chosen = self.route([prompt])[0] if route is None else route
+        read = self.base.chat.prompt(prompt, max_tokens=self._max_prompt_tokens)
+        return self.read([read], [chosen]).score_options([options])[0]
+
+    def route(self, texts: Sequence[str]) -> list[Route]:
+        """Return the router's route for each text; unsure ones go to the base model."""
+        if self._router is None:
+            raise RouterError("the engine has no router; give it one, or routes to the requests")
+        routes = []
+        for text, found in zip(texts, self._router.route(texts), strict=True):
+            sure = found.confidence is None or found.confidence >= self._fallback_below
+            route = found if sure else Route((), (), found.confidence)
+            if self._log is not None:
+                self._log.write(text, route)
+            routes.append(route)
+        return routes
+
+    def _run(self, groups: list[Group], numbered: Iterator[tuple[int, Request]]) -> Iterator[Piece]:
+        return run(
+            groups,
+            numbered,
+            places=self._places,
+            begin=self._begin,
+            read_again=self._read_again,
+            next_route=self._next_route,
+        )
+
+    def _begin(self, numbered: Sequence[tuple[int, Request]]) -> Group:
+        """Route and read the prompts of requests."""
+        unrouted = [request.prompt for _, request in numbered if not request.routes]
+        found = iter(self.route(unrouted) if unrouted else [])
+        writings = []
+        for number, request in numbered:
+            prompt = self.base.chat.prompt(request.prompt, max_tokens=self._max_prompt_tokens)
+            route = request.routes[0] if request.routes else next(found)
+            writings.append(self._writing(request, number, prompt, route))
+        return self._read_again(writings)
+
+    def _read_again(self, writings: Sequence[Writing]) -> Group:
+        """Read all that was asked and written so far, by the routes of now."""
+        ids = [writing.ids for writing in writings]
+        routes = [writing.route for writing in writings]
+        return Group(Batch.read(self.base, self.pool, ids, routes), list(writings))
+
+    def _next_route(self, writing: Writing) -> Route:
+        """Return the route of a sentence that has begun."""
+        request = writing.request
+        if request.routes:
+            return request.routes[min(writing.num_ended, len(request.routes) - 1)]
+        return self.route([f"{request.prompt}\n{writing.text}"[-self._window_chars :]])[0]
+
+    def _writing(self, request: Request, number: int, prompt: Prompt, route: Route) -> Writing:
+        return Writing(
+            request,
+            number,
+            prompt,
+            route,
+            self.base.chat,
+            end_ids=self.base.end_ids,
+            device=self.base.device,
+            language=self._language,
+        )
+
+
+def _request(prompt: str | Request, sampling: Sampling | None) -> Request:
+    if isinstance(prompt, Request):
+        return prompt
+    return Request(prompt) if sampling is None else Request(prompt, sampling)
+
+
+def _answers(pieces: Iterator[Piece], count: int) -> list[Answer]:
+    found = {piece.number: piece.answer for piece in pieces if piece.answer is not None}
+    return [found[number] for number in range(count)]

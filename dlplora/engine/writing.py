@@ -1,0 +1,142 @@
+"""One answer in the making: its tokens, its text, its sentences and their routes."""
+
+from collections import deque
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from tokenizers.decoders import DecodeStream
+
+from dlplora.data.prompts import ChatFormat, Prompt
+from dlplora.engine.answers import Answer, Ending, Request, Sentence
+from dlplora.engine.sentences import Sentences
+from dlplora.records.routes import Route
+from dlplora.sampling import Sampler
+
+
+class Writing:
+    """One request's answer so far. `ids` are the tokens of prompt and answer."""
+
+    def __init__(
+        self,
+        request: Request,
+        number: int,
+        prompt: Prompt,
+        route: Route,
+        chat: ChatFormat,
+        *,
+        end_ids: frozenset[int],
+        device: torch.device,
+        language: str,
+    ) -> None:
+        self.request = request
+        self.number = number
+        self.route = route
+        self.ids = list(prompt.ids)
+        self.sampler = Sampler(request.sampling, device=device)
+        self._starts = [len(prompt.ids)]  # where the answers of a composite prompt begin
+        self.ending: Ending | None = None
+        self.begins = False  # a sentence has begun with the last token
+        self._chat = chat
+        self._num_cut = prompt.num_cut
+        self._start = len(prompt.ids)
+        self._end_ids = end_ids
+        self._forced: deque[int] = deque()
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._sentences = Sentences(language)
+        self._routes: list[Route] = []
+        self._written = ""
+        self._shown = ""
+
+    @property
+    def num_ended(self) -> int:
+        """How many answers of a composite prompt were ended before the open one."""
+        return len(self._starts) - 1
+
+    @property
+    def text(self) -> str:
+        """The answer so far, its last word perhaps unfinished."""
+        return self._written.strip()
+
+    def accept(self, token: int) -> str:
+        """Append a token that the model chose; return the text that is certain by it."""
+        self.begins = False
+        if self._forced:
+            token = self._forced.popleft()
+        elif token in self._end_ids:
+            if len(self._starts) == self.request.num_answers:
+                return self._finish("end")
+            self._forced = deque(self._chat.answer("\n") or [token])
+            token = self._forced.popleft()
+            self._starts.append(len(self.ids) + 1 + len(self._forced))
+            self.begins = True
+        self.ids.append(token)
+        piece = self._stream.step(self._chat.tokenizer.backend_tokenizer, token) or ""
+        self._written += piece
+        began = self._sentences.add(piece) if piece else False
+        self.begins = self.begins or began
+        if len(self._routes) < len(self._sentences.all):
+            self._routes.append(self.route)
+        if any(stop in self._written for stop in self.request.sampling.stop):
+            return self._finish("stop")
+        if len(self.ids) - self._start >= self.request.sampling.max_new_tokens:
+            return self._finish("length")
+        return self._show(self._certain())
+
+    def cancel(self) -> str:
+        """End the answer here."""
+        return self._finish("cancelled")
+
+    def reroute(self, route: Route) -> None:
+        """Go on by another route; the sentence that has just begun is written by it."""
+        self.route = route
+        if self._routes and len(self._routes) == len(self._sentences.all):
+            self._routes[-1] = route
+
+    def answer(self) -> Answer:
+        """Return the finished answer with its trace."""
+        assert self.ending is not None
+        return Answer(
+            text=self._shown.strip(),
+            parts=tuple(
+                self._chat.text(self.ids[start:end])
+                for start, end in pairwise([*self._starts, len(self.ids)])
+            ),
+            sentences=tuple(
+                Sentence(text, route)
+                for text, route in zip(self._sentences.all, self._routes, strict=False)
+            ),
+            ending=self.ending,
+            num_tokens=len(self.ids) - self._start,
+            num_cut=self._num_cut,
+        )
+
+    def _finish(self, ending: Ending) -> str:
+        self.ending = ending
+        return self._show(_before(self._chat.text(self.ids[self._start :]), self._stops))
+
+    @property
+    def _stops(self) -> Sequence[str]:
+        return self.request.sampling.stop
+
+    def _certain(self) -> str:
+        """Return the text that no later token takes back."""
+        text = self._written.strip()
+        longest = max(map(len, self._stops), default=1) - 1
+        for size in range(min(longest, len(self._written)), 0, -1):
+            if any(stop.startswith(self._written[-size:]) for stop in self._stops):
+                return self._written[:-size].strip()
+        return text
+
+    def _show(self, text: str) -> str:
+        """Return what of a text was not shown yet."""
+        if not text.startswith(self._shown):
+            return ""
+        piece, self._shown = text[len(self._shown) :], text
+        return piece
+
+
+def _before(text: str, stops: Sequence[str]) -> str:
+    """Return a text up to the first of the strings that end it."""
+    found = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return text[: min(found)].rstrip() if found else text

@@ -1,0 +1,92 @@
+"""Next tokens: greedy, or drawn as a request asks, by transformers' own processors.
+
+Shapes: B sequences, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from dlplora.errors import GenerationError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the tokens of one answer are chosen, and where it ends.
+
+    Temperature 0 takes the likeliest token. `top_k` 0 and `top_p` 1 leave none out, a
+    `repetition_penalty` of 1 penalises nothing. The answer ends before the first of the `stop`
+    strings, or after `max_new_tokens`. The same seed draws the same answer.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what no answer can be drawn by."""
+        for name, is_good, expected in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature < float("inf"), "0 or more"),
+            ("top_k", self.top_k >= 0, "0 or more"),
+            ("top_p", 0 < self.top_p <= 1, "more than 0, at most 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "more than 0"),
+            ("stop", all(self.stop), "strings that are not empty"),
+        ):
+            if not is_good:
+                raise GenerationError(f"{name} is {getattr(self, name)!r}, expected {expected}")
+
+
+class Sampler:
+    """The choice of one sequence's next tokens; it holds that sequence's random state."""
+
+    def __init__(self, sampling: Sampling, *, device: torch.device) -> None:
+        self._processors = LogitsProcessorList()
+        if sampling.repetition_penalty != 1:
+            self._processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+        self._generator = None
+        if sampling.temperature > 0:
+            self._generator = torch.Generator(device).manual_seed(sampling.seed)
+            self._processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
+            if sampling.top_k:
+                self._processors.append(TopKLogitsWarper(sampling.top_k))
+            if sampling.top_p < 1:
+                self._processors.append(TopPLogitsWarper(float(sampling.top_p)))
+
+    @property
+    def is_plain(self) -> bool:
+        """Tell whether the likeliest token is taken as it is."""
+        return self._generator is None and not self._processors
+
+    def next_token(self, ids: Sequence[int], logits_V: Tensor) -> int:
+        """Choose the token after `ids` – prompt and answer so far – by its logits (V,)."""
+        ids_1S: Any = torch.tensor([list(ids)], device=logits_V.device)
+        scores_1V: Any = self._processors(ids_1S, logits_V[None].float())
+        if self._generator is None:
+            return int(scores_1V.argmax())
+        return int(torch.multinomial(scores_1V.softmax(-1)[0], 1, generator=self._generator))
+
+
+def next_tokens(
+    samplers: Sequence[Sampler], ids: Sequence[Sequence[int]], logits_BV: Tensor
+) -> list[int]:
+    """Choose the next token of every sequence, each by its own sampler."""
+    likeliest: list[int] = logits_BV.argmax(-1).tolist()
+    return [
+        token if sampler.is_plain else sampler.next_token(ids[row], logits_BV[row])
+        for row, (sampler, token) in enumerate(zip(samplers, likeliest, strict=True))
+    ]

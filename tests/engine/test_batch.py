@@ -1,0 +1,190 @@
+"""Batches against transformers' own generation and plain forward passes, alone and joined."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.cache_utils import DynamicCache
+
+from dlplora.adapters import LoraAdapter
+from dlplora.engine.batch import Batch
+from dlplora.lora.attach import attached
+from dlplora.models import Base
+from dlplora.records.routes import BASE_ROUTE, Route
+from tests.peft_adapters import peft_pool
+from tests.tiny import FAN_IN_FAN_OUT, TARGETS, tiny_base
+
+QUESTIONS = ["what is up ?", "which colour : two a b c d ?", "say red", "sum of one plus two : a ?"]
+OPTIONS = [
+    ["red", "green blue", "up down left"],
+    ["yes", "no"],
+    ["red one two three"],
+    ["a", "b c"],
+]
+ROUTES = [
+    Route(("one",), (1.0,)),
+    Route(("one", "two"), (0.4, 0.6)),
+    BASE_ROUTE,
+    Route(("two",), (1.0,)),
+]
+KINDS = list(TARGETS)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def pool_of(base: Base, kind: str, folder: Path) -> list[LoraAdapter]:
+    transposed = FAN_IN_FAN_OUT[kind]
+    configs = {
+        "one": {"r": 2, "target_modules": TARGETS[kind], "fan_in_fan_out": transposed},
+        "two": {"r": 4, "target_modules": TARGETS[kind][:1], "fan_in_fan_out": transposed},
+    }
+    return peft_pool(base.model, configs, folder)[1]
+
+
+def prompts_of(base: Base, questions: Sequence[str] = QUESTIONS) -> list[tuple[int, ...]]:
+    return [base.chat.prompt(question, max_tokens=99).ids for question in questions]
+
+
+def greedy(batch: Batch, count: int) -> list[list[int]]:
+    """Write `count` likeliest tokens in a twin of a batch."""
+    batch = batch.twin()
+    found: list[list[int]] = [[] for _ in range(len(batch))]
+    for _ in range(count):
+        tokens = batch.logits_BV.argmax(-1).tolist()
+        for row, token in zip(found, tokens, strict=True):
+            row.append(token)
+        batch.step(tokens)
+    return found
+
+
+def same(batch: Batch, row: int, other: Batch, other_row: int = 0) -> None:
+    torch.testing.assert_close(
+        batch.logits_BV[row], other.logits_BV[other_row], atol=1e-4, rtol=1e-4
+    )
+
+
+def test_a_batch_goes_on_as_each_sequence_alone(kind: str, tmp_path: Path) -> None:
+    base = tiny_base(kind)
+    with attached(base.model, pool_of(base, kind, tmp_path)) as pool:
+        prompts = prompts_of(base)
+        together = Batch.read(base, pool, prompts, ROUTES)
+        alone = [
+            Batch.read(base, pool, [prompt], [route])
+            for prompt, route in zip(prompts, ROUTES, strict=True)
+        ]
+        assert greedy(together, 12) == [greedy(batch, 12)[0] for batch in alone]
+        assert len({tuple(row) for row in greedy(together, 12)}) > 1
+
+
+def test_greedy_tokens_are_those_of_transformers_with_peft(kind: str, tmp_path: Path) -> None:
+    base = tiny_base(kind)
+    config = {"r": 3, "target_modules": TARGETS[kind], "fan_in_fan_out": FAN_IN_FAN_OUT[kind]}
+    models, adapters = peft_pool(base.model, {"one": config}, tmp_path)
+    prompts = prompts_of(base)
+    with attached(base.model, adapters) as pool:
+        batch = Batch.read(base, pool, prompts, [Route(("one",), (1.0,))] * len(prompts))
+        found = greedy(batch, 10)
+    for prompt, row in zip(prompts, found, strict=True):
+        ids = torch.tensor([prompt])
+        output = models["one"].generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=10,
+            min_new_tokens=10,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=base.chat.pad_id,
+        )
+        assert row == output[0, len(prompt) :].tolist()
+
+
+def test_rows_leave_and_join_without_a_difference_to_the_others(kind: str, tmp_path: Path) -> None:
+    base = tiny_base(kind)
+    with attached(base.model, pool_of(base, kind, tmp_path)) as pool:
+        prompts = prompts_of(base)
+        batch = Batch.read(base, pool, prompts[:3], ROUTES[:3])
+        late = Batch.read(base, pool, prompts[3:], ROUTES[3:])
+        alone = [
+            Batch.read(base, pool, [prompt], [route])
+            for prompt, route in zip(prompts, ROUTES, strict=True)
+        ]
+
+        def step(*rows: int) -> None:
+            tokens = [5 + row for row in rows]
+            batch.step(tokens)
+            for place, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+                alone[row].step([token])
+                same(batch, place, alone[row])
+
+        step(0, 1, 2)
+        batch.keep([0, 2])
+        step(0, 2)
+        assert batch.can_join
+        batch.join(late)
+        step(0, 2, 3)
+        batch.keep([2, 0])
+        step(3, 0)
+        batch.keep([0])
+        step(3)
+
+
+def test_a_twin_goes_on_without_the_first(kind: str, tmp_path: Path) -> None:
+    base = tiny_base(kind)
+    with attached(base.model, pool_of(base, kind, tmp_path)) as pool:
+        batch = Batch.read(base, pool, prompts_of(base), ROUTES)
+        before = greedy(batch, 6)
+        scores = batch.score_options(OPTIONS)
+        twin = batch.twin()
+        twin.step([5, 6, 7, 8])
+        twin.keep([1])
+        assert greedy(batch, 6) == before
+        assert batch.score_options(OPTIONS) == scores
+
+
+def test_a_sequence_goes_on_by_another_route(kind: str, tmp_path: Path) -> None:
+    base = tiny_base(kind)
+    first, second = Route(("one",), (1.0,)), Route(("two", "one"), (0.5, 0.5))
+    with attached(base.model, pool_of(base, kind, tmp_path)) as pool:
+        prompts = prompts_of(base)[:2]
+        batch = Batch.read(base, pool, prompts, [first, first])
+        cache = DynamicCache(config=base.model.config)
+        ids = torch.tensor([prompts[1]])
+        with pool.mixing(pool.mix([first])):
+            base.model(ids, past_key_values=cache, use_cache=True)
+        batch.step([5, 6])
+        with pool.mixing(pool.mix([first])):
+            base.model(torch.tensor([[6]]), past_key_values=cache, use_cache=True)
+        batch.reroute([first, second])
+        batch.step([7, 8])
+        with pool.mixing(pool.mix([second])):
+            expected = base.model(torch.tensor([[8]]), past_key_values=cache, use_cache=True)
+        torch.testing.assert_close(batch.logits_BV[1], expected.logits[0, -1], atol=1e-4, rtol=1e-4)
+
+
+def test_options_score_as_one_plain_forward_each(kind: str, tmp_path: Path) -> None:
+    base = tiny_base(kind)
+    with attached(base.model, pool_of(base, kind, tmp_path)) as pool:
+        found = Batch.read(base, pool, prompts_of(base), ROUTES).score_options(OPTIONS)
+        for place, prompt in enumerate(prompts_of(base)):
+            for option, logprob in zip(OPTIONS[place], found[place].logprobs, strict=True):
+                answer = base.chat.answer(option)
+                with pool.mixing(pool.mix([ROUTES[place]])):
+                    logits = base.model(torch.tensor([[*prompt, *answer]])).logits[0]
+                rows = logits[len(prompt) - 1 : -1].log_softmax(-1)
+                expected = sum(row[token].item() for row, token in zip(rows, answer, strict=True))
+                assert logprob == pytest.approx(expected, abs=1e-4)
+    assert [scores.tokens for scores in found] == [(1, 2, 3), (1, 1), (4,), (1, 2)]
+
+
+def test_a_batch_without_adapters_is_the_base_model() -> None:
+    base = tiny_base()
+    prompts = prompts_of(base)
+    with attached(base.model, []) as pool:
+        batch = Batch.read(base, pool, prompts, [BASE_ROUTE] * len(prompts))
+    for prompt, row in zip(prompts, batch.logits_BV, strict=True):
+        expected = base.model(torch.tensor([prompt])).logits[0, -1]
+        torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-5)

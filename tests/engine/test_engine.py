@@ -1,0 +1,328 @@
+"""The engine against its own batches and plain forward passes: requests, sentences, cancelling."""
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.cache_utils import DynamicCache
+
+import dlplora
+from dlplora.data.prompts import ChatFormat
+from dlplora.engine.answers import Answer, Policy, Request
+from dlplora.engine.decisions import DecisionLog
+from dlplora.engine.engine import Engine
+from dlplora.errors import GenerationError, RouterError
+from dlplora.lora.attach import Pool
+from dlplora.models import Base
+from dlplora.records.routes import BASE_ROUTE, Route
+from dlplora.sampling import Sampling
+from tests.peft_adapters import peft_pool
+from tests.tiny import TARGETS, tiny_base, tiny_tokenizer
+
+ONE, TWO = Route(("one",), (1.0,), 0.9), Route(("two", "one"), (0.75, 0.25), 0.6)
+QUESTIONS = ["what is up ?", "which colour : two a b c d ?", "say red", "sum of one plus two ?"]
+
+
+class ByStops:
+    """A router that answers ONE and TWO in turns, by the full stops that it reads."""
+
+    def __init__(self) -> None:
+        self.read: list[str] = []
+
+    def route(self, texts: Sequence[str]) -> list[Route]:
+        self.read += texts
+        return [TWO if text.count(".") % 2 else ONE for text in texts]
+
+
+class ByLength:
+    """A router without memory: long texts go to TWO."""
+
+    def route(self, texts: Sequence[str]) -> list[Route]:
+        return [TWO if len(text) > 15 else ONE for text in texts]
+
+
+@pytest.fixture(scope="module")
+def pooled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Base, Pool]]:
+    base = tiny_base()
+    configs = {
+        "one": {"r": 2, "target_modules": TARGETS["llama"]},
+        "two": {"r": 4, "target_modules": TARGETS["llama"][:1]},
+    }
+    pool = Pool(base.model)
+    for adapter in peft_pool(base.model, configs, tmp_path_factory.mktemp("adapters"))[1]:
+        pool.add(adapter)
+    yield base, pool
+    pool.detach()
+
+
+def engine_of(pooled: tuple[Base, Pool], **more: object) -> Engine:
+    return Engine(*pooled, **({"router": ByLength()} | more))  # type: ignore[arg-type]
+
+
+def by_plain_forwards(base: Base, pool: Pool, question: str, route: Route, count: int) -> str:
+    """The greedy answer by one whole forward pass a token."""
+    ids = list(base.chat.prompt(question, max_tokens=99).ids)
+    start = len(ids)
+    for _ in range(count):
+        with torch.no_grad(), pool.mixing(pool.mix([route])):
+            token = int(base.model(torch.tensor([ids])).logits[0, -1].argmax())
+        if token in base.end_ids:
+            break
+        ids.append(token)
+    return base.chat.text(ids[start:])
+
+
+@pytest.mark.parametrize("places", [1, 2, 16])
+def test_answers_are_those_of_plain_forwards_whoever_shares_the_batch(
+    pooled: tuple[Base, Pool], places: int
+) -> None:
+    requests = [
+        Request(question, Sampling(max_new_tokens=3 + 4 * number))
+        for number, question in enumerate(QUESTIONS * 2)
+    ]
+    answers = engine_of(pooled, places=places).generate(requests)
+    for request, answer in zip(requests, answers, strict=True):
+        route = ByLength().route([request.prompt])[0]
+        count = request.sampling.max_new_tokens
+        assert answer.text == by_plain_forwards(*pooled, request.prompt, route, count)
+        assert {sentence.route for sentence in answer.sentences} == {route}
+        assert answer.ending in {"length", "end"}
+
+
+def test_pieces_make_up_the_answer(pooled: tuple[Base, Pool]) -> None:
+    pieces = list(engine_of(pooled).stream("say red", sampling=Sampling(max_new_tokens=9)))
+    (answer,) = engine_of(pooled).generate(["say red"], sampling=Sampling(max_new_tokens=9))
+    assert "".join(piece.text for piece in pieces) == answer.text
+    assert [piece.answer for piece in pieces] == [None] * (len(pieces) - 1) + [answer]
+    assert len(pieces) > 3
+
+
+def test_a_drawn_answer_is_its_seed_s_own_in_any_batch(pooled: tuple[Base, Pool]) -> None:
+    engine = engine_of(pooled)
+    requests = [
+        Request(question, Sampling(max_new_tokens=12, temperature=2.0, top_k=9, seed=seed))
+        for seed, question in enumerate(QUESTIONS)
+    ]
+    together = [answer.text for answer in engine.generate(requests)]
+    assert together == [engine.generate([request])[0].text for request in requests]
+    assert together == [answer.text for answer in engine.generate(requests)]
+    greedy = [Request(question, Sampling(max_new_tokens=12)) for question in QUESTIONS]
+    assert together != [answer.text for answer in engine.generate(greedy)]
+
+
+def test_an_answer_ends_before_a_stop_string_and_never_shows_it(
+    pooled: tuple[Base, Pool],
+) -> None:
+    engine = engine_of(pooled)
+    words = engine.generate(["say red"], sampling=Sampling(max_new_tokens=12))[0].text.split()
+    stop = " ".join(words[4:6])
+    first = " ".join(words).find(stop)
+    sampling = Sampling(max_new_tokens=12, stop=(stop, "never said"))
+    pieces = list(engine.stream("say red", sampling=sampling))
+    answer = pieces[-1].answer
+    assert answer is not None
+    assert answer.ending == "stop"
+    assert answer.text == " ".join(words)[:first].strip()
+    assert "".join(piece.text for piece in pieces) == answer.text
+
+
+def test_a_cancelled_request_frees_its_place(pooled: tuple[Base, Pool]) -> None:
+    engine = engine_of(pooled, places=1)
+    first = Request("say red", Sampling(max_new_tokens=60))
+    second = Request("what is up ?", Sampling(max_new_tokens=5))
+    answers = {}
+    for number, piece in enumerate(engine.run([first, second])):
+        if number == 2:
+            first.cancel()
+        if piece.answer:
+            answers[piece.number] = piece.answer
+    assert answers[0].ending == "cancelled"
+    assert answers[0].num_tokens < 6
+    assert answers[1] == engine.generate([second])[0]
+
+
+def test_requests_are_taken_when_there_is_a_place(pooled: tuple[Base, Pool]) -> None:
+    taken = []
+
+    def requests() -> Iterator[Request]:
+        for number in range(6):
+            taken.append(number)
+            yield Request("say red", Sampling(max_new_tokens=4))
+
+    pieces = engine_of(pooled, places=2).run(requests())
+    next(pieces)
+    assert taken == [0, 1]
+    assert {piece.number for piece in pieces if piece.answer} == set(range(6))
+
+
+@pytest.fixture(scope="module", params=["keep", "refill"])
+def sentenced(request: pytest.FixtureRequest, pooled: tuple[Base, Pool]) -> tuple[Request, Answer]:
+    """An answer of three sentences whose tokens are all words."""
+    sampling = Sampling(max_new_tokens=15, temperature=3.0)
+    requests = [
+        Request("say red", replace(sampling, seed=seed), policy=request.param)
+        for seed in range(900)
+    ]
+    answers = engine_of(pooled, router=ByStops(), places=300).generate(requests)
+    return next(
+        (request, answer)
+        for request, answer in zip(requests, answers, strict=True)
+        if len(answer.sentences) > 2
+        and len(answer.sentences[-1].text.split()) > 1
+        and len(answer.text.split()) == answer.num_tokens
+    )
+
+
+def test_the_router_is_asked_again_when_a_sentence_begins(
+    pooled: tuple[Base, Pool], sentenced: tuple[Request, Answer]
+) -> None:
+    request, answer = sentenced
+    router = ByStops()
+    assert engine_of(pooled, router=router).generate([request]) == [answer]
+    begun, words = ["say red"], 0
+    for before, sentence in pairwise(answer.sentences):
+        words += len(before.text.split())
+        history = answer.text.split()[:words]
+        begun.append(f"say red\n{' '.join(history)} {sentence.text.split()[0]}")
+    assert router.read == begun
+    assert [sentence.route for sentence in answer.sentences] == ByStops().route(begun)
+
+
+def test_a_sentence_is_written_by_its_own_route(
+    pooled: tuple[Base, Pool], sentenced: tuple[Request, Answer]
+) -> None:
+    """Draw the tokens again, each from a model that reads one token after another."""
+    base, pool = pooled
+    request, answer = sentenced
+    prompt = list(base.chat.prompt("say red", max_tokens=99).ids)
+    ids, routes = list(prompt), [ONE] * len(prompt)  # by which each token is read
+    generator = torch.Generator().manual_seed(request.sampling.seed)
+    for sentence in answer.sentences:
+        for token in base.chat.answer(sentence.text):
+            cache = DynamicCache(config=base.model.config)
+            for earlier, route in zip(ids, routes, strict=True):
+                by = routes[-1] if request.policy == "refill" else route
+                with torch.no_grad(), pool.mixing(pool.mix([by])):
+                    output = base.model(
+                        torch.tensor([[earlier]]), past_key_values=cache, use_cache=True
+                    )
+            logits_V = output.logits[0, -1]
+            assert int((logits_V / 3).softmax(-1).multinomial(1, generator=generator)) == token
+            ids.append(token)
+            routes.append(sentence.route)
+
+
+def test_route_once_asks_once(pooled: tuple[Base, Pool], sentenced: tuple[Request, Answer]) -> None:
+    request, _ = sentenced
+    router = ByStops()
+    engine_of(pooled, router=router).generate([replace(request, policy="route_once")])
+    assert router.read == ["say red"]
+
+
+def test_the_router_reads_no_more_than_its_window(
+    pooled: tuple[Base, Pool], sentenced: tuple[Request, Answer]
+) -> None:
+    request, _ = sentenced
+    router = ByStops()
+    engine_of(pooled, router=router, window_chars=6).generate([request])
+    assert router.read[0] == "say red"
+    assert {len(text) for text in router.read[1:]} == {6}
+
+
+@pytest.mark.parametrize("policy", ["route_once", "keep", "refill"])
+def test_a_composite_has_a_line_by_each_of_its_routes(
+    pooled: tuple[Base, Pool], policy: Policy
+) -> None:
+    base, pool = pooled
+    with_lines = replace(base, chat=ChatFormat(tiny_tokenizer(lines=True), ""))
+    engine = Engine(with_lines, pool, places=50)
+    sampling = Sampling(max_new_tokens=90, temperature=3.0)
+    routes = (ONE, TWO, BASE_ROUTE)
+    requests = [
+        Request("say red", replace(sampling, seed=seed), routes, policy, num_answers=3)
+        for seed in range(50)
+    ]
+    ended = [answer for answer in engine.generate(requests) if answer.ending == "end"]
+    assert ended
+    for answer in ended:
+        assert len(answer.parts) == 3
+        assert "\n".join(answer.parts).split() == answer.text.split()
+        found = list(dict.fromkeys(sentence.route for sentence in answer.sentences))
+        assert found == [route for route in routes if route in found]
+    every = {sentence.route for answer in ended for sentence in answer.sentences}
+    assert every == ({ONE} if policy == "route_once" else set(routes))
+
+
+def test_unsure_routes_fall_back_to_the_base_model(pooled: tuple[Base, Pool]) -> None:
+    engine = engine_of(pooled, fallback_below=0.7)
+    assert engine.route(["short", "a text that is longer"]) == [ONE, Route((), (), 0.6)]
+    sampling = Sampling(max_new_tokens=8)
+    (answer,) = engine.generate(["a text that is longer"], sampling=sampling)
+    assert answer.text == by_plain_forwards(*pooled, "a text that is longer", BASE_ROUTE, 8)
+
+
+def test_every_decision_is_logged(pooled: tuple[Base, Pool], tmp_path: Path) -> None:
+    texts = ["say red", "a text that is longer"]
+    engine_of(pooled, log=DecisionLog(tmp_path / "text.jsonl", with_text=True)).route(texts)
+    engine_of(pooled, log=DecisionLog(tmp_path / "hash.jsonl")).route(texts)
+    lines = [json.loads(line) for line in (tmp_path / "text.jsonl").read_text().splitlines()]
+    assert [line["text"] for line in lines] == texts
+    assert [line["adapters"] for line in lines] == [["one"], ["two", "one"]]
+    assert [line["confidence"] for line in lines] == [0.9, 0.6]
+    assert "red" not in (tmp_path / "hash.jsonl").read_text()
+
+
+def test_options_score_by_the_router_s_route(pooled: tuple[Base, Pool]) -> None:
+    base, pool = pooled
+    scores = engine_of(pooled).score("say red", ["red", "green blue"])
+    prompt = base.chat.prompt("say red", max_tokens=99).ids
+    for option, logprob in zip(scores.options, scores.logprobs, strict=True):
+        ids = base.chat.answer(option)
+        with torch.no_grad(), pool.mixing(pool.mix([ONE])):
+            rows = base.model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+        picked = rows.log_softmax(-1)[range(len(ids)), list(ids)]
+        assert logprob == pytest.approx(float(picked.sum()), abs=1e-4)
+
+
+@pytest.mark.parametrize("options", [[], ["red", ""]])
+def test_options_without_text_are_refused(pooled: tuple[Base, Pool], options: list[str]) -> None:
+    with pytest.raises(GenerationError, match="expected texts, none empty"):
+        engine_of(pooled).score("say red", options)
+
+
+def test_without_a_router_a_request_must_bring_its_route(pooled: tuple[Base, Pool]) -> None:
+    engine = engine_of(pooled, router=None)
+    with pytest.raises(RouterError, match="the engine has no router"):
+        engine.generate(["say red"])
+    with pytest.raises(RouterError, match="no adapter 'three'; there are: one, two"):
+        engine.generate([Request("say red", routes=(Route(("three",), (1.0,)),))])
+
+
+def test_threads_share_an_engine_and_get_their_own_answers(pooled: tuple[Base, Pool]) -> None:
+    engine = engine_of(pooled)
+    sampling = Sampling(max_new_tokens=15)
+    expected = {q: engine.generate([q], sampling=sampling) for q in QUESTIONS}
+    found: dict[str, list[object]] = {q: [] for q in QUESTIONS}
+
+    def ask(question: str) -> None:
+        for _ in range(5):
+            found[question].append(engine.generate([question], sampling=sampling))
+
+    threads = [threading.Thread(target=ask, args=(question,)) for question in QUESTIONS]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {question: [answers] * 5 for question, answers in expected.items()}
+
+
+def test_the_package_has_one_door() -> None:
+    assert dlplora.Engine is Engine
+    assert {name for name in dlplora.__all__ if getattr(dlplora, name) is None} == set()
+    with pytest.raises(AttributeError, match="no attribute 'Motor'"):
+        dlplora.Motor  # noqa: B018
