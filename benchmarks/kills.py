@@ -37,6 +37,7 @@ def clone(folder: Path, suite: str) -> Path:
         (folder / ".scratch/downloads").symlink_to(ROOT / ".scratch/downloads")
     words = [sys.executable, "-m", "dlplora.cli", "use-suite", suite]
     subprocess.run(words, cwd=folder, check=True)
+    (folder / "dvc.lock").unlink(missing_ok=True)  # it may tell of another suite's outputs
     return folder
 
 
