@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from dlplora.data.batches import Padded, pad_left, pad_right
 from dlplora.lora.attach import Pool
+from dlplora.lora.mix import BatchMix
 from dlplora.models import Base, logits_at
 from dlplora.records.routes import Route
 from dlplora.records.scores import OptionScores
@@ -33,6 +34,7 @@ class Batch:
         pool: Pool,
         routes: Sequence[Route],
         *,
+        mix: BatchMix,
         cache: DynamicCache,
         mask_BS: Tensor,
         positions_B: Tensor,
@@ -45,7 +47,7 @@ class Batch:
         self._positions_B = positions_B
         self.logits_BV = logits_BV
         self.routes = tuple(routes)
-        self._mix = pool.mix(routes)
+        self._mix = mix
 
     @classmethod
     @torch.inference_mode()
@@ -57,7 +59,8 @@ class Batch:
         cache = DynamicCache(config=base.model.config)
         last_BS = torch.zeros_like(padded.mask_BS, dtype=torch.bool)
         last_BS[:, -1] = True
-        with pool.mixing(pool.mix(routes)):
+        mix = pool.mix(routes)
+        with pool.mixing(mix):
             logits_BV = logits_at(
                 base.model,
                 padded,
@@ -70,6 +73,7 @@ class Batch:
             base,
             pool,
             routes,
+            mix=mix,
             cache=cache,
             mask_BS=padded.mask_BS,
             positions_B=padded.positions_BS[:, -1],

@@ -2,14 +2,16 @@
 
     y_b = W0 x_b + Σ_i w_bi s_i B_i A_i x_b
 
-Three exact forms of the sum, each a few matrix products whatever the number of adapters:
+Exact forms of the sum, each a few operations whatever the number of adapters:
 
 - shared: all prompts have the same mix; the weights are folded into B.
 - stacked: the pairs of all adapters that any prompt uses lie side by side as one of rank P; the
   weights scale its columns, prompt by prompt.
 - gathered: each prompt has only its own pairs, as one batched product.
+- bagged: stacked down, and up only by each prompt's own rows, as a bag of embeddings.
 
-Shapes: B prompts, S tokens, I inputs, O outputs, P summed ranks, K largest summed rank of a prompt.
+Shapes: B prompts, S tokens, I inputs, O outputs, n = B·S tokens of all prompts, P summed ranks of
+the adapters in use, K largest summed rank of one prompt.
 """
 
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, nn
+from torch.nn.functional import embedding_bag
 
 
 class LowRankSum(Protocol):
@@ -47,10 +50,7 @@ class SharedSum:
     def add(self, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
         """Add the sum to the layer's output."""
         x_nI, y_nO = x_BSI.flatten(0, 1), y_BSO.view(-1, y_BSO.shape[-1])
-        if self.up_PO.dtype is y_BSO.dtype:
-            y_nO.addmm_(x_nI @ self.down_IP, self.up_PO)
-        else:
-            y_nO.add_(x_nI.to(self.up_PO.dtype) @ self.down_IP @ self.up_PO)
+        _add_product(y_nO, x_nI.to(self.down_IP.dtype) @ self.down_IP, self.up_PO)
         return y_BSO
 
 
@@ -64,25 +64,48 @@ class StackedSum:
 
     def add(self, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
         """Add the sum to the layer's output."""
-        y_nO = y_BSO.view(-1, y_BSO.shape[-1])
-        hidden_BSP = (x_BSI.to(self.up_PO.dtype) @ self.down_IP).mul_(self.mix_B1P)
-        if self.up_PO.dtype is y_BSO.dtype:
-            y_nO.addmm_(hidden_BSP.flatten(0, 1), self.up_PO)
-        else:
-            y_nO.add_(hidden_BSP.flatten(0, 1) @ self.up_PO)
+        hidden_BSP = (x_BSI.to(self.down_IP.dtype) @ self.down_IP).mul_(self.mix_B1P)
+        _add_product(y_BSO.view(-1, y_BSO.shape[-1]), hidden_BSP.flatten(0, 1), self.up_PO)
         return y_BSO
 
 
 @dataclass(frozen=True)
 class GatheredSum:
-    """Each prompt's own pairs; weights and scalings are folded into `up_BKO`."""
+    """Each prompt's own pairs; `mix_B1K` scales their ranks."""
 
     down_BIK: Tensor
     up_BKO: Tensor
+    mix_B1K: Tensor
 
     def add(self, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
         """Add the sum to the layer's output."""
-        return y_BSO.baddbmm_(x_BSI @ self.down_BIK, self.up_BKO)
+        hidden_BSK = (x_BSI @ self.down_BIK).mul_(self.mix_B1K)
+        return y_BSO.baddbmm_(hidden_BSK, self.up_BKO)
+
+
+@dataclass(frozen=True)
+class BaggedSum:
+    """All adapters down, and up by each prompt's own ranks `own_BK`, scaled by `mix_BK`."""
+
+    down_IP: Tensor
+    up_PO: Tensor
+    own_BK: Tensor
+    mix_BK: Tensor
+
+    def add(self, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
+        """Add the sum to the layer's output; one token a prompt."""
+        hidden_BK = (x_BSI[:, 0] @ self.down_IP).gather(1, self.own_BK).mul_(self.mix_BK)
+        sum_BO = embedding_bag(self.own_BK, self.up_PO, mode="sum", per_sample_weights=hidden_BK)
+        y_BSO[:, 0].add_(sum_BO)
+        return y_BSO
+
+
+def _add_product(y_nO: Tensor, hidden_nP: Tensor, up_PO: Tensor) -> None:
+    """Add a product to an output in place, in the output's dtype."""
+    if up_PO.dtype is y_nO.dtype:
+        y_nO.addmm_(hidden_nP, up_PO)
+    else:
+        y_nO.add_(hidden_nP @ up_PO)
 
 
 class Running:

@@ -9,22 +9,25 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from dlplora.errors import AdapterError
-from dlplora.lora.fused import GatheredSum, LowRankSum, SharedSum, StackedSum
+from dlplora.lora.fused import BaggedSum, GatheredSum, LowRankSum, SharedSum, StackedSum
 from dlplora.records.routes import Route
 
-Form = Literal["shared", "stacked", "gathered"]
+Form = Literal["shared", "stacked", "gathered", "bagged"]
 
-# Measured by benchmarks/fused_forms.py (docs/log.md has the figures).
-_GATHERED_TOKENS = 8  # batched products of fewer rows a prompt are slower than one of all
-_GATHERED_RANKS = 2  # how many times the ranks of a prompt all ranks must be
-_FLOAT32_SIZE = 4096  # up to so many rows × ranks bfloat16 on a CPU costs more than it saves
+# Measured (docs/log.md): batched products of fewer rows a prompt are slower than one of all, and
+# gain nothing unless the ranks of all prompts are several times those of one.
+_GATHERED_TOKENS = 8
+_GATHERED_RANKS = 2
+# Up to so many rows × ranks a CPU's float32 products are faster than bfloat16's fixed costs.
+_FLOAT32_SIZE = 2048
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One adapter's matrices on one layer, in the layer's dtype: Aᵀ (I, R), Bᵀ (R, O)."""
+    """One adapter's matrices on one layer, in the layer's dtype: A (R, I), Bᵀ (R, O)."""
 
     down_RI: Tensor
     up_RO: Tensor
@@ -34,35 +37,52 @@ class Pair:
 PairsByPath = Mapping[str, Pair]
 
 
-def choose_form(*, num_tokens: int, one_mix: bool, ranks: int, most_ranks: int) -> Form:
+@dataclass(frozen=True)
+class _Ranks:
+    """Which ranks of the adapters in use each prompt has on a layer, and by what factor.
+
+    `own_BK` are each prompt's ranks; one with fewer than K has others, with factor 0.
+    """
+
+    mix_BP: Tensor
+    own_BK: Tensor
+    mix_BK: Tensor
+
+
+def choose_form(*, num_prompts: int, num_tokens: int, one_mix: bool, ranks: int, own: int) -> Form:
     """Choose the form of the sum for a batch of `num_tokens` a prompt.
 
-    `ranks` is the summed rank of all adapters in use, `most_ranks` the largest of one prompt.
+    `ranks` is the summed rank of all adapters in use, `own` the largest of one prompt.
     """
     if one_mix:
         return "shared"
-    if num_tokens >= _GATHERED_TOKENS and ranks >= _GATHERED_RANKS * most_ranks:
+    if num_tokens >= _GATHERED_TOKENS and ranks >= _GATHERED_RANKS * own:
         return "gathered"
+    if num_tokens == 1 and num_prompts * ranks > _FLOAT32_SIZE:
+        return "bagged"
     return "stacked"
 
 
 class BatchMix:
     """The mix of one batch. It keeps the matrices that it needs, whatever the pool does later.
 
-    The matrices of a layer are laid out when it is first met, anew when the number of tokens a
-    prompt changes: once for a prompt, once for all tokens that follow one by one.
+    The matrices of a layer are put together when it is first met, and laid out anew when the
+    number of tokens a prompt changes: once for a prompt, once for all tokens that follow.
     """
 
     def __init__(self, routes: Sequence[Route], adapters: Mapping[str, PairsByPath]) -> None:
-        self._size = len(routes)
-        self._names = [name for name in adapters if any(name in r.adapters for r in routes)]
-        self._pairs = [adapters[name] for name in self._names]
-        column = {name: number for number, name in enumerate(self._names)}
-        self._weights_BU = torch.zeros(len(routes), len(self._names))
+        used = {name for route in routes for name in route.adapters}
+        names = [name for name in adapters if name in used]
+        column = {name: number for number, name in enumerate(names)}
+        weights_BU = torch.zeros(len(routes), len(names))
         for row, route in enumerate(routes):
-            for name, weight in zip(route.adapters, route.weights, strict=True):
-                self._weights_BU[row, column[name]] = weight
-        self._one_mix = bool((self._weights_BU == self._weights_BU[:1]).all())
+            for name, weight in route.mix:
+                weights_BU[row, column[name]] = weight
+        self._weights_BU = weights_BU
+        self._one_mix = bool((weights_BU == weights_BU[:1]).all())
+        self._adapters = [adapters[name] for name in names]
+        self._ranks: dict[tuple[tuple[int, int, float], ...], _Ranks] = {}
+        self._stacks: dict[str, tuple[Tensor, Tensor]] = {}
         self._num_tokens = 0
         self._sums: dict[str, LowRankSum | None] = {}
 
@@ -77,46 +97,51 @@ class BatchMix:
         return y_BSO if found is None else found.add(x_BSI, y_BSO)
 
     def _laid_out(self, path: str, x_BSI: Tensor) -> LowRankSum | None:
-        if x_BSI.dim() != 3 or len(x_BSI) != self._size:
+        if x_BSI.dim() != 3 or len(x_BSI) != len(self._weights_BU):
             raise AdapterError(
-                f"{path}: an input of {tuple(x_BSI.shape)} for the routes of {self._size} prompts; "
-                f"expected (prompts, tokens, inputs)"
+                f"{path}: an input of {tuple(x_BSI.shape)} for the routes of "
+                f"{len(self._weights_BU)} prompts; expected (prompts, tokens, inputs)"
             )
-        placed = [
-            (number, pairs[path]) for number, pairs in enumerate(self._pairs) if path in pairs
-        ]
+        placed = [(u, pairs[path]) for u, pairs in enumerate(self._adapters) if path in pairs]
         if not placed:
             return None
-        own_P = torch.tensor([number for number, pair in placed for _ in pair.down_RI])
-        scaling_P = torch.tensor([pair.scaling for _, pair in placed for _ in pair.down_RI])
-        mix_BP = self._weights_BU[:, own_P] * scaling_P
-        down_PI = torch.cat([pair.down_RI for _, pair in placed])
-        up_PO = torch.cat([pair.up_RO for _, pair in placed])
-        most_ranks = int((mix_BP != 0).sum(1).max())
+        if path not in self._stacks:
+            down_PI = torch.cat([pair.down_RI for _, pair in placed])
+            self._stacks[path] = down_PI, torch.cat([pair.up_RO for _, pair in placed])
+        down_PI, up_PO = self._stacks[path]
+        ranks = self._ranks_of(tuple((u, len(p.down_RI), p.scaling) for u, p in placed), up_PO)
+        if not ranks.own_BK.shape[1]:  # all weights are 0
+            return None
         form = choose_form(
+            num_prompts=len(x_BSI),
             num_tokens=x_BSI.shape[1],
             one_mix=self._one_mix,
-            ranks=len(own_P),
-            most_ranks=most_ranks,
+            ranks=len(up_PO),
+            own=ranks.own_BK.shape[1],
         )
         if form == "gathered":
-            return _gathered(down_PI, up_PO, mix_BP, most_ranks)
-        num_rows = x_BSI.shape[0] * x_BSI.shape[1]
-        if x_BSI.device.type == "cpu" and num_rows * len(own_P) <= _FLOAT32_SIZE:
+            down_BIK = embedding(ranks.own_BK, down_PI).transpose(1, 2)
+            mix_B1K = ranks.mix_BK[:, None].to(up_PO.dtype)
+            return GatheredSum(down_BIK, embedding(ranks.own_BK, up_PO), mix_B1K)
+        if form == "bagged":
+            return BaggedSum(down_PI.T, up_PO, ranks.own_BK, ranks.mix_BK.to(up_PO.dtype))
+        if up_PO.device.type == "cpu" and x_BSI[..., 0].numel() * len(up_PO) <= _FLOAT32_SIZE:
             down_PI, up_PO = down_PI.float(), up_PO.float()
+        down_IP = down_PI.T.contiguous()
         if form == "shared":
-            return SharedSum(down_PI.T, _scaled(up_PO, mix_BP[0]))
-        return StackedSum(down_PI.T, up_PO, mix_BP[:, None].to(up_PO))
+            folded_PO = up_PO.float() * ranks.mix_BP[0, :, None]
+            return SharedSum(down_IP, folded_PO.to(up_PO.dtype))
+        return StackedSum(down_IP, up_PO, ranks.mix_BP[:, None].to(up_PO.dtype))
 
-
-def _gathered(down_PI: Tensor, up_PO: Tensor, mix_BP: Tensor, most_ranks: int) -> GatheredSum:
-    """Pick each prompt's ranks; a prompt with fewer than the most gets others with weight 0."""
-    own_BK = (mix_BP != 0).to(torch.int8).argsort(dim=1, descending=True)[:, :most_ranks]
-    mix_BK = mix_BP.gather(1, own_BK)
-    own_BK = own_BK.to(down_PI.device)
-    return GatheredSum(down_PI[own_BK].transpose(1, 2), _scaled(up_PO[own_BK], mix_BK))
-
-
-def _scaled(up_PO: Tensor, mix_P: Tensor) -> Tensor:
-    """Fold weights into B, rounded once."""
-    return (up_PO.float() * mix_P.to(up_PO.device)[..., None]).to(up_PO.dtype)
+    def _ranks_of(self, placed: tuple[tuple[int, int, float], ...], like: Tensor) -> _Ranks:
+        """Lay out adapters of these numbers, ranks and scalings; most layers have the same."""
+        if placed not in self._ranks:
+            column_P = torch.tensor([u for u, rank, _ in placed for _ in range(rank)])
+            scaling_P = torch.tensor([scaling for _, rank, scaling in placed for _ in range(rank)])
+            mix_BP = self._weights_BU[:, column_P] * scaling_P
+            most = int((mix_BP != 0).sum(1).max())
+            own_BK = (mix_BP == 0).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
+            mix_BK = mix_BP.gather(1, own_BK)
+            ranks = _Ranks(*(part.to(like.device) for part in (mix_BP, own_BK, mix_BK)))
+            self._ranks[placed] = ranks
+        return self._ranks[placed]

@@ -84,7 +84,7 @@ def some_routes(draw: st.DrawFn) -> list[Route]:
     return draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=6))
 
 
-FORMS: list[Form | None] = ["stacked", "gathered", None]
+FORMS: list[Form | None] = ["stacked", "gathered", "bagged", None]
 
 
 @settings(deadline=None, max_examples=40)
@@ -102,7 +102,7 @@ def test_a_mix_gives_the_plain_sum_of_pefts_deltas_in_every_form(
         torch.no_grad(),
         attached(pooled.model, pooled.adapters) as pool,
     ):
-        if form is not None:
+        if form is not None and (form != "bagged" or num_tokens == 1):
             patch.setattr("dlplora.lora.mix.choose_form", lambda **_: form)
         for path in sorted({path for adapter in pooled.adapters for path in adapter.pairs}):
             adapter = next(adapter for adapter in pooled.adapters if path in adapter.pairs)
@@ -119,7 +119,12 @@ def test_a_mix_gives_the_plain_sum_of_pefts_deltas_in_every_form(
 
 
 @pytest.mark.parametrize("num_tokens", [1, 70])
-def test_bfloat16_is_the_plain_sum_up_to_its_noise(pooled: Pooled, num_tokens: int) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_bfloat16_is_the_plain_sum_up_to_its_noise(
+    pooled: Pooled, num_tokens: int, form: Form | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if form is not None and (form != "bagged" or num_tokens == 1):
+        monkeypatch.setattr("dlplora.lora.mix.choose_form", lambda **_: form)
     routes = [Route(("one",), (1.0,)), Route(("four", "two"), (0.75, 0.25)), BASE_ROUTE]
     halved = copy.deepcopy(pooled.model).to(torch.bfloat16)
     with torch.no_grad(), attached(halved, pooled.adapters) as pool:
@@ -139,17 +144,23 @@ def test_bfloat16_is_the_plain_sum_up_to_its_noise(pooled: Pooled, num_tokens: i
 
 
 @pytest.mark.parametrize(
-    ("expected", "case"),
+    ("expected", "num_prompts", "num_tokens", "one_mix", "ranks", "own"),
     [
-        ("shared", {"num_tokens": 64, "one_mix": True, "ranks": 24, "most_ranks": 24}),
-        ("shared", {"num_tokens": 1, "one_mix": True, "ranks": 24, "most_ranks": 24}),
-        ("gathered", {"num_tokens": 64, "one_mix": False, "ranks": 208, "most_ranks": 24}),
-        ("stacked", {"num_tokens": 1, "one_mix": False, "ranks": 208, "most_ranks": 24}),
-        ("stacked", {"num_tokens": 64, "one_mix": False, "ranks": 24, "most_ranks": 24}),
+        ("shared", 16, 64, True, 24, 24),
+        ("shared", 1, 1, True, 24, 24),
+        ("gathered", 16, 64, False, 208, 24),
+        ("bagged", 16, 1, False, 208, 24),
+        ("stacked", 4, 1, False, 48, 24),
+        ("stacked", 16, 64, False, 32, 24),
+        ("stacked", 16, 3, False, 208, 24),
     ],
 )
-def test_the_form_follows_the_rule(expected: str, case: dict[str, Any]) -> None:
-    assert choose_form(**case) == expected
+def test_the_form_follows_the_rule(
+    expected: str, num_prompts: int, num_tokens: int, one_mix: bool, ranks: int, own: int
+) -> None:
+    assert expected == choose_form(
+        num_prompts=num_prompts, num_tokens=num_tokens, one_mix=one_mix, ranks=ranks, own=own
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,303 @@
+"""What any mix of adapters costs, beside one PEFT adapter and other ways to mix.
+
+    python -m benchmarks.fused [--base data/base] [--rounds 9]
+
+26 seeded adapters of rank 8 on q and v of the real base model; every prompt has three of them, of
+its own. All rivals run under this project's own reading and stepping (`dlplora.engine.batch`),
+interleaved in one process, in another order each round; only `transformers_generate` runs by
+transformers' loop. Figures are medians over rounds of the ratio to one PEFT adapter in the same
+round – the faster of PEFT's two ways to hold its weights, float32 (its default) and the model's.
+
+Writes benchmarks/results/fused.json and fused.svg.
+"""
+
+import argparse
+import copy
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import Tensor
+
+from benchmarks.lora_rivals import (
+    ALPHA,
+    NUM_ADAPTERS,
+    RANK,
+    SINGLES,
+    TARGETS,
+    Rival,
+    adapter_of,
+    peft_of,
+    pool_of,
+    rivals_of,
+    some_routes,
+)
+from benchmarks.timing import Work, interleaved, ratios
+from dlplora.engine.batch import Batch
+from dlplora.lora.attach import Pool
+from dlplora.models import Base, load_base
+from dlplora.records.routes import BASE_ROUTE
+from dlplora.runtime import best_place
+
+RESULTS = Path(__file__).parent / "results"
+THREADS = 2
+POOLS = (8, 26, 100, 500, 1000)
+NEW_TOKENS, STEPS = 32, 4
+
+
+def greedy(batch: Batch, num_tokens: int) -> list[list[int]]:
+    """Write so many likeliest tokens, end tokens or not."""
+    tokens = batch.logits_BV.argmax(-1).tolist()
+    written = [tokens]
+    while len(written) < num_tokens:
+        batch.step(tokens)
+        tokens = batch.logits_BV.argmax(-1).tolist()
+        written.append(tokens)
+    return written
+
+
+def generate(rival: Rival, ids: Tensor) -> list[list[int]]:
+    """Read prompts and answer them."""
+    return greedy(rival.read(ids), NEW_TOKENS)
+
+
+def steps(batch: Batch) -> None:
+    """Take a few decoding steps from the same cache."""
+    tokens = [7] * len(batch)
+    twin = batch.twin()
+    for _ in range(STEPS):
+        twin.step(tokens)
+
+
+def by_transformers(model: Any, ids: Tensor) -> object:
+    """Generate by transformers' own loop."""
+    return model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=NEW_TOKENS,
+        min_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+
+
+def to_single(works: dict[str, Work], rounds: int, title: str) -> dict[str, float]:
+    """Return each work's ratio to the faster single PEFT adapter, the median over rounds."""
+    seconds = interleaved(works, rounds, title)
+    return ratios(seconds, min(SINGLES, key=lambda name: statistics.median(seconds[name])))
+
+
+def some_prompts() -> Tensor:
+    """Draw 16 prompts of 64 tokens."""
+    return torch.randint(5, 40_000, (16, 64), generator=torch.Generator().manual_seed(0))
+
+
+def measure_shapes(base: Base, rounds: int) -> tuple[dict[str, dict[str, float]], float]:
+    """Time every rival at every shape; return ratios by rival and shape."""
+    rivals, build_seconds = rivals_of(base, 16)
+    ids = some_prompts()
+    by_shape = {}
+    works: dict[str, Work] = {name: partial(rival.read, ids) for name, rival in rivals.items()}
+    by_shape["prefill_16x64"] = to_single(works, rounds, "prefill_16x64")
+    for size in (16, 1):
+        works = {name: partial(steps, rival.read(ids[:size])) for name, rival in rivals.items()}
+        by_shape[f"decode_{size}x1"] = to_single(works, 2 * rounds, f"decode_{size}x1")
+    for size in (1, 16):
+        works = {name: partial(generate, rival, ids[:size]) for name, rival in rivals.items()}
+        single = rivals["peft_single"].base.model
+        works["transformers_generate"] = partial(by_transformers, single, ids[:size])
+        by_shape[f"generate_{size}"] = to_single(works, max(3, rounds // 2), f"generate_{size}")
+    by_rival: dict[str, dict[str, float]] = {}
+    for shape, found in by_shape.items():
+        for name, ratio in found.items():
+            by_rival.setdefault(name, {})[shape] = ratio
+    return by_rival, build_seconds
+
+
+def measure_pools(base: Base, rounds: int) -> dict[str, float]:
+    """Time decoding 16 × 1 by pools of more and more adapters."""
+    ids = some_prompts()
+    empty = Pool(base.model)
+    one = [adapter_of(base, 0)]
+    works: dict[str, Work] = {}
+    for name, float32 in zip(SINGLES, (True, False), strict=True):
+        model = peft_of(base, one, float32=float32)
+        single = Rival(replace(base, model=model), empty, (BASE_ROUTE,) * 16)
+        works[name] = partial(steps, single.read(ids))
+    model = copy.deepcopy(base.model)
+    pool = pool_of(model, [adapter_of(base, number) for number in range(max(POOLS))])
+    for size in POOLS:
+        rival = Rival(replace(base, model=model), pool, some_routes(size, 16))
+        works[str(size)] = partial(steps, rival.read(ids))
+    found = to_single(works, 2 * rounds, "pool, decode_16x1")
+    return {name: ratio for name, ratio in found.items() if name not in SINGLES}
+
+
+_LOADING = """
+import sys, time
+from pathlib import Path
+from dlplora.adapters import read_adapter
+from dlplora.lora.attach import Pool
+from dlplora.models import load_base
+from dlplora.runtime import best_place
+def kib(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1])
+start = kib("VmRSS")
+base = load_base(Path(sys.argv[1]), place=best_place(), attention="sdpa")
+pool = Pool(base.model)
+loaded, began = kib("VmRSS"), time.perf_counter()
+for folder in sorted(Path(sys.argv[2]).iterdir()):
+    pool.add(read_adapter(folder, base_fingerprint=base.fingerprint))
+print(time.perf_counter() - began, loaded - start, kib("VmRSS") - loaded, kib("VmHWM") - start)
+"""
+
+
+def measure_loading(folder: Path, base: Base, count: int = 100) -> dict[str, float]:
+    """Load adapters from disk in a fresh process: seconds, and memory beside what they hold."""
+    from dlplora.adapters import write_adapter
+    from dlplora.records.training import AdapterTraining, Curve, write_adapter_training
+
+    config: Any = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS))
+    with tempfile.TemporaryDirectory() as made:
+        for number in range(count):
+            adapter = adapter_of(base, number)
+            tensors = {
+                f"base_model.model.{path}.lora_{side}.weight": tensor
+                for path, pair in adapter.pairs.items()
+                for side, tensor in (("A", pair.down_RI), ("B", pair.up_OR))
+            }
+            target = Path(made) / adapter.name
+            target.mkdir()
+            write_adapter(target, config.to_dict(), tensors, base_id=base.id)
+            told = AdapterTraining(
+                adapter.name, base.fingerprint, False, "", 1, 1, 1, 0, Curve((), 0)
+            )
+            write_adapter_training(target, told)
+        words = [sys.executable, "-c", _LOADING, str(folder), made]
+        done = subprocess.run(words, check=True, capture_output=True, text=True)
+    seconds, base_kib, adapters_kib, peak_kib = map(float, done.stdout.split())
+    weights = sum(
+        pair.down_RI.numel() + pair.up_OR.numel() for pair in adapter_of(base, 0).pairs.values()
+    )
+    size = base.model.dtype.itemsize
+    parameters = sum(parameter.numel() for parameter in base.model.parameters())
+    return {
+        "seconds_100_adapters": round(seconds, 2),
+        "base_weights": round(parameters * size / 2**20, 1),
+        "base_loaded": round(base_kib / 1024, 1),
+        "100_adapters_weights": round(count * weights * size / 2**20, 1),
+        "100_adapters_loaded": round(adapters_kib / 1024, 1),
+        "peak_while_loading": round(peak_kib / 1024, 1),
+    }
+
+
+def measure_routing(base: Base) -> float:
+    """Time one decision of a mini-MLP over 26 tasks, in milliseconds."""
+    from dlplora.params import TopP
+    from dlplora.routing.base import ClassifierRouter
+    from dlplora.routing.mlp import MiniMlp, MlpClassifier, embedding_width
+
+    tokenizer = base.chat.tokenizer.backend_tokenizer
+    sizes = {"vocabulary": tokenizer.get_vocab_size(), "hidden": 768, "num_labels": NUM_ADAPTERS}
+    width = embedding_width(budget=5_100_000, **sizes)
+    labels = tuple(f"a{number}" for number in range(NUM_ADAPTERS))
+    model = MiniMlp(embedding=width, **sizes)
+    selection = TopP(route="top_p", p=0.6, weights="renormalise")
+    router = ClassifierRouter(MlpClassifier(model, tokenizer, labels, max_tokens=256), selection)
+    text = "Dr. Smith paid three dollars and fifty cents. Which of these words is a number? " * 3
+    seconds = []
+    for _ in range(200):
+        start = time.perf_counter()
+        router.route([text])
+        seconds.append(time.perf_counter() - start)
+    return round(1000 * statistics.median(seconds), 2)
+
+
+def draw(found: dict[str, Any], file: Path) -> None:
+    """Draw the ratios, one panel a shape, on a logarithmic axis."""
+    import altair as alt
+    import pandas as pd
+
+    rows = [
+        {"rival": rival.replace("_", " "), "shape": shape.replace("_", " "), "ratio": ratio}
+        for rival, shapes in found["ratio_to_single"].items()
+        for shape, ratio in shapes.items()
+    ]
+    order = list(dict.fromkeys(row["rival"] for row in rows))
+    shapes = list(dict.fromkeys(row["shape"] for row in rows))
+    bars = alt.Chart().encode(
+        x=alt.X("ratio:Q", scale=alt.Scale(type="log"), title="time ÷ one PEFT adapter (log)"),
+        y=alt.Y("rival:N", sort=order, title=None),
+    )
+    mark = bars.mark_point(filled=True, size=70).encode(
+        color=alt.condition("datum.rival == 'fused'", alt.value("#c0392b"), alt.value("#5d6d7e"))
+    )
+    text = bars.mark_text(align="left", dx=8, fontSize=11).encode(
+        text=alt.Text("ratio:Q", format=".2f")
+    )
+    rule = alt.Chart().mark_rule(color="#bbb").encode(x=alt.datum(1))
+    panels = alt.layer(rule, mark, text, data=pd.DataFrame(rows)).properties(width=230, height=190)
+    panels.facet(facet=alt.Facet("shape:N", sort=shapes, title=None), columns=3).properties(
+        title=f"{found['n_adapters']} adapters of rank {found['rank']}, three a prompt, "
+        f"{found['dtype']} on {found['device']}, {found['threads']} threads"
+    ).save(file)
+
+
+@contextmanager
+def _inference() -> Iterator[None]:
+    torch.set_num_threads(THREADS)
+    with torch.inference_mode():
+        yield
+
+
+def main() -> None:
+    """Measure, write the results and draw them."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--base", type=Path, default=Path("data/base"))
+    parser.add_argument("--rounds", type=int, default=9)
+    words = parser.parse_args()
+    place = best_place()
+    base = load_base(words.base, place=place, attention="sdpa")
+    with _inference():
+        shapes, build_seconds = measure_shapes(base, words.rounds)
+        pools = measure_pools(base, words.rounds)
+        routing_ms = measure_routing(base)
+    found = {
+        "device": place.device.type,
+        "dtype": str(place.dtype).removeprefix("torch."),
+        "threads": THREADS,
+        "n_adapters": NUM_ADAPTERS,
+        "rank": RANK,
+        "ratio_to_single": shapes,
+        "pool": pools,
+        "memory_mib": measure_loading(words.base, base),
+        "peft_cat_build_seconds": round(build_seconds, 2),
+        "routing_ms": routing_ms,
+        "rounds": words.rounds,
+        "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "fused.json").write_text(json.dumps(found, indent=2) + "\n")
+    draw(found, RESULTS / "fused.svg")
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Works timed in turns in one process, and ratios with medians."""
+
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+Work = Callable[[], object]
+
+
+def interleaved(works: Mapping[str, Work], rounds: int, title: str) -> dict[str, list[float]]:
+    """Time each work once a round, in another order each time; the first round is left out."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    rng = random.Random(0)
+    for number in range(rounds + 1):
+        for name in rng.sample(sorted(works), len(works)):
+            start = time.perf_counter()
+            works[name]()
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    medians = {name: f"{1000 * statistics.median(part):.1f}" for name, part in seconds.items()}
+    print(f"{title}: ms {medians}", file=sys.stderr, flush=True)
+    return seconds
+
+
+def ratios(seconds: Mapping[str, list[float]], reference: str) -> dict[str, float]:
+    """Return the median over rounds of each work's time by that of the reference."""
+    return {
+        name: round(
+            statistics.median(
+                mine / other for mine, other in zip(part, seconds[reference], strict=True)
+            ),
+            3,
+        )
+        for name, part in seconds.items()
+    }
