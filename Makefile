@@ -7,7 +7,7 @@ export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help env repro test check pull push
+.PHONY: help env repro test check bench pull push
 
 help:           ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ check: env      ## Run the linters, types and import contracts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/codespell
+
+bench: env      ## Time the engine beside PEFT, on the base model of data/base
+	@$(BIN)/python -m dlplora.cli repro base_model
+	@$(BIN)/python -m benchmarks.fused
 
 pull: env       ## Fetch results and the run-cache from the DVC remote
 	@$(BIN)/dvc pull --run-cache

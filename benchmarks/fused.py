@@ -4,9 +4,10 @@
 
 26 seeded adapters of rank 8 on q and v of the real base model; every prompt has three of them, of
 its own. All rivals run under this project's own reading and stepping (`dlplora.engine.batch`),
-interleaved in one process, in another order each round; only `transformers_generate` runs by
-transformers' loop. Figures are medians over rounds of the ratio to one PEFT adapter in the same
-round – the faster of PEFT's two ways to hold its weights, float32 (its default) and the model's.
+interleaved in one process, in another order each round, generation step by step; only
+`transformers_generate` runs by transformers' loop. Figures are medians over rounds of the ratio to
+one PEFT adapter in the same round – the faster of PEFT's two ways to hold its weights, float32 (its
+default) and the model's.
 
 Writes benchmarks/results/fused.json and fused.svg.
 """
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -46,7 +47,7 @@ from benchmarks.lora_rivals import (
     rivals_of,
     some_routes,
 )
-from benchmarks.timing import Work, interleaved, ratios
+from benchmarks.timing import Steps, Work, in_lockstep, interleaved, ratios
 from dlplora.engine.batch import Batch
 from dlplora.lora.attach import Pool
 from dlplora.models import Base, load_base
@@ -59,20 +60,12 @@ POOLS = (8, 26, 100, 500, 1000)
 NEW_TOKENS, STEPS = 32, 4
 
 
-def greedy(batch: Batch, num_tokens: int) -> list[list[int]]:
-    """Write so many likeliest tokens, end tokens or not."""
-    tokens = batch.logits_BV.argmax(-1).tolist()
-    written = [tokens]
-    while len(written) < num_tokens:
-        batch.step(tokens)
-        tokens = batch.logits_BV.argmax(-1).tolist()
-        written.append(tokens)
-    return written
-
-
-def generate(rival: Rival, ids: Tensor) -> list[list[int]]:
-    """Read prompts and answer them."""
-    return greedy(rival.read(ids), NEW_TOKENS)
+def generate(rival: Rival, ids: Tensor) -> Iterator[None]:
+    """Read prompts and write the likeliest tokens, end tokens or not, a step at a time."""
+    batch = rival.read(ids)
+    for _ in range(NEW_TOKENS - 1):
+        yield
+        batch.step(batch.logits_BV.argmax(-1).tolist())
 
 
 def steps(batch: Batch) -> None:
@@ -83,9 +76,10 @@ def steps(batch: Batch) -> None:
         twin.step(tokens)
 
 
-def by_transformers(model: Any, ids: Tensor) -> object:
-    """Generate by transformers' own loop."""
-    return model.generate(
+def by_transformers(model: Any, ids: Tensor) -> Iterator[None]:
+    """Generate by transformers' own loop, in one step."""
+    yield
+    model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=NEW_TOKENS,
@@ -96,10 +90,15 @@ def by_transformers(model: Any, ids: Tensor) -> object:
     )
 
 
-def to_single(works: dict[str, Work], rounds: int, title: str) -> dict[str, float]:
+def faster_single(seconds: Mapping[str, list[float]]) -> str:
+    """Return which of PEFT's two ways to hold an adapter's weights was the faster."""
+    return min(SINGLES, key=lambda name: statistics.median(seconds[name]))
+
+
+def to_single(works: Mapping[str, Work], rounds: int, title: str) -> dict[str, float]:
     """Return each work's ratio to the faster single PEFT adapter, the median over rounds."""
     seconds = interleaved(works, rounds, title)
-    return ratios(seconds, min(SINGLES, key=lambda name: statistics.median(seconds[name])))
+    return ratios(seconds, faster_single(seconds))
 
 
 def some_prompts() -> Tensor:
@@ -118,10 +117,14 @@ def measure_shapes(base: Base, rounds: int) -> tuple[dict[str, dict[str, float]]
         works = {name: partial(steps, rival.read(ids[:size])) for name, rival in rivals.items()}
         by_shape[f"decode_{size}x1"] = to_single(works, 2 * rounds, f"decode_{size}x1")
     for size in (1, 16):
-        works = {name: partial(generate, rival, ids[:size]) for name, rival in rivals.items()}
-        single = rivals["peft_single"].base.model
-        works["transformers_generate"] = partial(by_transformers, single, ids[:size])
-        by_shape[f"generate_{size}"] = to_single(works, max(3, rounds // 2), f"generate_{size}")
+        written: dict[str, Steps] = {
+            name: partial(generate, rival, ids[:size]) for name, rival in rivals.items()
+        }
+        written["transformers_generate"] = partial(
+            by_transformers, rivals["peft_single"].base.model, ids[:size]
+        )
+        seconds = in_lockstep(written, rounds, f"generate_{size}")
+        by_shape[f"generate_{size}"] = ratios(seconds, faster_single(seconds))
     by_rival: dict[str, dict[str, float]] = {}
     for shape, found in by_shape.items():
         for name, ratio in found.items():

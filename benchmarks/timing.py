@@ -4,9 +4,10 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 Work = Callable[[], object]
+Steps = Callable[[], Iterator[None]]  # a work in steps
 
 
 def interleaved(works: Mapping[str, Work], rounds: int, title: str) -> dict[str, list[float]]:
@@ -19,9 +20,34 @@ def interleaved(works: Mapping[str, Work], rounds: int, title: str) -> dict[str,
             works[name]()
             if number:
                 seconds[name].append(time.perf_counter() - start)
+    _tell(title, seconds)
+    return seconds
+
+
+def in_lockstep(works: Mapping[str, Steps], rounds: int, title: str) -> dict[str, list[float]]:
+    """Time works that take equally many steps, step by step in turns, so that all share a phase."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    rng = random.Random(0)
+    for number in range(rounds + 1):
+        running = {name: work() for name, work in works.items()}
+        spent = dict.fromkeys(works, 0.0)
+        while running:
+            for name in rng.sample(sorted(running), len(running)):
+                start = time.perf_counter()
+                ended = next(running[name], running) is running
+                spent[name] += time.perf_counter() - start
+                if ended:
+                    del running[name]
+        if number:
+            for name, taken in spent.items():
+                seconds[name].append(taken)
+    _tell(title, seconds)
+    return seconds
+
+
+def _tell(title: str, seconds: Mapping[str, list[float]]) -> None:
     medians = {name: f"{1000 * statistics.median(part):.1f}" for name, part in seconds.items()}
     print(f"{title}: ms {medians}", file=sys.stderr, flush=True)
-    return seconds
 
 
 def ratios(seconds: Mapping[str, list[float]], reference: str) -> dict[str, float]:

@@ -14,11 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dlplora.errors import AdapterError
-from dlplora.records.training import (
-    ADAPTER_WEIGHTS,
-    check_adapter_weights,
-    read_adapter_training,
-)
+from dlplora.records.training import ADAPTER_WEIGHTS, read_checked_training
 
 _WEIGHT = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 # Settings of PEFT's LoRA that change its forward pass beyond B A x, by the value that does not.
@@ -64,13 +60,12 @@ def read_adapter(folder: Path, *, base_fingerprint: str) -> LoraAdapter:
     Raises `AdapterError` if it was trained on another base model, holds anything that is not
     a plain low-rank pair of a linear layer, was changed since, or cannot be read.
     """
-    training = read_adapter_training(folder)
+    training = read_checked_training(folder)
     if training.base_fingerprint != base_fingerprint:
         raise AdapterError(
             f"{folder}: trained on the base model {training.base_fingerprint[:12]}, "
             f"the one in use is {base_fingerprint[:12]}; train it again"
         )
-    check_adapter_weights(folder)
     config = read_adapter_config(folder)
     return LoraAdapter(folder.name, lora_pairs(folder, config, read_adapter_tensors(folder)))
 

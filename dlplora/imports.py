@@ -23,8 +23,7 @@ from dlplora.records.training import (
     ADAPTER_WEIGHTS,
     AdapterTraining,
     Curve,
-    check_adapter_weights,
-    read_adapter_training,
+    read_checked_training,
     write_adapter_training,
 )
 
@@ -88,13 +87,12 @@ def import_adapter(folder: Path, *, task: str, base: Path) -> ImportedAdapter:
 def _check_base(folder: Path, config: Mapping[str, Any], card: BaseCard) -> None:
     """Compare fingerprints if the folder has one, else the models' names."""
     if (folder / "training.json").is_file():
-        made_on = read_adapter_training(folder).base_fingerprint
+        made_on = read_checked_training(folder).base_fingerprint
         if made_on != card.fingerprint:
             raise AdapterError(
                 f"{folder}: trained on the base model {made_on[:12]}, the one here is "
                 f"{card.fingerprint[:12]} ({card.id})"
             )
-        check_adapter_weights(folder)
         return
     made_for = str(config.get("base_model_name_or_path") or "")
     if _plain_name(made_for) != _plain_name(card.id):

@@ -13,10 +13,10 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from dlplora.errors import ParamsError, choices
+from dlplora.words import Primary
 
 PARAMS_FILE = Path("params.yaml")
 T = TypeVar("T")
-Primary = Literal["accuracy", "exact_match", "rougeL", "bleu"]
 Weighting = Literal["renormalise", "softmax_probabilities", "softmax_logits"]
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _RESERVED = {"con", "prn", "aux", "nul", "default", "base", "single", "none"} | {

@@ -14,7 +14,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dlplora.errors import DlpLoraError, is_disk_full
+from dlplora.edge import one_line_errors
+from dlplora.errors import DlpLoraError
 from dlplora.params import is_identifier
 from dlplora.records.files import write_json
 from dlplora.scratch import alone
@@ -38,30 +39,11 @@ def run(main: Callable[..., None]) -> None:
         app()
 
 
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """End the process with one line and exit code 1 on a user's mistake or a full disk."""
-    try:
-        yield
-    except DlpLoraError as error:
-        fail(error)
-    except Exception as error:
-        if not is_disk_full(error):
-            raise
-        fail(DlpLoraError(f"no space left on the disk: {error}; free some and run again"))
-
-
 def stage_name() -> str:
     """Name the stage run of this process, such as "adapter my_task"."""
     stage = Path(sys.argv[0]).stem
     item = sys.argv[1] if len(sys.argv) > 1 and is_identifier(sys.argv[1]) else ""
     return f"{stage} {item}".rstrip()
-
-
-def fail(error: DlpLoraError) -> None:
-    """End the process with one line on stderr and exit code 1."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    raise SystemExit(1)
 
 
 def write_timing(path: Path) -> None:

@@ -73,7 +73,8 @@ class Reader:
             options = self._texts(row, keys.options)
             _check_options(options, answers)
         bare = row.get(BARE_KEY)
-        return Item(question, answers, options, bare if type(bare) is str else None)
+        fields = (question, answers, options, bare if type(bare) is str else None)
+        return tuple.__new__(Item, fields)  # as Item(*fields), in half the time
 
     def _texts(self, row: Mapping[str, Any], key: str) -> tuple[str, ...]:
         value: Any = row.get(key)

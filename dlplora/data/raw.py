@@ -203,7 +203,7 @@ def _parquet_rows(file: Path) -> Iterator[Any]:
         with pq.ParquetFile(file, buffer_size=_CHUNK, pre_buffer=False) as table:
             names = table.schema_arrow.names
             _check_columns(file, names)
-            for batch in table.iter_batches(batch_size=_BATCH):
+            for batch in table.iter_batches(batch_size=_BATCH, use_threads=False):
                 for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                     yield dict(zip(names, values, strict=True))
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:

@@ -6,10 +6,8 @@ from typing import Literal
 
 from dlplora.records.routes import Route
 from dlplora.sampling import Sampling
+from dlplora.words import Policy
 
-# What happens when a sentence begins: nothing; the router is asked again and the cache is kept as
-# the earlier mix made it; or all that was read and written is read again under the new mix.
-Policy = Literal["route_once", "keep", "refill"]
 Ending = Literal["end", "length", "stop", "cancelled"]
 
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from dlplora.errors import DataError
 from dlplora.evaluation.metrics import interval, mean_over_tasks, resampled_tasks, summarise
-from dlplora.params import Primary
 from dlplora.records.comparison import Comparison, Difference, Routing, Sample
 from dlplora.records.scores import ItemScore, read_items
 from dlplora.routing.base import calibration_error
+from dlplora.words import Primary
 
 _SAMPLES_PER_TASK = 3
 BY_TASK = ("base", "single")

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from sacrebleu.metrics.bleu import BLEU
 
 from dlplora.errors import ParamsError, choices
-from dlplora.params import Primary
 from dlplora.records.examples import Kind
 from dlplora.records.scores import ItemScore, Summary, TaskScore
+from dlplora.words import Primary
 
 NUM_RESAMPLES = 10_000
 _SENTENCE_BLEU = BLEU(effective_order=True)

@@ -15,11 +15,12 @@ from ruamel.yaml.comments import CommentedMap
 from dlplora.data.ingest import Ingested, ingest
 from dlplora.data.raw import FORMATS, raw_file
 from dlplora.errors import AdapterError, DataError, ParamsError, choices
-from dlplora.params import Keys, Primary, Splits, is_identifier, parse_params
+from dlplora.params import Keys, Splits, is_identifier, parse_params
 from dlplora.project.files import Project, drop, dump, put
 from dlplora.project.pruning import delete_unlisted
 from dlplora.records.files import written_aside, written_folder
 from dlplora.records.training import ADAPTER_WEIGHTS
+from dlplora.words import Primary
 
 _RAW, _IMPORTED = Path("data/raw"), Path("data/imported")
 _ADAPTER_FILES = ("adapter_config.json", ADAPTER_WEIGHTS)

@@ -67,14 +67,23 @@ def write_adapter_training(folder: Path, training: AdapterTraining) -> None:
 
 def read_adapter_training(folder: Path) -> AdapterTraining:
     """Read training.json of an adapter's folder; `AdapterError` if it cannot be read."""
+    return _training_of(_read_training(folder))
+
+
+def read_checked_training(folder: Path) -> AdapterTraining:
+    """Read training.json, and raise `AdapterError` also if the weights are not those it names."""
     values = _read_training(folder)
-    del values["weights_sha256"]
-    return AdapterTraining(**values | {"curve": curve_from_json(values["curve"])})
+    _check_weights(folder, values["weights_sha256"])
+    return _training_of(values)
 
 
-def check_adapter_weights(folder: Path) -> None:
-    """Raise `AdapterError` if the weights in a folder are not those that training.json names."""
-    expected, file = _read_training(folder)["weights_sha256"], folder / ADAPTER_WEIGHTS
+def _training_of(values: dict[str, Any]) -> AdapterTraining:
+    told = {name: value for name, value in values.items() if name != "weights_sha256"}
+    return AdapterTraining(**told | {"curve": curve_from_json(values["curve"])})
+
+
+def _check_weights(folder: Path, expected: str) -> None:
+    file = folder / ADAPTER_WEIGHTS
     try:
         found = file_sha256(file)
     except OSError as error:

@@ -1,7 +1,8 @@
 """From params and a folder to a router: the look-up tables of kinds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dlplora.errors import RouterError, choices
 from dlplora.params import DrawnRoute, TopKRoute, TopPRoute
@@ -11,9 +12,9 @@ from dlplora.routing.base import Classifier, ClassifierRouter, Router
 from dlplora.routing.mlp import MlpClassifier
 from dlplora.routing.simple import RandomRouter, TfidfClassifier, UniformRouter
 
-CLASSIFIERS: dict[str, Callable[[Path, Path], Classifier]] = {
-    "mlp": lambda folder, base: MlpClassifier.load(folder, base=base),
-    "tfidf": lambda folder, _: TfidfClassifier.load(folder),
+CLASSIFIERS: dict[str, Callable[[Path, Mapping[str, Any], Path], Classifier]] = {
+    "mlp": lambda folder, card, base: MlpClassifier.load(folder, card, base=base),
+    "tfidf": lambda folder, card, _: TfidfClassifier.load(folder, card),
 }
 
 
@@ -27,7 +28,7 @@ def load_classifier(folder: Path, *, base: Path, tasks: Sequence[str]) -> Classi
         raise RouterError(
             f"{folder}: trained for the base model {fingerprint[:12]}, the one here is {found[:12]}"
         )
-    classifier = CLASSIFIERS[kind](folder, base)
+    classifier = CLASSIFIERS[kind](folder, card, base)
     if set(classifier.labels) != set(tasks):
         raise RouterError(
             f"{folder}: trained for the tasks {choices(classifier.labels)}; "

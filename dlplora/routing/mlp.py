@@ -4,9 +4,10 @@ Shapes: B texts, T tokens of all texts, N tasks.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from dlplora.errors import ParamsError, RouterError
 from dlplora.records.base_card import read_base_card
-from dlplora.records.router_card import ROUTER_WEIGHTS, read_router_card, write_router_card
+from dlplora.records.router_card import ROUTER_WEIGHTS, write_router_card
 from dlplora.routing.base import Probabilities
 
 _NUM_LAYERS = 4
@@ -92,9 +93,8 @@ class MlpClassifier:
         write_router_card(folder, card)
 
     @classmethod
-    def load(cls, folder: Path, *, base: Path) -> "MlpClassifier":
-        """Read what `save` wrote; `RouterError` if the tokenizer is another one."""
-        card = read_router_card(folder)
+    def load(cls, folder: Path, card: Mapping[str, Any], *, base: Path) -> "MlpClassifier":
+        """Read what `save` wrote beside its card; `RouterError` if the tokenizer is another one."""
         if card["tokenizer"] != _sha256(base / _TOKENIZER):
             raise RouterError(f"{folder}: trained with another tokenizer than {base / _TOKENIZER}")
         state = load_file(folder / ROUTER_WEIGHTS)

@@ -1,16 +1,17 @@
 """Routers that learn nothing or little: base, fixed, random, uniform, and TF-IDF."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from dlplora.records.base_card import read_base_card
-from dlplora.records.router_card import ROUTER_WEIGHTS, read_router_card, write_router_card
+from dlplora.records.router_card import ROUTER_WEIGHTS, write_router_card
 from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.routing.base import Probabilities
 
@@ -101,9 +102,8 @@ class TfidfClassifier:
         write_router_card(folder, card)
 
     @classmethod
-    def load(cls, folder: Path) -> "TfidfClassifier":
-        """Read what `save` wrote."""
-        card = read_router_card(folder)
+    def load(cls, folder: Path, card: Mapping[str, Any]) -> "TfidfClassifier":
+        """Read what `save` wrote beside its card."""
         tensors = load_file(folder / ROUTER_WEIGHTS)
         return cls(labels=tuple(card["labels"]), terms=tuple(card["terms"]), **tensors)
 

@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache
 
 import dlplora
 from dlplora.data.prompts import ChatFormat
-from dlplora.engine.answers import Answer, Policy, Request
+from dlplora.engine.answers import Answer, Request
 from dlplora.engine.decisions import DecisionLog
 from dlplora.engine.engine import Engine
 from dlplora.errors import GenerationError, RouterError
@@ -21,6 +21,7 @@ from dlplora.lora.attach import Pool
 from dlplora.models import Base
 from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.sampling import Sampling
+from dlplora.words import Policy
 from tests.peft_adapters import peft_pool
 from tests.tiny import TARGETS, tiny_base, tiny_tokenizer
 

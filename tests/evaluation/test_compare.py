@@ -11,10 +11,10 @@ import pytest
 from dlplora.errors import DataError
 from dlplora.evaluation.compare import compare
 from dlplora.evaluation.metrics import METRICS, resampled_scores, resampled_tasks, summarise
-from dlplora.params import Primary
 from dlplora.records.comparison import Comparison, Difference, read_comparison, write_comparison
 from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.records.scores import IID, ItemScore, OptionScores, read_summary, write_scores
+from dlplora.words import Primary
 
 PRIMARIES: dict[str, Primary] = {"colours": "accuracy", "opposites": "rougeL"}
 N = {"colours": 8, "opposites": 6}

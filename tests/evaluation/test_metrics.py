@@ -31,7 +31,6 @@ from dlplora.evaluation.metrics import (
     task_metrics,
     wilson,
 )
-from dlplora.params import Primary
 from dlplora.records.examples import Kind
 from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.records.scores import (
@@ -42,6 +41,7 @@ from dlplora.records.scores import (
     summary_from_json,
     summary_to_json,
 )
+from dlplora.words import Primary
 
 ANSWERS = [
     ("the cat sat on the mat today", ["the cat sat on a mat today", "a cat is on the mat"]),

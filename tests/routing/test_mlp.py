@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from dlplora.errors import ParamsError, RouterError
+from dlplora.records.router_card import read_router_card
 from dlplora.routing.mlp import MiniMlp, MlpClassifier, bag, embedding_width, encode
 from tests.tiny import tiny_tokenizer, write_tiny_tokenizer
 
@@ -161,7 +162,7 @@ def test_a_saved_router_gives_the_same_probabilities(
     folder.mkdir()
     classifier.save(folder, base=tokenizer_file.parent)
 
-    loaded = MlpClassifier.load(folder, base=tokenizer_file.parent)
+    loaded = MlpClassifier.load(folder, read_router_card(folder), base=tokenizer_file.parent)
 
     assert loaded.labels == LABELS
     assert loaded.max_tokens == 9
@@ -195,7 +196,7 @@ def test_another_tokenizer_file_is_refused(
     other = write_tiny_tokenizer(tmp_path / "other", Tokenizer.from_str(json.dumps(values)))
 
     with pytest.raises(RouterError, match=r"another tokenizer than .*other/tokenizer\.json"):
-        MlpClassifier.load(folder, base=other)
+        MlpClassifier.load(folder, read_router_card(folder), base=other)
 
 
 def test_a_tokenizer_file_that_pads_or_cuts_does_not_change_what_a_text_gets(
@@ -209,7 +210,7 @@ def test_a_tokenizer_file_that_pads_or_cuts_does_not_change_what_a_text_gets(
     folder.mkdir()
     make_classifier(file).save(folder, base=file.parent)
 
-    loaded = MlpClassifier.load(folder, base=file.parent)
+    loaded = MlpClassifier.load(folder, read_router_card(folder), base=file.parent)
 
     alone = np.concatenate([loaded.probabilities([text]) for text in TEXTS])
     np.testing.assert_allclose(loaded.probabilities(TEXTS), alone, atol=1e-6)

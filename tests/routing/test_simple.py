@@ -9,6 +9,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 
+from dlplora.records.router_card import read_router_card
 from dlplora.routing.simple import (
     BaseRouter,
     FixedRouter,
@@ -106,7 +107,7 @@ def test_a_saved_tfidf_router_gives_the_same_probabilities(
     classifier = fit_tfidf(texts, labels, regularisation=10.0)
     classifier.save(tmp_path, base=write_tiny_tokenizer(tmp_path / "base"))
 
-    loaded = TfidfClassifier.load(tmp_path)
+    loaded = TfidfClassifier.load(tmp_path, read_router_card(tmp_path))
 
     assert loaded.labels == classifier.labels
     expected = classifier.probabilities([*texts, *UNSEEN])

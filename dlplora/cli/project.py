@@ -1,25 +1,17 @@
-"""The command line: one's own data, and suites. Exit code 1 is a mistake, 2 wrong usage."""
+"""Commands for one's own data, for suites, and to bring the pipeline up to date."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from dlplora.errors import DlpLoraError
-from dlplora.params import Keys, Primary
-from dlplora.stage import one_line_errors
+from dlplora.words import Primary
 
-app = typer.Typer(
-    help="One LoRA adapter per task, and routers that choose. Run it in the project's folder; "
-    "then `make repro` computes what changed.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
+if TYPE_CHECKING:
+    from dlplora.params import Keys
 
 KeysOption = Annotated[
     str | None,
@@ -30,7 +22,9 @@ KeysOption = Annotated[
 ]
 
 
-def _keys(names: str | None) -> Keys | Literal["auto"]:
+def _keys(names: str | None) -> "Keys | Literal['auto']":
+    from dlplora.params import Keys
+
     if names is None:
         return "auto"
     question, *rest = names.split(",")
@@ -39,7 +33,6 @@ def _keys(names: str | None) -> Keys | Literal["auto"]:
     return Keys(question=question, answer=rest[0], options=rest[1] if len(rest) == 2 else None)
 
 
-@app.command()
 def validate(
     files: Annotated[
         list[Path],
@@ -76,7 +69,6 @@ def validate(
         raise typer.Exit(1)
 
 
-@app.command()
 def add_task(
     name: Annotated[str, typer.Argument(help="A letter, then up to 63 letters, digits or _.")],
     file: Annotated[
@@ -126,7 +118,6 @@ def add_task(
     typer.echo(f"added {name}: {sizes}{left_out}; run `make repro` to train and compare")
 
 
-@app.command()
 def remove_task(name: Annotated[str, typer.Argument(help="A task of params.yaml.")]) -> None:
     """Remove a task from params.yaml and its results from data/.
 
@@ -143,7 +134,6 @@ def remove_task(name: Annotated[str, typer.Argument(help="A task of params.yaml.
             typer.echo(f"your files are kept in {kept}")
 
 
-@app.command()
 def prune() -> None:
     """Delete results of tasks, routers and systems that params.yaml no longer lists."""
     from dlplora.project.files import Project
@@ -153,7 +143,6 @@ def prune() -> None:
         typer.echo(f"pruned {path}")
 
 
-@app.command(context_settings={"ignore_unknown_options": True})
 def repro(
     words: Annotated[
         list[str] | None, typer.Argument(help="Targets and options of `dvc repro`.")
@@ -169,7 +158,6 @@ def repro(
     run(Project(Path()), words or [])
 
 
-@app.command()
 def use_suite(
     name: Annotated[str, typer.Argument(help="A file of suites/, without .yaml.")],
     force: Annotated[bool, typer.Option("--force", help="Lose edits of those sections.")] = False,
@@ -187,7 +175,6 @@ def use_suite(
         typer.echo(f"your own tasks stay: {', '.join(kept)}")
 
 
-@app.command()
 def pin(
     path: Annotated[
         Path, typer.Argument(help="A transformers folder, a GGUF file or a folder of data.")
@@ -205,7 +192,6 @@ def pin(
     typer.echo(pin_of(path, with_code=with_code))
 
 
-@app.command()
 def check_runtime() -> None:
     """Set runtime.dtype to float32 if this processor has no instructions for the one there is."""
     from dlplora.params import load_params
@@ -218,13 +204,3 @@ def check_runtime() -> None:
         return
     set_dtype(Project(Path()), "float32")
     typer.echo(f"runtime.dtype is now float32: this processor has no {runtime.dtype} instructions")
-
-
-def main() -> None:
-    """Run the command line; a user's mistake is one line on stderr."""
-    with one_line_errors():
-        app()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,38 @@
+"""The command line. Exit code 1 is a user's mistake, told in one line, 2 is wrong usage."""
+
+from collections.abc import Callable
+
+import typer
+
+from dlplora.cli import ask, project
+from dlplora.edge import one_line_errors
+
+app = typer.Typer(
+    help="One LoRA adapter per task, and routers that choose. Run it in the project's folder; "
+    "then `make repro` computes what changed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+_COMMANDS: tuple[Callable[..., None], ...] = (
+    ask.generate,
+    ask.route,
+    ask.score,
+    project.validate,
+    project.add_task,
+    project.remove_task,
+    project.prune,
+    project.use_suite,
+    project.pin,
+    project.check_runtime,
+)
+for command in _COMMANDS:
+    app.command()(command)
+app.command(context_settings={"ignore_unknown_options": True})(project.repro)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on stderr."""
+    with one_line_errors():
+        app()

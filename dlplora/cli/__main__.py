@@ -1,0 +1,5 @@
+"""`python -m dlplora.cli`."""
+
+from dlplora.cli import main
+
+main()

@@ -1,0 +1,191 @@
+"""Commands that ask: answers, routes and the scores of options."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dlplora.errors import ParamsError
+from dlplora.words import Policy
+
+if TYPE_CHECKING:
+    from dlplora.engine.engine import Engine
+    from dlplora.records.routes import Route
+
+PromptArgument = Annotated[str, typer.Argument(help="The prompt, or - to read it from stdin.")]
+DataOption = Annotated[Path, typer.Option(help="The folder that the pipeline writes to.")]
+SystemOption = Annotated[
+    str,
+    typer.Option(help="How it is answered: base, single:TASK or a system of params.yaml."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def generate(
+    prompt: PromptArgument,
+    system: SystemOption = "dlp_mlp",
+    compare: Annotated[
+        str | None, typer.Option(metavar="A,B,…", help="Answer by several systems side by side.")
+    ] = None,
+    policy: Annotated[
+        Policy, typer.Option(help="When a sentence begins: ask the router again, and the cache?")
+    ] = "keep",
+    trace: Annotated[bool, typer.Option("--trace", help="Colour sentences by adapters.")] = False,
+    as_json: JsonOption = False,
+    max_new_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest that sum to p.")] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(help="More than 1 repeats less.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same answer.")] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text; may be given again.")
+    ] = None,
+    fallback_below: Annotated[
+        float, typer.Option(help="Less sure routes go to the base model.")
+    ] = 0.0,
+    log: Annotated[Path | None, typer.Option(help="Append every decision to this file.")] = None,
+    data: DataOption = Path("data"),
+) -> None:
+    """Answer a prompt, word by word, by the adapters that a router chooses.
+
+    Example: dlplora generate "What is 12 plus 35?" --trace
+    """
+    from dlplora.cli import display
+    from dlplora.engine.answers import Request
+    from dlplora.sampling import Sampling
+
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
+    asked = _read(prompt)
+    names = compare.split(",") if compare else [system]
+    engines = _engines(names, data, fallback_below=fallback_below, log=log)
+    requests = {
+        name: Request(asked, sampling, routes, policy) for name, (_, routes) in engines.items()
+    }
+    if as_json or compare:
+        answers = {
+            name: engine.generate([requests[name]])[0] for name, (engine, _) in engines.items()
+        }
+        if as_json:
+            told = {name: asdict(answer) for name, answer in answers.items()}
+            typer.echo(json.dumps(told if compare else told[system], ensure_ascii=False))
+        else:
+            display.side_by_side(answers, trace=trace)
+        return
+    display.stream(engines[system][0].stream(requests[system]), trace=trace)
+
+
+def route(
+    text: PromptArgument,
+    system: SystemOption = "dlp_mlp",
+    as_json: JsonOption = False,
+    data: DataOption = Path("data"),
+) -> None:
+    """Show which adapters a router would choose, and how sure it is.
+
+    Example: dlplora route "What is 12 plus 35?"
+    """
+    from dlplora.cli import display
+    from dlplora.params import TopK, TopP, load_params, named
+    from dlplora.routing.base import select
+    from dlplora.routing.build import load_classifier
+
+    params = load_params()
+    found = named(params.systems, system, "systems")
+    if not isinstance(found, TopP | TopK):
+        raise ParamsError(f"params.yaml: systems.{system} reads no text: {found.route}")
+    folder = data / "routers" / Path(found.artifact).name
+    classifier = load_classifier(folder, base=data / "base", tasks=sorted(params.tasks))
+    (row,) = classifier.probabilities([_read(text)])
+    chosen = select(row, classifier.labels, found)
+    probabilities = dict(zip(classifier.labels, row.tolist(), strict=True))
+    if as_json:
+        told = {"route": asdict(chosen), "probabilities": probabilities}
+        typer.echo(json.dumps(told, ensure_ascii=False))
+    else:
+        display.bars(probabilities, chosen)
+
+
+def score(
+    prompt: PromptArgument,
+    option: Annotated[list[str], typer.Option(help="An answer to weigh; give two or more.")],
+    system: SystemOption = "dlp_mlp",
+    as_json: JsonOption = False,
+    data: DataOption = Path("data"),
+) -> None:
+    """Weigh the options of a multiple-choice question.
+
+    Example: dlplora score "Is this balanced: ( ) )" --option valid --option invalid
+    """
+    from dlplora.cli import display
+
+    engine, routes = _engines([system], data)[system]
+    asked = _read(prompt)
+    by = routes[0] if routes else engine.route([asked])[0]
+    scores = engine.score(asked, option, route=by)
+    if as_json:
+        told = {"route": asdict(by), "best": scores.best, **asdict(scores)}
+        typer.echo(json.dumps(told, ensure_ascii=False))
+    else:
+        display.options(scores, by)
+
+
+def _read(prompt: str) -> str:
+    return sys.stdin.read().strip() if prompt == "-" else prompt
+
+
+def _engines(
+    names: list[str], data: Path, **settings: Any
+) -> "dict[str, tuple[Engine, tuple[Route, ...]]]":
+    """Load base and adapters once, and an engine for each system with the routes it is given."""
+    from dlplora.engine.decisions import DecisionLog
+    from dlplora.engine.engine import Engine
+    from dlplora.params import load_params, named
+    from dlplora.records.routes import BASE_ROUTE, Route
+    from dlplora.routing.build import build_router
+    from dlplora.runtime import set_up
+
+    params = load_params()
+    for name in names:
+        kind, _, task = name.partition(":")
+        if kind == "single":
+            named(params.tasks, task, "tasks")
+        elif name != "base":
+            named(params.systems, name, "systems")
+    place = set_up(params.runtime, seed=params.seed)
+    loaded = Engine.load(data, place=place)
+    log = settings.pop("log", None)
+    found: dict[str, tuple[Engine, tuple[Route, ...]]] = {}
+    for name in names:
+        kind, _, task = name.partition(":")
+        if name == "base":
+            found[name] = loaded, (BASE_ROUTE,)
+        elif kind == "single":
+            found[name] = loaded, (Route((task,), (1.0,)),)
+        else:
+            system = params.systems[name]
+            artifact = data / "routers" / Path(system.artifact).name
+            router = build_router(
+                system, artifact, data / "base", tasks=sorted(params.tasks), seed=params.seed
+            )
+            engine = Engine(
+                loaded.base,
+                loaded.pool,
+                router=router,
+                max_prompt_tokens=params.evaluation.max_prompt_tokens,
+                log=None if log is None else DecisionLog(log),
+                **settings,
+            )
+            found[name] = engine, ()
+    return found

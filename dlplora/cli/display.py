@@ -1,0 +1,120 @@
+"""Answers, routes and scores in the terminal."""
+
+import sys
+from collections.abc import Iterator, Mapping
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dlplora.engine.answers import Answer, Piece
+from dlplora.records.routes import Route
+from dlplora.records.scores import OptionScores
+
+_COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
+_BAR = 32
+
+
+class _Palette:
+    """One colour for each first adapter, in the order in which they are met."""
+
+    def __init__(self) -> None:
+        self._met: dict[str, str] = {}
+
+    def style(self, route: Route) -> str:
+        """Return the colour of a route; the base model has none."""
+        if not route.adapters:
+            return "dim"
+        first = max(route.mix, key=lambda pair: pair[1])[0]
+        return self._met.setdefault(first, _COLOURS[len(self._met) % len(_COLOURS)])
+
+
+def stream(pieces: Iterator[Piece], *, trace: bool) -> None:
+    """Print an answer while it is written; with `trace`, then its sentences and their routes."""
+    console, palette = Console(highlight=False), _Palette()
+    for piece in pieces:
+        style = palette.style(piece.route) if trace else None
+        console.print(Text(piece.text, style or ""), end="", soft_wrap=True)
+        sys.stdout.flush()
+        if piece.answer is not None:
+            console.print()
+            _remark(piece.answer)
+            if trace:
+                console.print(_sentences(piece.answer, palette))
+
+
+def side_by_side(answers: Mapping[str, Answer], *, trace: bool) -> None:
+    """Print the answers of several systems beside one another."""
+    table, palette = Table(show_lines=True), _Palette()
+    table.add_column("system", no_wrap=True)
+    table.add_column("answer", overflow="fold")
+    table.add_column("adapters", overflow="fold")
+    for name, answer in answers.items():
+        text = Text()
+        for sentence in answer.sentences:
+            text.append(sentence.text, palette.style(sentence.route) if trace else "")
+        routes = dict.fromkeys(_told(sentence.route) for sentence in answer.sentences)
+        table.add_row(name, text if trace else answer.text, "\n".join(routes))
+    Console().print(table)
+
+
+def bars(probabilities: Mapping[str, float], chosen: Route) -> None:
+    """Draw the probability of each task, the chosen ones in colour with their weights."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    weights = dict(chosen.mix)
+    for task, probability in sorted(probabilities.items(), key=lambda pair: -pair[1]):
+        style = "bold cyan" if task in weights else "dim"
+        weight = f"weight {weights[task]:.2f}" if task in weights else ""
+        filled = round(probability * _BAR)
+        bar = "█" * filled + "·" * (_BAR - filled)
+        table.add_row(Text(task, style), Text(bar, style), f"{probability:6.1%}", weight)
+    Console().print(table)
+
+
+def options(scores: OptionScores, route: Route) -> None:
+    """Print the options with their log-likelihoods, the best in colour."""
+    table = Table(caption=f"by {_told(route)}", caption_justify="left")
+    for head, side in (
+        ("option", "left"),
+        ("tokens", "right"),
+        ("sum", "right"),
+        ("mean", "right"),
+    ):
+        table.add_column(head, justify="right" if side == "right" else "left")
+    rows = zip(scores.options, scores.tokens, scores.logprobs, strict=True)
+    for text, tokens, logprob in rows:
+        style = "bold cyan" if text == scores.best else ""
+        figures = (str(tokens), f"{logprob:.3f}", f"{logprob / tokens:.3f}")
+        table.add_row(text, *figures, style=style)
+    Console().print(table)
+
+
+def _sentences(answer: Answer, palette: _Palette) -> Table:
+    table = Table(title="sentences and their adapters", title_justify="left")
+    table.add_column("sentence", overflow="fold")
+    table.add_column("adapters", overflow="fold")
+    table.add_column("confidence", justify="right")
+    for sentence in answer.sentences:
+        style = palette.style(sentence.route)
+        sure = sentence.route.confidence
+        table.add_row(
+            Text(sentence.text.strip(), style),
+            Text(_told(sentence.route), style),
+            "" if sure is None else f"{sure:.3f}",
+        )
+    return table
+
+
+def _remark(answer: Answer) -> None:
+    """Say on stderr what a reader might take for the model's doing."""
+    console = Console(stderr=True, style="dim")
+    if answer.num_cut:
+        console.print(f"(the first {answer.num_cut} tokens of the prompt did not fit)")
+    if answer.ending == "length":
+        console.print(f"(ended at {answer.num_tokens} tokens; --max-new-tokens allows more)")
+
+
+def _told(route: Route) -> str:
+    if not route.adapters:
+        return "base model"
+    return " + ".join(f"{weight:.2f} {name}" for name, weight in route.mix)

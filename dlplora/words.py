@@ -1,0 +1,9 @@
+"""Names that params, records and the command line share; importing them costs nothing."""
+
+from typing import Literal
+
+# What counts as a task's score.
+Primary = Literal["accuracy", "exact_match", "rougeL", "bleu"]
+# What happens when a sentence begins: nothing; the router is asked again and the cache is kept as
+# the earlier mix made it; or all that was read and written is read again under the new mix.
+Policy = Literal["route_once", "keep", "refill"]

@@ -1,0 +1,113 @@
+"""Asking from the command line: what is printed, and what is refused in one line."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import dlplora
+from dlplora import cli
+from tests.answering import TASKS, write_answering_project
+
+ROOT = Path(__file__).parent.parent
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    write_answering_project(ROOT, folder)
+    return folder
+
+
+@pytest.fixture
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dlplora", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def test_what_is_streamed_is_the_answer_of_the_engine(run: Run) -> None:
+    engine = dlplora.Engine.load("data", router="mlp")
+    (answer,) = engine.generate(["say red"], sampling=dlplora.Sampling(max_new_tokens=9))
+    code, out, err = run("generate", "say red", "--max-new-tokens", "9")
+    assert (code, out.split()) == (0, answer.text.split())
+    assert ("--max-new-tokens allows more" in err) == (answer.ending == "length")
+
+
+def test_json_tells_text_ending_and_trace(run: Run) -> None:
+    code, out, _ = run("generate", "say red", "--max-new-tokens", "5", "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert set(told) == {"text", "parts", "sentences", "ending", "num_tokens", "num_cut"}
+    assert set(told["sentences"][0]) == {"text", "route"}
+
+
+def test_the_trace_names_the_adapters_of_each_sentence(run: Run) -> None:
+    _, out, _ = run("generate", "say red", "--system", "single:colours", "--trace")
+    assert "1.00 colours" in out
+
+
+def test_systems_are_compared_side_by_side(run: Run) -> None:
+    names = ["base", "single:colours", "dlp_mlp"]
+    _, out, _ = run("generate", "say red", "--compare", ",".join(names), "--max-new-tokens", "5")
+    assert all(name in out for name in names)
+    _, out, _ = run("generate", "say red", "--compare", ",".join(names), "--json")
+    assert list(json.loads(out)) == names
+
+
+def test_the_prompt_may_come_from_stdin(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    _, expected, _ = run("generate", "say red", "--max-new-tokens", "5")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("say red\n"))
+    assert run("generate", "-", "--max-new-tokens", "5")[1] == expected
+
+
+def test_a_route_is_shown_with_all_probabilities(run: Run) -> None:
+    code, out, _ = run("route", "say red", "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert set(told["probabilities"]) == set(TASKS)
+    assert sum(told["probabilities"].values()) == pytest.approx(1)
+    _, out, _ = run("route", "say red")
+    assert all(f"{probability:.1%}" in out for probability in told["probabilities"].values())
+    assert f"weight {told['route']['weights'][0]:.2f}" in out
+
+
+def test_options_are_weighed(run: Run) -> None:
+    options = ["--option", "red", "--option", "green blue"]
+    told = json.loads(run("score", "say red", *options, "--json")[1])
+    _, out, _ = run("score", "say red", *options)
+    assert told["best"] in ("red", "green blue")
+    assert all(f"{logprob:.3f}" in out for logprob in told["logprobs"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generate", "x", "--system", "none"], "no systems.none; there are: dlp_mlp"),
+        (["generate", "x", "--system", "single:none"], "no tasks.none; there are: colours"),
+        (["generate", "x", "--compare", "base,"], "no systems.; there are"),
+        (["generate", "x", "--temperature", "-1"], "temperature is -1.0, expected 0 or more"),
+        (["generate", "x", "--data", "absent"], "absent/base"),
+        (["route", "x", "--system", "random"], "systems.random reads no text"),
+        (["route", "x", "--system", "base"], "no systems.base"),
+        (["score", "x", "--option", "red", "--option", ""], "expected texts, none empty"),
+    ],
+)
+def test_a_mistake_is_one_line(run: Run, words: list[str], message: str) -> None:
+    code, out, err = run(*words)
+    assert (code, out) == (1, "")
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
