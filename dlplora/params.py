@@ -160,6 +160,14 @@ class Task(Section):
     max_new_tokens: Count
 
 
+class UnseenTask(Section):
+    """A task without an adapter: do the routers notice that they do not know it?"""
+
+    raw: str
+    keys: Literal["auto"] | Keys
+    on_bad_row: Literal["refuse", "skip"]
+
+
 class Splits(Section):
     """Sizes of the splits: the most and the least items of each, and their shares."""
 
@@ -267,6 +275,15 @@ class Evaluation(Section):
     max_prompt_tokens: Count
 
 
+class CompositeSetting(Section):
+    """A setting of composite prompts: several questions of different tasks in one."""
+
+    system: Name
+    artifact: str
+    parts: Annotated[int, Field(ge=2)]
+    count: Count
+
+
 Model = Annotated[PackageGguf | GgufFile | ModelFolder | HubModel, Field(discriminator="kind")]
 Source = Annotated[BigbenchPackage | HubDataset | DatasetFolder, Field(discriminator="kind")]
 RouterParams = Annotated[MlpRouter | TfidfRouter, Field(discriminator="kind")]
@@ -288,7 +305,14 @@ class Params(Section):
     balance: Balance
     routers: dict[Name, RouterParams]
     systems: dict[Name, System]
+    composites: dict[Name, CompositeSetting]
+    unseen_tasks: dict[Name, UnseenTask]
     evaluation: Evaluation
+
+    @property
+    def composite_settings(self) -> list[str]:
+        """The settings of composites for which there are enough tasks."""
+        return [name for name, row in self.composites.items() if row.parts <= len(self.tasks)]
 
     def adapter_of(self, task: str) -> Adapter:
         """Return the training parameters of one task: `adapter` with its overrides."""
@@ -314,6 +338,14 @@ def parse_params(values: object, source: str) -> Params:
         raise ParamsError(
             f"{source}: {choices(uneven)}: expected in tasks and in adapters or imported_adapters"
         )
+    if known := set(params.tasks) & set(params.unseen_tasks):
+        raise ParamsError(f"{source}: {choices(known)}: in tasks and in unseen_tasks")
+    for name, setting in params.composites.items():
+        if not isinstance(params.systems.get(setting.system), TopP | TopK):
+            raise ParamsError(
+                f"{source}: composites.{name}.system is {setting.system}; expected a system that "
+                f"reads the text"
+            )
     return params
 
 

@@ -4,7 +4,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,13 +46,22 @@ def stage_name() -> str:
     return f"{stage} {item}".rstrip()
 
 
-def write_timing(path: Path) -> None:
-    """Write what this stage took since its process began: seconds and peak memory in MiB."""
+def write_timing(path: Path, *, parts: Mapping[str, float] | None = None) -> None:
+    """Write what this stage took since its process began: seconds and peak memory in MiB.
+
+    `parts` are seconds of parts of its work, by name.
+    """
     seconds = time.time() - psutil.Process().create_time()
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if sys.platform == "darwin":
         peak_kib //= 1024
-    write_json(path, {"seconds": round(seconds, 2), "memory_mib": round(peak_kib / 1024, 1)})
+    told: dict[str, Any] = {
+        "seconds": round(seconds, 2),
+        "memory_mib": round(peak_kib / 1024, 1),
+    }
+    if parts is not None:
+        told["parts"] = {name: round(taken, 2) for name, taken in parts.items()}
+    write_json(path, told)
 
 
 @contextmanager

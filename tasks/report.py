@@ -20,6 +20,8 @@ def main(
         routers,
         timings,
         tasks=sorted(params.tasks),
+        composites=params.composite_settings,
+        unseen_tasks=sorted(params.unseen_tasks),
         router_names=sorted(params.routers),
         runtime=params.runtime.model_dump(),
     )

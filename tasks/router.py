@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dlplora.data.balance import read_labelled
+from dlplora.data.balance import read_labelled, read_training_texts
 from dlplora.params import load_params, named
 from dlplora.runtime import set_up
 from dlplora.scratch import checkpoint_folder, is_awaited
@@ -15,18 +15,21 @@ def main(name: str, router_data: Path, base: Path, out: Path, timing: Path) -> N
     """Train the router NAME on ROUTER_DATA, reading by the tokenizer of BASE; write it to OUT."""
     params = load_params()
     settings = named(params.routers, name, "routers")
-    train, validation = (router_data / f"{split}.parquet" for split in ("train", "validation"))
     set_up(params.runtime, seed=params.seed)
     title = f"router {name}"
     folder = checkpoint_folder(
         title,
         params={"seed": params.seed, "runtime": params.runtime, "router": settings},
-        inputs=[base / "base.json", base / "tokenizer.json", train, validation],
+        inputs=[
+            *sorted(router_data.glob("*.parquet")),
+            base / "base.json",
+            base / "tokenizer.json",
+        ],
     )
     with checkpointed(folder, keep=lambda: is_awaited(title)) as checkpoint:
         train_router(
-            read_labelled(train),
-            read_labelled(validation),
+            read_training_texts(router_data),
+            read_labelled(router_data / "validation.parquet"),
             settings,
             base=base,
             seed=params.seed,

@@ -17,7 +17,7 @@ STAGES: dict[str, dict[str, Any]] = {
 }
 GRAPH = grimp.build_graph("dlplora", "tasks")
 # What changes no result: errors, locks, what shows and times, and params, tracked by their values.
-UNTRACKED = {"dlplora.errors", "dlplora.params", "dlplora.scratch", "dlplora.stage"}
+UNTRACKED = {"dlplora.errors", "dlplora.params", "dlplora.scratch", "dlplora.stage", "dlplora.edge"}
 TRAINING = ["adapter", "router_data", "router"]
 
 

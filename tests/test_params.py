@@ -108,12 +108,15 @@ def test_every_suite_trains_an_adapter_for_each_task_and_names_what_exists(
         for source, params in sections["sources"].items()
         for member in params["members"]
     }
-    raws = {task["raw"] for task in sections["tasks"].values()}
+    listed = sections["tasks"] | sections["unseen_tasks"]
+    raws = {task["raw"] for task in listed.values()}
     assert fetched <= raws
     assert all((root / raw).is_file() for raw in raws - fetched)
     artifacts = {system["artifact"] for system in sections["systems"].values()}
     routers = {f"data/routers/{router}" for router in sections["routers"]}
     assert artifacts <= {"data/adapters", *routers}
+    for setting in sections["composites"].values():
+        assert setting["artifact"] == sections["systems"][setting["system"]]["artifact"]
 
 
 def test_loading_keeps_every_value_of_the_file(root: Path, values: dict[str, Any]) -> None:
@@ -127,6 +130,11 @@ Edit = Callable[[dict[str, Any]], object]
     ("edit", "key", "found"),
     [
         (lambda v: v.update(tokens=3), "tokens: ", "found 3"),
+        (
+            lambda v: v["composites"]["composite_2"].update(system="random"),
+            "composites.composite_2.system is random; ",
+            "expected a system that reads the text",
+        ),
         (lambda v: v["evaluation"].update(beams=4), "evaluation.beams: ", "found 4"),
         (lambda v: v.pop("balance"), "balance: ", "required"),
         (lambda v: v["splits"].pop("test"), "splits.test: ", "required"),

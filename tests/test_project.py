@@ -515,6 +515,10 @@ RESULTS = [
     ("data/routers/NAME/router.json", "mlp", "old"),
     ("data/timings/router/NAME.json", "mlp", "old"),
     ("data/timings/import_adapter/NAME.json", "hotel_sentiment", "gone"),
+    ("data/scores/NAME/keep/items.parquet", "composite_2", "composite_9"),
+    ("data/timings/evaluate_composite/NAME.json", "composite_2", "composite_9"),
+    ("data/scores/novelty/NAME.json", "object_counting", "gone"),
+    ("data/timings/novelty/NAME.json", "object_counting", "gone"),
     ("data/fetched/NAME/any_task.json", "bigbench", "older"),
     ("data/timings/fetch/NAME.json", "bigbench", "older"),
 ]

@@ -87,21 +87,41 @@ def _composites(
 ) -> list[Composite]:
     sizes = [size for size in params.parts if size <= len(examples)]
     count = params.composites if sizes else 0
-    names = sorted(examples)
     drawn = []
     for number in range(count):
-        tasks = rng.choice(names, size=sizes[number % len(sizes)], replace=False).tolist()
-        parts = [examples[task][int(rng.integers(len(examples[task])))] for task in tasks]
+        parts = draw_parts(examples, sizes[number % len(sizes)], rng)
         questions = tuple(part.question for part in parts)
         drawn.append(
             Composite(
                 text=composite_text(questions),
                 questions=questions,
                 answers=tuple(part.answers[0] for part in parts),
-                tasks=tuple(tasks),
+                tasks=tuple(part.task for part in parts),
             )
         )
     return drawn
+
+
+def draw_parts(
+    examples: Mapping[str, Sequence[Example]], size: int, rng: np.random.Generator
+) -> list[Example]:
+    """Draw one example of each of so many tasks, for a composite."""
+    tasks = rng.choice(sorted(examples), size=size, replace=False).tolist()
+    return [examples[task][int(rng.integers(len(examples[task])))] for task in tasks]
+
+
+def states_of(composite: Composite) -> list[Labelled]:
+    """Return what a router meets while a composite is answered, and the task that is next.
+
+    That is the prompt; with the answers so far; and with the next answer's first word as well.
+    """
+    states = [Labelled(composite.text, composite.tasks[0])]
+    for place, (answer, task) in enumerate(zip(composite.answers, composite.tasks, strict=True)):
+        so_far = "\n".join([composite.text, *composite.answers[:place]])
+        if place:
+            states.append(Labelled(so_far, task))
+        states.append(Labelled(f"{so_far}\n{answer.split()[0]}", task))
+    return states
 
 
 def composite_text(questions: Sequence[str]) -> str:
@@ -118,6 +138,13 @@ def write_router_data(folder: Path, data: RouterData) -> None:
         )
         rows = [asdict(row) for row in data.composites]
         write_table(aside / "composites.parquet", rows, _COMPOSITES)
+
+
+def read_training_texts(folder: Path) -> list[Labelled]:
+    """Read what routers learn from: the training texts, and the states of the composites."""
+    composites = read_composites(folder / "composites.parquet")
+    states = [state for composite in composites for state in states_of(composite)]
+    return [*read_labelled(folder / "train.parquet"), *states]
 
 
 def read_labelled(file: Path) -> list[Labelled]:

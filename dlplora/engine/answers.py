@@ -33,8 +33,8 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Sentence:
-    """A sentence of an answer and the route that it was written by."""
+class Passage:
+    """A stretch of an answer and the route that it was written by."""
 
     text: str
     route: Route
@@ -44,13 +44,13 @@ class Sentence:
 class Answer:
     """A finished answer with its trace: what was written by which route.
 
-    `parts` are the answers to a composite prompt, one after another. `num_cut` tokens of the
-    prompt's beginning were left out, as it was too long.
+    `parts` are the answers to a composite prompt, one after another, each with its last route.
+    `num_cut` tokens of the prompt's beginning were left out, as it was too long.
     """
 
     text: str
-    parts: tuple[str, ...]
-    sentences: tuple[Sentence, ...]
+    parts: tuple[Passage, ...]
+    sentences: tuple[Passage, ...]
     ending: Ending
     num_tokens: int
     num_cut: int = 0

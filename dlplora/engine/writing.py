@@ -8,7 +8,7 @@ import torch
 from tokenizers.decoders import DecodeStream
 
 from dlplora.data.prompts import ChatFormat, Prompt
-from dlplora.engine.answers import Answer, Ending, Request, Sentence
+from dlplora.engine.answers import Answer, Ending, Passage, Request
 from dlplora.engine.sentences import Sentences
 from dlplora.records.routes import Route
 from dlplora.sampling import Sampler
@@ -34,7 +34,8 @@ class Writing:
         self.route = route
         self.ids = list(prompt.ids)
         self.sampler = Sampler(request.sampling, device=device)
-        self._starts = [len(prompt.ids)]  # where the answers of a composite prompt begin
+        self._starts = [len(prompt.ids)]  # where the answers of a composite prompt begin …
+        self._ended_by: list[Route] = []  # … and the routes that they ended by
         self.ending: Ending | None = None
         self.begins = False  # a sentence has begun with the last token
         self._chat = chat
@@ -68,6 +69,7 @@ class Writing:
                 return self._finish("end")
             self._forced = deque(self._chat.answer("\n") or [token])
             token = self._forced.popleft()
+            self._ended_by.append(self.route)
             self._starts.append(len(self.ids) + 1 + len(self._forced))
             self.begins = True
         self.ids.append(token)
@@ -99,11 +101,15 @@ class Writing:
         return Answer(
             text=self._shown.strip(),
             parts=tuple(
-                self._chat.text(self.ids[start:end])
-                for start, end in pairwise([*self._starts, len(self.ids)])
+                Passage(self._chat.text(self.ids[start:end]), route)
+                for (start, end), route in zip(
+                    pairwise([*self._starts, len(self.ids)]),
+                    [*self._ended_by, self.route],
+                    strict=True,
+                )
             ),
             sentences=tuple(
-                Sentence(text, route)
+                Passage(text, route)
                 for text, route in zip(self._sentences.all, self._routes, strict=False)
             ),
             ending=self.ending,

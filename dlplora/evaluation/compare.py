@@ -23,20 +23,20 @@ def compare(
     setting: str,
     primaries: Mapping[str, Primary],
     systems: Sequence[str],
+    reference: str,
     seed: int,
 ) -> Comparison:
-    """Compare `base`, `single` and the named systems over the tasks that `primaries` names.
+    """Compare systems with each other, and with the reference, over the tasks of `primaries`.
 
     Raises `DataError` if two systems did not answer the same items.
     """
-    items = {
-        name: _system_items(scores / setting / name, name, primaries)
-        for name in [*BY_TASK, *systems]
-    }
-    asked = [item.id for item in items["single"]]
+    items = {name: _system_items(scores / setting / name, name, primaries) for name in systems}
+    asked = [item.id for item in items[reference]]
     for name, rows in items.items():
         if [item.id for item in rows] != asked:
-            raise DataError(f"{scores / setting / name}: other items than those of single")
+            raise DataError(f"{scores / setting / name}: other items than those of {reference}")
+    met = {item.task for item in items[reference]}
+    primaries = {task: primary for task, primary in primaries.items() if task in met}
     resampled = {name: resampled_tasks(rows, primaries, seed=seed) for name, rows in items.items()}
     summaries = {
         name: summarise(rows, primaries, resampled[name], setting=setting, system=name, seed=seed)
@@ -45,15 +45,16 @@ def compare(
     means = {name: mean_over_tasks(tasks) for name, tasks in resampled.items()}
     differences = {}
     for name, summary in summaries.items():
-        low, high = interval(means[name] - means["single"])
-        gap = summary.score - summaries["single"].score
+        low, high = interval(means[name] - means[reference])
+        gap = summary.score - summaries[reference].score
         differences[name] = Difference(gap, low, high)
     return Comparison(
         setting=setting,
+        reference=reference,
         summaries=summaries,
         differences=differences,
         routing={name: _routing(rows) for name, rows in items.items() if name not in BY_TASK},
-        samples=_samples(items, sorted(primaries)),
+        samples=_samples(items, sorted(primaries), reference),
     )
 
 
@@ -81,12 +82,14 @@ def _routing(items: Sequence[ItemScore]) -> Routing:
     )
 
 
-def _samples(items: Mapping[str, Sequence[ItemScore]], tasks: Sequence[str]) -> tuple[Sample, ...]:
+def _samples(
+    items: Mapping[str, Sequence[ItemScore]], tasks: Sequence[str], reference: str
+) -> tuple[Sample, ...]:
     samples = []
     for task in tasks:
-        places = [place for place, item in enumerate(items["single"]) if item.task == task]
+        places = [place for place, item in enumerate(items[reference]) if item.task == task]
         for place in places[:_SAMPLES_PER_TASK]:
-            first = items["single"][place]
+            first = items[reference][place]
             answers = {
                 name: {
                     "text": rows[place].prediction,

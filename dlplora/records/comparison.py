@@ -1,17 +1,20 @@
 """The comparison of systems in one setting, as the report shows it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dlplora.records.files import read_json, write_json, written_folder
+from dlplora.records.novelty import Novelties, Novelty, read_novelty, write_novelty
 from dlplora.records.scores import Summary, summary_from_json, summary_to_json
+
+_NOVELTY = "novelty"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The score of a system less that of `single`, on the same items, with a paired interval."""
+    """A system's score less the reference's, on the same items, with a paired interval."""
 
     difference: float
     low: float
@@ -43,30 +46,47 @@ class Sample:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All systems of one setting, in the order in which they are shown."""
+    """All systems of one setting, in the order in which they are shown.
+
+    The reference is told each question's task: `single`, or the oracle of composites.
+    """
 
     setting: str
+    reference: str
     summaries: Mapping[str, Summary]
     differences: Mapping[str, Difference]
     routing: Mapping[str, Routing]
     samples: tuple[Sample, ...]
 
 
-def write_comparison(folder: Path, metrics: Path, comparison: Comparison) -> None:
+def write_comparisons(
+    folder: Path, metrics: Path, comparisons: Sequence[Comparison], novelties: Novelties
+) -> None:
     """Write the folder that the report reads and the small file of metrics that git keeps."""
     with written_folder(folder) as aside:
-        values = {
-            "setting": comparison.setting,
-            "summaries": {
-                name: summary_to_json(summary) for name, summary in comparison.summaries.items()
-            },
-            "differences": {name: asdict(row) for name, row in comparison.differences.items()},
-            "routing": {name: asdict(row) for name, row in comparison.routing.items()},
-            "samples": [asdict(sample) for sample in comparison.samples],
-        }
-        write_json(aside / f"{comparison.setting}.json", values)
-    best = comparison.summaries["single"].score
-    rows = {
+        for task, novelty in novelties.items():
+            write_novelty(aside / _NOVELTY / f"{task}.json", novelty)
+        for comparison in comparisons:
+            write_json(aside / f"{comparison.setting}.json", _to_json(comparison))
+    write_json(metrics, {found.setting: _metrics(found) for found in comparisons})
+
+
+def _to_json(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "setting": comparison.setting,
+        "reference": comparison.reference,
+        "summaries": {
+            name: summary_to_json(summary) for name, summary in comparison.summaries.items()
+        },
+        "differences": {name: asdict(row) for name, row in comparison.differences.items()},
+        "routing": {name: asdict(row) for name, row in comparison.routing.items()},
+        "samples": [asdict(sample) for sample in comparison.samples],
+    }
+
+
+def _metrics(comparison: Comparison) -> dict[str, Any]:
+    best = comparison.summaries[comparison.reference].score
+    return {
         name: {
             "score": summary.score,
             "low": summary.score_low,
@@ -76,7 +96,11 @@ def write_comparison(folder: Path, metrics: Path, comparison: Comparison) -> Non
         }
         for name, summary in comparison.summaries.items()
     }
-    write_json(metrics, {comparison.setting: rows})
+
+
+def read_novelties(folder: Path, tasks: Sequence[str]) -> dict[str, dict[str, Novelty]]:
+    """Read what routers did on unseen tasks."""
+    return {task: read_novelty(folder / _NOVELTY / f"{task}.json") for task in tasks}
 
 
 def read_comparison(folder: Path, setting: str) -> Comparison:
@@ -84,6 +108,7 @@ def read_comparison(folder: Path, setting: str) -> Comparison:
     values = read_json(folder / f"{setting}.json")
     return Comparison(
         setting=values["setting"],
+        reference=values["reference"],
         summaries={name: summary_from_json(row) for name, row in values["summaries"].items()},
         differences={name: Difference(**row) for name, row in values["differences"].items()},
         routing={name: Routing(**row) for name, row in values["routing"].items()},

@@ -3,14 +3,15 @@
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dlplora.records.comparison import Comparison, read_comparison
+from dlplora.records.comparison import Comparison, read_comparison, read_novelties
 from dlplora.records.files import read_json
 from dlplora.records.findings import Findings, read_findings
+from dlplora.records.novelty import Novelties
 from dlplora.records.scores import IID
 from dlplora.records.training import AdapterTraining, read_adapter_training
 
@@ -19,12 +20,13 @@ _VERSIONS = ("torch", "transformers", "peft", "dvc")
 
 @dataclass(frozen=True)
 class Timing:
-    """What one stage took: wall time, and the peak memory of its process."""
+    """What one stage took: wall time, its process's peak memory, and seconds of parts by name."""
 
     stage: str
     item: str
     seconds: float
     memory_mib: float
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Inputs:
     """Everything that a report shows."""
 
     comparison: Comparison
+    composites: Mapping[str, Comparison]
+    novelties: Novelties
     findings: Mapping[str, Findings]
     trainings: Mapping[str, AdapterTraining]
     routers: Mapping[str, Mapping[str, Any]]
@@ -47,12 +51,16 @@ def read_inputs(
     timings: Path,
     *,
     tasks: Sequence[str],
+    composites: Sequence[str],
+    unseen_tasks: Sequence[str],
     router_names: Sequence[str],
     runtime: Mapping[str, Any],
 ) -> Inputs:
     """Read what the listed tasks and routers left; other folders are not looked at."""
     return Inputs(
         comparison=read_comparison(comparison, IID),
+        composites={name: read_comparison(comparison, name) for name in composites},
+        novelties=read_novelties(comparison, unseen_tasks),
         findings={task: read_findings(findings / f"{task}.json") for task in tasks},
         trainings={task: read_adapter_training(adapters / task) for task in tasks},
         routers={name: read_json(routers / name / "training.json") for name in router_names},

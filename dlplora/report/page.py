@@ -117,6 +117,8 @@ def _content(inputs: Inputs) -> Mapping[str, Any]:
         "systems": tables.systems_by_tasks(comparison),
         "metrics": tables.all_metrics(comparison, _headline(inputs)),
         "routing": tables.routed_systems(comparison),
+        "unseen": tables.unseen_tasks(inputs.novelties),
+        "composites": tables.composites_by_policy(inputs.composites, inputs.timings),
         "routers": tables.router_quality(inputs.routers),
         "findings": tables.data_findings(inputs.findings, inputs.trainings),
         "problems": {

@@ -6,6 +6,7 @@ from typing import Any
 
 from dlplora.records.comparison import Comparison
 from dlplora.records.findings import Findings
+from dlplora.records.novelty import Novelties
 from dlplora.records.scores import TaskScore
 from dlplora.records.training import AdapterTraining
 from dlplora.report.inputs import Timing
@@ -58,8 +59,50 @@ def systems_by_tasks(comparison: Comparison) -> Table:
     return Table([*head, *tasks], rows)
 
 
+def composites_by_policy(composites: Mapping[str, Comparison], timings: Sequence[Timing]) -> Table:
+    """Lay out how composite prompts were answered: quality and seconds by what is re-routed."""
+    seconds = {
+        (timing.item, name): taken for timing in timings for name, taken in timing.parts.items()
+    }
+    rows = []
+    for setting, comparison in composites.items():
+        fastest = min(seconds[setting, name] for name in comparison.summaries)
+        for name, summary in comparison.summaries.items():
+            taken = seconds[setting, name]
+            rows.append(
+                [
+                    Cell(setting),
+                    Cell(name),
+                    Cell(f"{summary.score:.3f}", _span(summary.score_low, summary.score_high)),
+                    _difference(comparison, name),
+                    _fraction(summary.routing_accuracy),
+                    Cell(f"{taken:.1f}", f"{taken / fastest:.2f} × the fastest"),
+                ]
+            )
+    head = ["setting", "routing", "score", "less oracle", "right adapter at the end", "seconds"]
+    return Table(head, rows)
+
+
+def unseen_tasks(novelties: Novelties) -> Table:
+    """Lay out how well each router's confidence tells known tasks from unseen ones."""
+    rows = [
+        [
+            Cell(task),
+            Cell(router),
+            Cell(f"{row.num_unseen} / {row.num_known}"),
+            Cell(f"{row.auroc:.3f}"),
+            Cell(f"{row.threshold:.3f}"),
+            Cell(f"{row.caught:.3f}"),
+        ]
+        for task, routers in novelties.items()
+        for router, row in routers.items()
+    ]
+    head = ["unseen task", "router", "prompts, unseen / known", "AUROC", "threshold", "caught"]
+    return Table(head, rows)
+
+
 def _difference(comparison: Comparison, system: str) -> Cell:
-    if system == "single":
+    if system == comparison.reference:
         return Cell("–")
     row = comparison.differences[system]
     return Cell(f"{row.difference:+.3f}", f"{row.low:+.2f} … {row.high:+.2f}")

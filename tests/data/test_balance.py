@@ -19,6 +19,8 @@ from dlplora.data.balance import (
     draw,
     read_composites,
     read_labelled,
+    read_training_texts,
+    states_of,
     write_router_data,
 )
 from dlplora.params import Balance
@@ -213,3 +215,25 @@ def read_back(folder: Path) -> RouterData:
         read_labelled(folder / "validation.parquet"),
         read_composites(folder / "composites.parquet"),
     )
+
+
+def test_the_states_of_a_composite_lead_to_each_of_its_tasks() -> None:
+    composite = Composite(
+        text="1. up ?\n2. one ?",
+        questions=("up ?", "one ?"),
+        answers=("a b", "c"),
+        tasks=("x", "y"),
+    )
+    assert [(state.text, state.task) for state in states_of(composite)] == [
+        ("1. up ?\n2. one ?", "x"),
+        ("1. up ?\n2. one ?\na", "x"),
+        ("1. up ?\n2. one ?\na b", "y"),
+        ("1. up ?\n2. one ?\na b\nc", "y"),
+    ]
+
+
+def test_routers_learn_from_the_texts_and_the_states(tmp_path: Path) -> None:
+    data = _balance()
+    write_router_data(tmp_path / "router_data", data)
+    states = [state for composite in data.composites for state in states_of(composite)]
+    assert read_training_texts(tmp_path / "router_data") == [*data.train, *states]

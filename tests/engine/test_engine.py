@@ -252,7 +252,9 @@ def test_a_composite_has_a_line_by_each_of_its_routes(
     assert ended
     for answer in ended:
         assert len(answer.parts) == 3
-        assert "\n".join(answer.parts).split() == answer.text.split()
+        assert "\n".join(part.text for part in answer.parts).split() == answer.text.split()
+        if policy != "route_once":
+            assert [part.route for part in answer.parts] == list(routes)
         found = list(dict.fromkeys(sentence.route for sentence in answer.sentences))
         assert found == [route for route in routes if route in found]
     every = {sentence.route for answer in ended for sentence in answer.sentences}

@@ -9,13 +9,21 @@ import numpy as np
 import pytest
 
 from dlplora.errors import DataError
-from dlplora.evaluation.compare import compare
+from dlplora.evaluation.compare import BY_TASK, compare
 from dlplora.evaluation.metrics import METRICS, resampled_scores, resampled_tasks, summarise
-from dlplora.records.comparison import Comparison, Difference, read_comparison, write_comparison
+from dlplora.records.comparison import (
+    Comparison,
+    Difference,
+    read_comparison,
+    read_novelties,
+    write_comparisons,
+)
+from dlplora.records.novelty import Novelty
 from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.records.scores import IID, ItemScore, OptionScores, read_summary, write_scores
 from dlplora.words import Primary
 
+NOVELTY = {"mlp": Novelty(60, 40, 0.9, 0.8, 0.7)}
 PRIMARIES: dict[str, Primary] = {"colours": "accuracy", "opposites": "rougeL"}
 N = {"colours": 8, "opposites": 6}
 SEED = 11
@@ -105,7 +113,14 @@ def scores(tmp_path: Path) -> Path:
 
 
 def compared(scores: Path, systems: Sequence[str] = ("random", "routed")) -> Comparison:
-    return compare(scores, setting=IID, primaries=PRIMARIES, systems=systems, seed=SEED)
+    return compare(
+        scores,
+        setting=IID,
+        primaries=PRIMARIES,
+        systems=[*BY_TASK, *systems],
+        reference="single",
+        seed=SEED,
+    )
 
 
 def test_systems_stand_behind_base_and_single_in_the_order_given(scores: Path) -> None:
@@ -222,7 +237,12 @@ def test_samples_are_the_first_items_of_each_task_with_the_answers_of_all(scores
 
 def test_items_of_unlisted_tasks_are_left_out(scores: Path) -> None:
     comparison = compare(
-        scores, setting=IID, primaries={"colours": "accuracy"}, systems=["routed"], seed=SEED
+        scores,
+        setting=IID,
+        primaries={"colours": "accuracy"},
+        systems=[*BY_TASK, "routed"],
+        reference="single",
+        seed=SEED,
     )
 
     assert {sample.task for sample in comparison.samples} == {"colours"}
@@ -261,14 +281,14 @@ def test_base_of_other_items_than_single_is_refused(scores: Path) -> None:
 
 def test_a_comparison_reads_back_as_it_was_written(scores: Path, tmp_path: Path) -> None:
     comparison = compared(scores)
-    write_comparison(tmp_path / "comparison", tmp_path / "comparison.json", comparison)
+    write_comparisons(tmp_path / "comparison", tmp_path / "comparison.json", [comparison], {})
 
     assert read_comparison(tmp_path / "comparison", IID) == comparison
 
 
 def test_comparison_json_holds_what_git_keeps(scores: Path, tmp_path: Path) -> None:
     comparison = compared(scores)
-    write_comparison(tmp_path / "comparison", tmp_path / "comparison.json", comparison)
+    write_comparisons(tmp_path / "comparison", tmp_path / "comparison.json", [comparison], {})
 
     values = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
 
@@ -299,9 +319,14 @@ def test_nothing_is_normalised_by_a_single_adapter_that_scores_0(
     ]
     write_system(scores / IID / "single" / "colours", "single", items)
     comparison = compare(
-        scores, setting=IID, primaries={"colours": "accuracy"}, systems=["routed"], seed=SEED
+        scores,
+        setting=IID,
+        primaries={"colours": "accuracy"},
+        systems=[*BY_TASK, "routed"],
+        reference="single",
+        seed=SEED,
     )
-    write_comparison(tmp_path / "comparison", tmp_path / "comparison.json", comparison)
+    write_comparisons(tmp_path / "comparison", tmp_path / "comparison.json", [comparison], {})
 
     values = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
     assert [row["normalised"] for row in values[IID].values()] == [None] * 3
@@ -309,8 +334,27 @@ def test_nothing_is_normalised_by_a_single_adapter_that_scores_0(
 
 def test_the_same_scores_give_the_same_bytes(scores: Path, tmp_path: Path) -> None:
     for name in ("first", "second"):
-        write_comparison(tmp_path / name, tmp_path / f"{name}.json", compared(scores))
+        write_comparisons(tmp_path / name, tmp_path / f"{name}.json", [compared(scores)], {})
 
     for file in ("{}.json", "{}/iid.json"):
         first, second = (tmp_path / file.format(name) for name in ("first", "second"))
         assert first.read_bytes() == second.read_bytes()
+
+
+def test_each_setting_has_its_own_reference(scores: Path, tmp_path: Path) -> None:
+    for system in ("oracle", "keep"):
+        items = [item for task in PRIMARIES for item in items_of("routed", task)]
+        write_system(
+            scores / "composite_2" / system, system, items[: 12 if system == "keep" else 14]
+        )
+    arguments = {"primaries": PRIMARIES, "reference": "oracle", "seed": SEED}
+    with pytest.raises(DataError, match="composite_2/keep: other items than those of oracle"):
+        compare(scores, setting="composite_2", systems=["oracle", "keep"], **arguments)  # type: ignore[arg-type]
+    found = compare(scores, setting="composite_2", systems=["oracle"], **arguments)  # type: ignore[arg-type]
+    assert (found.differences["oracle"].difference, found.reference) == (0, "oracle")
+    write_comparisons(
+        tmp_path / "out", tmp_path / "out.json", [compared(scores), found], {"sums": NOVELTY}
+    )
+    assert read_comparison(tmp_path / "out", "composite_2") == found
+    assert read_novelties(tmp_path / "out", ["sums"]) == {"sums": NOVELTY}
+    assert list(json.loads((tmp_path / "out.json").read_text())) == [IID, "composite_2"]

@@ -12,6 +12,7 @@ import pytest
 
 from dlplora.records.comparison import Comparison, Difference, Routing, Sample
 from dlplora.records.findings import Findings, Problem, SplitSize
+from dlplora.records.novelty import Novelty
 from dlplora.records.scores import Summary, TaskScore
 from dlplora.records.training import AdapterTraining, Curve, CurvePoint
 from dlplora.report.inputs import Inputs, Timing
@@ -129,6 +130,7 @@ def make_inputs() -> Inputs:
     drawn = {"colours": {"none": 8}, "opposites": {"none": 8}}
     comparison = Comparison(
         setting="iid",
+        reference="single",
         summaries={name: summary(name) for name in SCORES},
         differences={
             name: Difference(sum(SCORES[name].values()) / 2 - 0.8125, -0.4, 0.1) for name in SCORES
@@ -140,14 +142,25 @@ def make_inputs() -> Inputs:
         samples=samples(),
     )
     quality = {"num_parameters": 4_999_999, "accuracy": 0.98765, "calibration_error": 0.01234}
+    composite = replace(
+        comparison,
+        setting="composite_2",
+        reference="dlp_mlp",
+        summaries={name: summary(name) for name in ("dlp_mlp", "uniform")},
+    )
     return Inputs(
         comparison=comparison,
+        composites={"composite_2": composite},
+        novelties={"sums": {"mlp": Novelty(60, 40, 0.912, 0.834, 0.756)}},
         findings={task: findings(task) for task in TASKS},
         trainings={task: training(task) for task in TASKS},
         routers={"mlp": quality},
         timings=[
             Timing("adapter", "colours", 61.5, 900.0),
             Timing("adapter", "opposites", 1200.0, 950.5),
+            Timing(
+                "evaluate_composite", "composite_2", 9.0, 90.0, {"dlp_mlp": 2.0, "uniform": 3.5}
+            ),
             Timing(f"strange | {HOSTILE}", "", 3.0, 90.0),
         ],
         machine={"processor": f"{HOSTILE} processor", "cores": "2"},
@@ -343,7 +356,8 @@ def test_metrics_that_a_task_does_not_have_are_left_open(report: Report) -> None
 
 
 def test_routing_data_routers_and_costs_have_their_figures(report: Report) -> None:
-    _, _, routing, routers, *samples, data, costs = markdown_tables(report.markdown)
+    tables = markdown_tables(report.markdown)
+    _, _, routing, routers, _, _, *samples, data, costs = tables
     assert [table[0] for table in samples] == [["system", "answer", "score", "route"]] * 2
 
     assert row_of(routing, "dlp_mlp") == ["dlp_mlp", "0.938", "0.031", "1 × 14, 2 × 2"]
@@ -359,7 +373,7 @@ def test_routing_data_routers_and_costs_have_their_figures(report: Report) -> No
 def test_every_markdown_table_has_the_same_number_of_columns_in_every_row(report: Report) -> None:
     tables = markdown_tables(report.markdown)
 
-    assert len(tables) == 8
+    assert len(tables) == 10
     for table in tables:
         assert len({len(row) for row in table}) == 1
         assert set(table[1]) == {"---"}
@@ -427,3 +441,14 @@ def test_base_and_single_alone_make_a_report(tmp_path: Path) -> None:
     assert linked
     assert all((tmp_path / "report" / link).is_file() for link in linked)
     assert [row[0] for row in markdown_tables(markdown)[0][2:]] == ["single", "base"]
+
+
+def test_composites_show_quality_and_seconds(report: Report) -> None:
+    for text in (report.html, report.markdown):
+        assert "composite_2" in text
+        assert "1.75 × the fastest" in text
+
+
+def test_unseen_tasks_show_auroc_and_what_the_fallback_would_catch(report: Report) -> None:
+    for text in (report.html, report.markdown):
+        assert all(figure in text for figure in ("40 / 60", "0.912", "0.834", "0.756"))

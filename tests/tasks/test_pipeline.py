@@ -28,6 +28,7 @@ ROOT = Path(__file__).parent.parent.parent
 CODE = ["dlplora", "tasks", "dvc.yaml", ".gitignore", ".dvcignore", "pyproject.toml"]
 ROUTING = {"router_data", "router@mlp", "router@tfidf"}
 SYSTEMS = {f"evaluate@{name}" for name in ("uniform", "dlp_mlp")}
+SYSTEMS |= {"evaluate_composite@composite_2", "novelty@letters"}
 END = {"compare", "report"}
 
 
@@ -159,6 +160,17 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
                 "weights": "renormalise",
             },
         },
+        "unseen_tasks": {
+            "letters": {"raw": "suites/letters.json", "keys": "auto", "on_bad_row": "refuse"}
+        },
+        "composites": {
+            "composite_2": {
+                "system": "dlp_mlp",
+                "artifact": "data/routers/mlp",
+                "parts": 2,
+                "count": 6,
+            }
+        },
         "evaluation": {"batch_size": 4, "max_prompt_tokens": 64},
     }
 
@@ -177,6 +189,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     sha256 = write_tiny_folder(folder / "tiny_base")
     write_raw(root / "suites/opposites.json", opposites(70))
     write_raw(root / "suites/colours.json", choices(70))
+    write_raw(root / "suites/letters.json", opposites(70, start=900))
     (root / "params.yaml").write_text(
         yaml.safe_dump(params(sha256, folder / "tiny_base"), sort_keys=False)
     )
@@ -206,7 +219,10 @@ def test_the_first_run_ends_with_a_comparison_and_a_report(project: Checkout) ->
     assert scores["uniform"]["routing_accuracy"] is None
     report = project.root / "data/report"
     assert (report / "index.html").exists()
-    assert (report / "report.md").exists()
+    assert "Composite prompts" in (report / "report.md").read_text()
+    assert "AUROC" in (report / "report.md").read_text()
+    metrics = json.loads((project.root / "data/comparison.json").read_text())
+    assert set(metrics["composite_2"]) == {"oracle", "route_once", "keep", "refill"}
 
 
 def test_a_second_run_does_nothing_and_leaves_git_clean(project: Checkout) -> None:
@@ -228,7 +244,7 @@ def test_a_forced_run_gives_the_same_bytes(project: Checkout) -> None:
 def test_p_reruns_that_system_and_a_revert_restores_it(project: Checkout) -> None:
     before = project.hashes()
     project.edit(lambda values: values["systems"]["dlp_mlp"].update(p=0.9))
-    assert project.repro() == {"evaluate@dlp_mlp", *END}
+    assert project.repro() == {"evaluate@dlp_mlp", "evaluate_composite@composite_2", *END}
     project.edit(lambda values: values["systems"]["dlp_mlp"].update(p=0.6))
     assert project.repro() == set()
     assert project.hashes() == before

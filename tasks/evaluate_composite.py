@@ -1,0 +1,60 @@
+"""Stage `evaluate_composite`: answer several questions in one prompt, by every policy."""
+
+from pathlib import Path
+
+from dlplora.adapters import read_adapter
+from dlplora.engine.engine import Engine
+from dlplora.evaluation.composites import answer_composites, draw_composites
+from dlplora.evaluation.settings import POLICIES
+from dlplora.lora.attach import attached
+from dlplora.models import load_base
+from dlplora.params import load_params, named
+from dlplora.records.examples import read_examples
+from dlplora.routing.build import build_router
+from dlplora.runtime import set_up
+from dlplora.stage import progress, run, write_timing
+
+
+def main(
+    setting: str, base: Path, adapters: Path, artifact: Path, tests: Path, out: Path, timing: Path
+) -> None:
+    """Answer composites of TESTS by BASE, ADAPTERS and the router in ARTIFACT; write to OUT."""
+    params = load_params()
+    chosen, tasks = named(params.composites, setting, "composites"), sorted(params.tasks)
+    loaded = load_base(base, place=set_up(params.runtime, seed=params.seed), attention="sdpa")
+    router = build_router(
+        params.systems[chosen.system], artifact, base, tasks=tasks, seed=params.seed
+    )
+    examples = {task: read_examples(tests / f"{task}.parquet") for task in tasks}
+    composites = draw_composites(examples, parts=chosen.parts, count=chosen.count, seed=params.seed)
+    seconds = {}
+    pool = [read_adapter(adapters / task, base_fingerprint=loaded.fingerprint) for task in tasks]
+    with (
+        attached(loaded.model, pool) as attached_pool,
+        progress(setting, total=len(POLICIES) * len(composites)) as advance,
+    ):
+        engine = Engine(
+            loaded,
+            attached_pool,
+            router=router,
+            places=params.evaluation.batch_size,
+            max_prompt_tokens=chosen.parts * params.evaluation.max_prompt_tokens,
+        )
+        for system in POLICIES if composites else ():
+            answered = answer_composites(
+                engine,
+                composites,
+                params.tasks,
+                setting=setting,
+                system=system,
+                seed=params.seed,
+                advance=advance,
+            )
+            answered.scores.save(out / system)
+            seconds[system] = answered.seconds
+    out.mkdir(parents=True, exist_ok=True)  # empty with fewer tasks than parts
+    write_timing(timing, parts=seconds)
+
+
+if __name__ == "__main__":
+    run(main)
