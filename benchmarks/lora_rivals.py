@@ -172,7 +172,7 @@ def with_layers(
 
 
 def rivals_of(base: Base, num_prompts: int) -> tuple[dict[str, Rival], float]:
-    """Build every rival; also return the seconds of PEFT's weighted merges."""
+    """Build every rival for so many prompts; also return the seconds of PEFT's merges."""
     adapters = [adapter_of(base, number) for number in range(NUM_ADAPTERS)]
     routes = some_routes(NUM_ADAPTERS, num_prompts)
     no_routes = (BASE_ROUTE,) * num_prompts
@@ -181,26 +181,32 @@ def rivals_of(base: Base, num_prompts: int) -> tuple[dict[str, Rival], float]:
     fused = Rival(fused_model, pool_of(fused_model.model, adapters), routes)
     firsts = [route.adapters[0] for route in routes]
     one = adapters[:1]
-    mixed = peft_of(base, adapters, float32=False)
-    merged = peft_of(base, adapters, float32=False)
-    start = time.perf_counter()
-    for number, route in enumerate(routes):
-        merged.add_weighted_adapter(
-            list(route.adapters), list(route.weights), f"route{number}", combination_type="cat"
-        )
-    build_seconds = time.perf_counter() - start
-    merged.requires_grad_(False)
 
     def plain(model: Any) -> Rival:
         return Rival(replace(base, model=model), empty, no_routes)
+
+    named: dict[str, Rival] = {}
+    build_seconds = 0.0
+    for suffix, float32 in (("", False), ("_float32", True)):
+        mixed = peft_of(base, adapters, float32=float32)
+        named[f"peft_mixed_batch{suffix}"] = plain(NamedAdapters(mixed, firsts))
+        merged = peft_of(base, adapters, float32=float32)
+        start = time.perf_counter()
+        for number, route in enumerate(routes):
+            merged.add_weighted_adapter(
+                list(route.adapters), list(route.weights), f"route{number}", combination_type="cat"
+            )
+        build_seconds = time.perf_counter() - start
+        merged.requires_grad_(False)
+        names = [f"route{number}" for number in range(num_prompts)]
+        named[f"peft_cat{suffix}"] = plain(NamedAdapters(merged, names))
 
     return {
         "base": plain(copy.deepcopy(base.model)),
         "peft_single": plain(peft_of(base, one, float32=False)),
         "peft_single_float32": plain(peft_of(base, one, float32=True)),
         "fused": fused,
-        "peft_mixed_batch": plain(NamedAdapters(mixed, firsts)),
-        "peft_cat": plain(NamedAdapters(merged, [f"route{n}" for n in range(num_prompts)])),
+        **named,
         "loop": Rival(with_layers(base, LoopedSum, adapters, routes), empty, no_routes),
         "einsum": Rival(with_layers(base, EinsumSum, adapters, routes), empty, no_routes),
     }, build_seconds

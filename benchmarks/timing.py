@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 Work = Callable[[], object]
-Steps = Callable[[], Iterator[None]]  # a work in steps
+Steps = Callable[[], Iterator[None]]  # a work in parts
 
 
 def interleaved(works: Mapping[str, Work], rounds: int, title: str) -> dict[str, list[float]]:
@@ -24,8 +24,8 @@ def interleaved(works: Mapping[str, Work], rounds: int, title: str) -> dict[str,
     return seconds
 
 
-def in_lockstep(works: Mapping[str, Steps], rounds: int, title: str) -> dict[str, list[float]]:
-    """Time works that take equally many steps, step by step in turns, so that all share a phase."""
+def in_turns(works: Mapping[str, Steps], rounds: int, title: str) -> dict[str, list[float]]:
+    """Time works part by part in turns, so that a slow phase of the machine meets all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     rng = random.Random(0)
     for number in range(rounds + 1):

@@ -41,14 +41,24 @@ class Sampling:
         """Refuse what no answer can be drawn by."""
         for name, is_good, expected in (
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", 0 <= self.temperature < float("inf"), "0 or more"),
+            ("temperature", _is_temperature(self.temperature), "0, or 0.001 or more"),
             ("top_k", self.top_k >= 0, "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "more than 0, at most 1"),
             ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "more than 0"),
-            ("stop", all(self.stop), "strings that are not empty"),
+            ("seed", 0 <= self.seed < 2**63, "0 or more, less than 2**63"),
+            ("stop", _are_texts(self.stop), "a tuple of strings, none empty"),
         ):
             if not is_good:
                 raise GenerationError(f"{name} is {getattr(self, name)!r}, expected {expected}")
+
+
+def _is_temperature(value: float) -> bool:
+    """Tell whether logits divided by it stay finite."""
+    return value == 0 or 0.001 <= value < float("inf")
+
+
+def _are_texts(values: object) -> bool:
+    return isinstance(values, tuple) and all(isinstance(text, str) and text for text in values)
 
 
 class Sampler:

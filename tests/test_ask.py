@@ -98,8 +98,10 @@ def test_options_are_weighed(run: Run) -> None:
         (["generate", "x", "--system", "none"], "no systems.none; there are: dlp_mlp"),
         (["generate", "x", "--system", "single:none"], "no tasks.none; there are: colours"),
         (["generate", "x", "--compare", "base,"], "no systems.; there are"),
-        (["generate", "x", "--temperature", "-1"], "temperature is -1.0, expected 0 or more"),
+        (["generate", "x", "--temperature", "-1"], "temperature is -1.0, expected 0, or 0.001"),
         (["generate", "x", "--data", "absent"], "absent/base"),
+        (["generate", "x", "--log", "absent/x.jsonl"], "no folder absent to log decisions in"),
+        (["generate", "x", "--max-new-tokens", "9999"], "leave no place for a prompt"),
         (["route", "x", "--system", "random"], "systems.random reads no text"),
         (["route", "x", "--system", "base"], "no systems.base"),
         (["score", "x", "--option", "red", "--option", ""], "expected texts, none empty"),
@@ -111,3 +113,16 @@ def test_a_mistake_is_one_line(run: Run, words: list[str], message: str) -> None
     assert message in err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+
+
+def test_brackets_in_an_answer_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    from dlplora.cli import display
+    from dlplora.engine.answers import Answer, Passage
+    from dlplora.records.routes import BASE_ROUTE
+
+    text = "[/INST] [bold] a"
+    passages = (Passage(text, BASE_ROUTE),)
+    answer = Answer(text, passages, passages, "end", 3)
+    for trace in (False, True):
+        display.side_by_side({"base": answer}, trace=trace)
+        assert text in capsys.readouterr().out

@@ -67,7 +67,10 @@ def test_each_sequence_has_its_own_sampler() -> None:
         ("top_p", 0.0),
         ("top_p", 1.1),
         ("repetition_penalty", 0.0),
+        ("temperature", 1e-9),
+        ("seed", 2**70),
         ("stop", ("",)),
+        ("stop", "no"),
     ],
 )
 def test_what_cannot_be_drawn_by_is_refused_by_name(name: str, value: object) -> None:

@@ -166,26 +166,23 @@ def _engines(
     place = set_up(params.runtime, seed=params.seed)
     loaded = Engine.load(data, place=place)
     log = settings.pop("log", None)
+    settings["log"] = None if log is None else DecisionLog(log)
+    settings["max_prompt_tokens"] = params.evaluation.max_prompt_tokens
     found: dict[str, tuple[Engine, tuple[Route, ...]]] = {}
     for name in names:
         kind, _, task = name.partition(":")
-        if name == "base":
-            found[name] = loaded, (BASE_ROUTE,)
-        elif kind == "single":
-            found[name] = loaded, (Route((task,), (1.0,)),)
-        else:
-            system = params.systems[name]
-            artifact = data / "routers" / Path(system.artifact).name
+        router = None
+        routes: tuple[Route, ...] = (BASE_ROUTE,)
+        if kind == "single":
+            routes = (Route((task,), (1.0,)),)
+        elif name != "base":
+            system, routes = params.systems[name], ()
             router = build_router(
-                system, artifact, data / "base", tasks=sorted(params.tasks), seed=params.seed
+                system,
+                data / "routers" / Path(system.artifact).name,
+                data / "base",
+                tasks=sorted(params.tasks),
+                seed=params.seed,
             )
-            engine = Engine(
-                loaded.base,
-                loaded.pool,
-                router=router,
-                max_prompt_tokens=params.evaluation.max_prompt_tokens,
-                log=None if log is None else DecisionLog(log),
-                **settings,
-            )
-            found[name] = engine, ()
+        found[name] = Engine(loaded.base, loaded.pool, router=router, **settings), routes
     return found

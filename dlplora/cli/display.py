@@ -54,7 +54,7 @@ def side_by_side(answers: Mapping[str, Answer], *, trace: bool) -> None:
         for sentence in answer.sentences:
             text.append(sentence.text, palette.style(sentence.route) if trace else "")
         routes = dict.fromkeys(_told(sentence.route) for sentence in answer.sentences)
-        table.add_row(name, text if trace else answer.text, "\n".join(routes))
+        table.add_row(Text(name), text if trace else Text(answer.text), Text("\n".join(routes)))
     Console().print(table)
 
 
@@ -85,7 +85,7 @@ def options(scores: OptionScores, route: Route) -> None:
     for text, tokens, logprob in rows:
         style = "bold cyan" if text == scores.best else ""
         figures = (str(tokens), f"{logprob:.3f}", f"{logprob / tokens:.3f}")
-        table.add_row(text, *figures, style=style)
+        table.add_row(Text(text), *figures, style=style)
     Console().print(table)
 
 

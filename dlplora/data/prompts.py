@@ -103,6 +103,10 @@ class ChatFormat:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return tuple(ids)
 
+    def decode(self, ids: list[int]) -> str:
+        """Turn tokens into text, special tokens left out."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
     def text(self, ids: list[int]) -> str:
-        """Turn generated tokens into text, special tokens left out."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        """Turn the tokens of an answer into text, without white space around it."""
+        return self.decode(ids).strip()

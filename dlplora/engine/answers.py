@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 from threading import Event
-from typing import Literal
+from typing import Literal, get_args
 
+from dlplora.errors import GenerationError, choices
 from dlplora.records.routes import Route
 from dlplora.sampling import Sampling
 from dlplora.words import Policy
@@ -15,9 +16,9 @@ Ending = Literal["end", "length", "stop", "cancelled"]
 class Request:
     """One prompt and how it is to be answered.
 
-    Without `routes` the router chooses. With them, they are the routes of the answers, one after
-    another. A composite prompt asks for `num_answers`: when the model ends one before the last,
-    a line break is appended and it is routed again.
+    Without `routes` the router chooses. A composite prompt asks for `num_answers`: when the model
+    ends one before the last, a line break is appended and, unless the policy is `route_once`, it
+    is routed again. Several `routes` are those of the answers, one after another.
     """
 
     prompt: str
@@ -26,6 +27,19 @@ class Request:
     policy: Policy = "route_once"
     num_answers: int = 1
     cancelled: Event = field(default_factory=Event, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be answered."""
+        if self.num_answers < 1:
+            raise GenerationError(f"num_answers is {self.num_answers}, expected at least 1")
+        if self.policy not in get_args(Policy):
+            raise GenerationError(
+                f"policy is {self.policy!r}, expected one of {choices(get_args(Policy))}"
+            )
+        if len(self.routes) > 1 and self.policy == "route_once":
+            raise GenerationError(
+                f"{len(self.routes)} routes with the policy route_once, which takes one"
+            )
 
     def cancel(self) -> None:
         """Let go of the request; what was written so far is its answer."""

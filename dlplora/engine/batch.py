@@ -105,10 +105,19 @@ class Batch:
         self.logits_BV = output.logits[:, -1].float()
 
     def reroute(self, routes: Sequence[Route]) -> None:
-        """Go on by other routes; what the cache holds was made under the earlier ones."""
-        before, self.routes = self.routes, tuple(routes)
-        if [route.mix for route in before] != [route.mix for route in routes]:
-            self._mix = self._pool.mix(routes)
+        """Go on by other routes; what the cache holds was made under the earlier ones.
+
+        A sequence whose route stays keeps its adapters, also if the pool has other ones by now.
+        """
+        changed = {
+            row: self._pool.mix([route]).rows[0]
+            for row, (route, before) in enumerate(zip(routes, self.routes, strict=True))
+            if route.mix != before.mix
+        }
+        self.routes = tuple(routes)
+        if changed:
+            rows = [changed.get(row, earlier) for row, earlier in enumerate(self._mix.rows)]
+            self._mix = BatchMix(rows)
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
@@ -125,7 +134,8 @@ class Batch:
                 layer.keys, layer.values = layer.keys[:, :, start:], layer.values[:, :, start:]
         self._positions_B = self._positions_B[index]
         self.logits_BV = self.logits_BV[index]
-        self.reroute([self.routes[row] for row in rows])
+        self.routes = tuple(self.routes[row] for row in rows)
+        self._mix = self._mix.select(rows)
 
     @property
     def can_join(self) -> bool:
@@ -142,7 +152,8 @@ class Batch:
         self._mask_BS = _stacked(self._mask_BS, other._mask_BS, width, dim=1)
         self._positions_B = torch.cat([self._positions_B, other._positions_B])
         self.logits_BV = torch.cat([self.logits_BV, other.logits_BV])
-        self.reroute([*self.routes, *other.routes])
+        self.routes = (*self.routes, *other.routes)
+        self._mix = BatchMix([*self._mix.rows, *other._mix.rows])
 
     @torch.inference_mode()
     def score_options(self, options: Sequence[Sequence[str]]) -> list[OptionScores]:
@@ -186,7 +197,7 @@ class Batch:
         padded = padded.to(self._base.device)
         offset_R1 = self._positions_B[owner_R, None] + 1
         keep_RS = padded.mask_BS.bool()
-        with self._pool.mixing(self._pool.mix([self.routes[owner] for owner in owners])):
+        with self._pool.mixing(self._mix.select(owners)):
             logits_nV = logits_at(
                 self._base.model,
                 Padded(padded.ids_BS, padded.mask_BS, padded.positions_BS + offset_R1),

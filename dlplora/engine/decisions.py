@@ -6,6 +6,7 @@ import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
+from dlplora.errors import GenerationError
 from dlplora.records.routes import Route
 
 
@@ -16,6 +17,8 @@ class DecisionLog:
     """
 
     def __init__(self, path: Path, *, with_text: bool = False) -> None:
+        if not path.parent.is_dir():
+            raise GenerationError(f"{path}: no folder {path.parent} to log decisions in")
         self._path = path
         self._with_text = with_text
         self._writing = threading.Lock()

@@ -18,6 +18,7 @@ from dlplora.errors import GenerationError, RouterError, choices
 from dlplora.lora.attach import Pool, attached
 from dlplora.models import Base, load_base
 from dlplora.params import TopK, TopP
+from dlplora.records.router_card import read_router_card
 from dlplora.records.routes import Route
 from dlplora.records.scores import OptionScores
 from dlplora.routing.base import ClassifierRouter, Router
@@ -40,7 +41,8 @@ class Engine:
         places: How many sequences are written at once.
         fallback_below: Routes of less confidence go to the base model instead.
         window_chars: How many of the last characters the router reads when a sentence begins.
-        max_prompt_tokens: What a longer prompt is cut to, at its beginning.
+        max_prompt_tokens: What a longer prompt is cut to, at its beginning; less if the model's
+            context is smaller.
         language: The language of the answers, by which sentences are told apart.
         log: Writes down every decision.
     """
@@ -58,6 +60,9 @@ class Engine:
         language: str = "en",
         log: DecisionLog | None = None,
     ) -> None:
+        for name, value in (("places", places), ("window_chars", window_chars)):
+            if value < 1:
+                raise GenerationError(f"{name} is {value}, expected at least 1")
         self.base = base
         self.pool = pool
         self._router = router
@@ -110,9 +115,14 @@ class Engine:
             names = sorted(path.parent.name for path in folder.glob("routers/*/router.json"))
             if router not in names:
                 raise RouterError(f"{folder}: no router {router!r}; there are: {choices(names)}")
-            classifier = load_classifier(
-                folder / "routers" / router, base=folder / "base", tasks=pool.names
-            )
+            place_of = folder / "routers" / router
+            labels = read_router_card(place_of)["labels"]
+            if missing := sorted(set(labels) - set(pool.names)):
+                raise RouterError(
+                    f"{place_of}: routes to {choices(missing)}; there are the adapters "
+                    f"{choices(pool.names)}"
+                )
+            classifier = load_classifier(place_of, base=folder / "base", tasks=labels)
             chosen = ClassifierRouter(classifier, selection)
         decisions = None if log is None else DecisionLog(log, with_text=log_text)
         return cls(base, pool, router=chosen, fallback_below=fallback_below, log=decisions)
@@ -137,6 +147,8 @@ class Engine:
         self, prompts: Sequence[str | Request], *, sampling: Sampling | None = None
     ) -> list[Answer]:
         """Answer prompts; `sampling` holds for those that are no requests of their own."""
+        if isinstance(prompts, str):
+            raise GenerationError("prompts is one text, expected a list of them")
         requests = [_request(prompt, sampling) for prompt in prompts]
         return _answers(self.run(requests), len(requests))
 
@@ -159,7 +171,8 @@ class Engine:
         if not options or not all(self.base.chat.answer(option) for option in options):
             raise GenerationError(f"the options are {list(options)!r}, expected texts, none empty")
         chosen = self.route([prompt])[0] if route is None else route
-        read = self.base.chat.prompt(prompt, max_tokens=self._max_prompt_tokens)
+        longest = max(len(self.base.chat.answer(option)) for option in options)
+        read = self._prompt(prompt, new_tokens=longest)
         return self.read([read], [chosen]).score_options([options])[0]
 
     def route(self, texts: Sequence[str]) -> list[Route]:
@@ -191,10 +204,25 @@ class Engine:
         found = iter(self.route(unrouted) if unrouted else [])
         writings = []
         for number, request in numbered:
-            prompt = self.base.chat.prompt(request.prompt, max_tokens=self._max_prompt_tokens)
+            prompt = self._prompt(request.prompt, new_tokens=request.sampling.max_new_tokens)
             route = request.routes[0] if request.routes else next(found)
             writings.append(self._writing(request, number, prompt, route))
         return self._read_again(writings)
+
+    def _prompt(self, text: str, *, new_tokens: int) -> Prompt:
+        """Render a prompt, cut so that the answer fits into the model's context, too."""
+        context = getattr(self.base.model.config, "max_position_embeddings", None)
+        most = self._max_prompt_tokens
+        if context is not None:
+            most = min(most, context - new_tokens)
+        if most < 1:
+            raise GenerationError(
+                f"{new_tokens} new tokens leave no place for a prompt: the model reads {context}"
+            )
+        prompt = self.base.chat.prompt(text, max_tokens=most)
+        if not prompt.ids:
+            raise GenerationError("the prompt is empty, expected a text")
+        return prompt
 
     def _read_again(self, writings: Sequence[Writing]) -> Group:
         """Read all that was asked and written so far, by the routes of now."""

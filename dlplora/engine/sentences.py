@@ -30,6 +30,16 @@ class Sentences:
         self._open = parts[-1] if closed.strip() else self._open
         return bool(closed.strip())
 
+    def cut(self, size: int) -> None:
+        """Take back the last characters."""
+        while size:
+            kept = self._open[: max(0, len(self._open) - size)]
+            size -= len(self._open) - len(kept)
+            self._open = kept
+            if not size or not self._closed:
+                return
+            self._open = self._closed.pop()
+
     @property
     def all(self) -> list[str]:
         """The closed sentences, and the open one if it has begun."""

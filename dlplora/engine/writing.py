@@ -2,13 +2,12 @@
 
 from collections import deque
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
-from tokenizers.decoders import DecodeStream
 
 from dlplora.data.prompts import ChatFormat, Prompt
 from dlplora.engine.answers import Answer, Ending, Passage, Request
+from dlplora.engine.pieces import Pieces
 from dlplora.engine.sentences import Sentences
 from dlplora.records.routes import Route
 from dlplora.sampling import Sampler
@@ -34,16 +33,17 @@ class Writing:
         self.route = route
         self.ids = list(prompt.ids)
         self.sampler = Sampler(request.sampling, device=device)
-        self._starts = [len(prompt.ids)]  # where the answers of a composite prompt begin …
+        self._starts = [0]  # where in the text the answers of a composite prompt begin …
         self._ended_by: list[Route] = []  # … and the routes that they ended by
         self.ending: Ending | None = None
-        self.begins = False  # a sentence has begun with the last token
+        self.begins = False  # the router is to be asked: a sentence or an answer has begun …
+        self._has_begun = False  # … and it was a sentence, with the last token
         self._chat = chat
         self._num_cut = prompt.num_cut
         self._start = len(prompt.ids)
         self._end_ids = end_ids
         self._forced: deque[int] = deque()
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._pieces = Pieces(chat)
         self._sentences = Sentences(language)
         self._routes: list[Route] = []
         self._written = ""
@@ -70,16 +70,11 @@ class Writing:
             self._forced = deque(self._chat.answer("\n") or [token])
             token = self._forced.popleft()
             self._ended_by.append(self.route)
-            self._starts.append(len(self.ids) + 1 + len(self._forced))
+            self._starts.append(len(self._written))
             self.begins = True
         self.ids.append(token)
-        piece = self._stream.step(self._chat.tokenizer.backend_tokenizer, token) or ""
-        self._written += piece
-        began = self._sentences.add(piece) if piece else False
-        self.begins = self.begins or began
-        if len(self._routes) < len(self._sentences.all):
-            self._routes.append(self.route)
-        if any(stop in self._written for stop in self.request.sampling.stop):
+        self._write(self._pieces.add(token))
+        if any(stop in self._written for stop in self._stops):
             return self._finish("stop")
         if len(self.ids) - self._start >= self.request.sampling.max_new_tokens:
             return self._finish("length")
@@ -90,36 +85,49 @@ class Writing:
         return self._finish("cancelled")
 
     def reroute(self, route: Route) -> None:
-        """Go on by another route; the sentence that has just begun is written by it."""
+        """Go on by another route; a sentence that has just begun is written by it."""
         self.route = route
-        if self._routes and len(self._routes) == len(self._sentences.all):
+        if self._has_begun:
             self._routes[-1] = route
 
     def answer(self) -> Answer:
         """Return the finished answer with its trace."""
         assert self.ending is not None
         return Answer(
-            text=self._shown.strip(),
-            parts=tuple(
-                Passage(self._chat.text(self.ids[start:end]), route)
-                for (start, end), route in zip(
-                    pairwise([*self._starts, len(self.ids)]),
-                    [*self._ended_by, self.route],
-                    strict=True,
-                )
-            ),
+            text=self._shown,
+            parts=self._parts(),
             sentences=tuple(
                 Passage(text, route)
-                for text, route in zip(self._sentences.all, self._routes, strict=False)
+                for text, route in zip(
+                    self._sentences.all, self._routes[: len(self._sentences.all)], strict=True
+                )
             ),
             ending=self.ending,
             num_tokens=len(self.ids) - self._start,
             num_cut=self._num_cut,
         )
 
+    def _parts(self) -> tuple[Passage, ...]:
+        ends = [*self._starts[1:], len(self._written)]
+        texts = [self._written[a:b].strip() for a, b in zip(self._starts, ends, strict=True)]
+        routes = [*self._ended_by, self.route]
+        return tuple(Passage(text, route) for text, route in zip(texts, routes, strict=True))
+
+    def _write(self, piece: str) -> None:
+        self._has_begun = self._sentences.add(piece)
+        self.begins = self.begins or self._has_begun
+        self._written += piece
+        while len(self._routes) < len(self._sentences.all):
+            self._routes.append(self.route)
+
     def _finish(self, ending: Ending) -> str:
+        self._write(self._pieces.rest())
         self.ending = ending
-        return self._show(_before(self._chat.text(self.ids[self._start :]), self._stops))
+        found = [place for stop in self._stops if (place := self._written.find(stop)) >= 0]
+        if found:
+            self._sentences.cut(len(self._written) - min(found))
+            self._written = self._written[: min(found)]
+        return self._show(self._written.strip())
 
     @property
     def _stops(self) -> Sequence[str]:
@@ -127,22 +135,14 @@ class Writing:
 
     def _certain(self) -> str:
         """Return the text that no later token takes back."""
-        text = self._written.strip()
         longest = max(map(len, self._stops), default=1) - 1
         for size in range(min(longest, len(self._written)), 0, -1):
             if any(stop.startswith(self._written[-size:]) for stop in self._stops):
                 return self._written[:-size].strip()
-        return text
+        return self._written.strip()
 
     def _show(self, text: str) -> str:
         """Return what of a text was not shown yet."""
-        if not text.startswith(self._shown):
-            return ""
-        piece, self._shown = text[len(self._shown) :], text
+        piece = text[len(self._shown) :]
+        self._shown += piece
         return piece
-
-
-def _before(text: str, stops: Sequence[str]) -> str:
-    """Return a text up to the first of the strings that end it."""
-    found = [place for stop in stops if (place := text.find(stop)) >= 0]
-    return text[: min(found)].rstrip() if found else text

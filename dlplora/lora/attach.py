@@ -1,9 +1,10 @@
 """Fused layers put into a loaded model, and taken out again."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from dlplora.adapters import LoraAdapter
@@ -11,6 +12,8 @@ from dlplora.errors import AdapterError, RouterError, choices
 from dlplora.lora.fused import FusedLinear, Running
 from dlplora.lora.mix import BatchMix, Pair, PairsByPath
 from dlplora.records.routes import Route
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Pool:
@@ -58,16 +61,15 @@ class Pool:
     def remove(self, name: str) -> None:
         """Let go of an adapter; batches that run with it end with it."""
         with self._changing:
-            self._check(name)
+            _found(self._adapters, name)
             self._adapters = {k: v for k, v in self._adapters.items() if k != name}
 
     def mix(self, routes: Sequence[Route]) -> BatchMix:
         """Lay out the routes of a batch; `RouterError` on an adapter that is not here."""
-        adapters = self._adapters
-        for route in routes:
-            for name in route.adapters:
-                self._check(name)
-        return BatchMix(routes, adapters)
+        adapters = self._adapters  # as they are now, for all routes
+        return BatchMix(
+            [tuple((_found(adapters, name), w) for name, w in route.mix) for route in routes]
+        )
 
     @contextmanager
     def mixing(self, mix: BatchMix) -> Iterator[None]:
@@ -82,10 +84,6 @@ class Pool:
                 _set_module(self._model, path, layer.base)
             self._fused, self._adapters = {}, {}
 
-    def _check(self, name: str) -> None:
-        if name not in self._adapters:
-            raise RouterError(f"no adapter {name!r}; there are: {choices(self._adapters)}")
-
     def _layer(self, adapter: LoraAdapter, path: str) -> nn.Module:
         """Return the model's own layer at a path; `AdapterError` if the adapter does not fit."""
         try:
@@ -95,13 +93,18 @@ class Pool:
                 f"adapter {adapter.name!r}: the base model has no layer {path}"
             ) from None
         if isinstance(layer, FusedLinear):
+            if self._fused.get(path) is not layer:
+                raise AdapterError(
+                    f"adapter {adapter.name!r}: {path} belongs to another pool of the same model; "
+                    f"add it to that one"
+                )
             layer = layer.base
         sizes = _in_out(layer)
         if sizes is None:
             raise AdapterError(
                 f"adapter {adapter.name!r}: {path} is no linear layer: {type(layer).__name__}"
             )
-        if not (dtype := _weight(layer).dtype).is_floating_point:
+        if (dtype := _weight(layer).dtype) not in _DTYPES:
             raise AdapterError(
                 f"adapter {adapter.name!r}: {path} holds {dtype}, which cannot be fused; "
                 f"load the base model unquantised"
@@ -130,6 +133,13 @@ def attached(model: nn.Module, adapters: Sequence[LoraAdapter]) -> Iterator[Pool
         yield pool
     finally:
         pool.detach()
+
+
+def _found(adapters: Mapping[str, PairsByPath], name: str) -> PairsByPath:
+    """Return an adapter; `RouterError` says which there are."""
+    if name not in adapters:
+        raise RouterError(f"no adapter {name!r}; there are: {choices(adapters)}")
+    return adapters[name]
 
 
 def _in_out(layer: nn.Module) -> tuple[int, int] | None:

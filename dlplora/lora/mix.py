@@ -13,7 +13,6 @@ from torch.nn.functional import embedding
 
 from dlplora.errors import AdapterError
 from dlplora.lora.fused import BaggedSum, GatheredSum, LowRankSum, SharedSum, StackedSum
-from dlplora.records.routes import Route
 
 Form = Literal["shared", "stacked", "gathered", "bagged"]
 
@@ -63,28 +62,35 @@ def choose_form(*, num_prompts: int, num_tokens: int, one_mix: bool, ranks: int,
     return "stacked"
 
 
+Row = tuple[tuple[PairsByPath, float], ...]  # the adapters of one prompt, with their weights
+
+
 class BatchMix:
-    """The mix of one batch. It keeps the matrices that it needs, whatever the pool does later.
+    """The mix of one batch. It keeps the adapters that it needs, whatever the pool does later.
 
     The matrices of a layer are put together when it is first met, and laid out anew when the
     number of tokens a prompt changes: once for a prompt, once for all tokens that follow.
     """
 
-    def __init__(self, routes: Sequence[Route], adapters: Mapping[str, PairsByPath]) -> None:
-        used = {name for route in routes for name in route.adapters}
-        names = [name for name in adapters if name in used]
-        column = {name: number for number, name in enumerate(names)}
-        weights_BU = torch.zeros(len(routes), len(names))
-        for row, route in enumerate(routes):
-            for name, weight in route.mix:
-                weights_BU[row, column[name]] = weight
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = tuple(rows)
+        used = {id(pairs): pairs for row in rows for pairs, _ in row}
+        column = {known: number for number, known in enumerate(used)}
+        weights_BU = torch.zeros(len(rows), len(used))
+        for number, row in enumerate(rows):
+            for pairs, weight in row:
+                weights_BU[number, column[id(pairs)]] = weight
         self._weights_BU = weights_BU
         self._one_mix = bool((weights_BU == weights_BU[:1]).all())
-        self._adapters = [adapters[name] for name in names]
+        self._adapters = list(used.values())
         self._ranks: dict[tuple[tuple[int, int, float], ...], _Ranks] = {}
         self._stacks: dict[str, tuple[Tensor, Tensor]] = {}
         self._num_tokens = 0
         self._sums: dict[str, LowRankSum | None] = {}
+
+    def select(self, rows: Sequence[int]) -> "BatchMix":
+        """Return the mix of some of the prompts."""
+        return BatchMix([self.rows[row] for row in rows])
 
     def add(self, path: str, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
         """Add the sum of the layer at `path` to its output."""
@@ -97,14 +103,14 @@ class BatchMix:
         return y_BSO if found is None else found.add(x_BSI, y_BSO)
 
     def _laid_out(self, path: str, x_BSI: Tensor) -> LowRankSum | None:
+        placed = [(u, pairs[path]) for u, pairs in enumerate(self._adapters) if path in pairs]
+        if not placed:
+            return None
         if x_BSI.dim() != 3 or len(x_BSI) != len(self._weights_BU):
             raise AdapterError(
                 f"{path}: an input of {tuple(x_BSI.shape)} for the routes of "
                 f"{len(self._weights_BU)} prompts; expected (prompts, tokens, inputs)"
             )
-        placed = [(u, pairs[path]) for u, pairs in enumerate(self._adapters) if path in pairs]
-        if not placed:
-            return None
         if path not in self._stacks:
             down_PI = torch.cat([pair.down_RI for _, pair in placed])
             self._stacks[path] = down_PI, torch.cat([pair.up_RO for _, pair in placed])

@@ -23,6 +23,8 @@ class Route:
             raise RouterError(
                 f"a route of {len(self.adapters)} adapters has {len(self.weights)} weights"
             )
+        if len(set(self.adapters)) != len(self.adapters):
+            raise RouterError(f"a route names an adapter twice: {', '.join(self.adapters)}")
         if self.weights and not isclose(sum(self.weights), 1.0, abs_tol=1e-6):
             raise RouterError(f"the weights of a route sum to {sum(self.weights)}, not to 1")
 

@@ -1,6 +1,7 @@
 """Batches against transformers' own generation and plain forward passes, alone and joined."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -188,3 +189,33 @@ def test_a_batch_without_adapters_is_the_base_model() -> None:
     for prompt, row in zip(prompts, batch.logits_BV, strict=True):
         expected = base.model(torch.tensor([prompt])).logits[0, -1]
         torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_sequences_end_with_the_adapters_that_they_began_with(tmp_path: Path) -> None:
+    base = tiny_base()
+    one, two = pool_of(base, "llama", tmp_path)
+    other = replace(two, name="one")  # other weights by the same name
+    with attached(base.model, [one, two]) as pool:
+        prompts = prompts_of(base)[:3]
+        routes = [Route(("one",), (1.0,)), Route(("two",), (1.0,)), Route(("one",), (1.0,))]
+        alone = Batch.read(base, pool, [prompts[0]], [routes[0]])
+        batch = Batch.read(base, pool, prompts[:2], routes[:2])
+        scores = alone.score_options(OPTIONS[:1])
+        pool.remove("one")
+        pool.remove("two")
+        pool.add(other)
+        batch.keep([0])
+        batch.step([5])
+        alone.step([5])
+        same(batch, 0, alone)
+        late = Batch.read(base, pool, [prompts[2]], [routes[2]])
+        batch.join(late)
+        for tokens in ([6, 7], [8, 9]):
+            batch.step(tokens)
+            alone.step(tokens[:1])
+            late.step(tokens[1:])
+            same(batch, 0, alone)
+            same(batch, 1, late)
+    with attached(base.model, [one]) as pool:
+        again = Batch.read(base, pool, [prompts[0]], [routes[0]]).score_options(OPTIONS[:1])
+    assert again[0].logprobs == pytest.approx(scores[0].logprobs)

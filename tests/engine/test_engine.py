@@ -129,6 +129,8 @@ def test_an_answer_ends_before_a_stop_string_and_never_shows_it(
     assert answer is not None
     assert answer.ending == "stop"
     assert answer.text == " ".join(words)[:first].strip()
+    assert [part.text for part in answer.parts] == [answer.text]
+    assert "".join(sentence.text for sentence in answer.sentences).strip() == answer.text
     assert "".join(piece.text for piece in pieces) == answer.text
 
 
@@ -245,13 +247,25 @@ def test_a_composite_has_a_line_by_each_of_its_routes(
     sampling = Sampling(max_new_tokens=90, temperature=3.0)
     routes = (ONE, TWO, BASE_ROUTE)
     requests = [
-        Request("say red", replace(sampling, seed=seed), routes, policy, num_answers=3)
+        Request(
+            "say red",
+            replace(sampling, seed=seed),
+            routes[:1] if policy == "route_once" else routes,
+            policy,
+            num_answers=3,
+        )
         for seed in range(50)
     ]
     ended = [answer for answer in engine.generate(requests) if answer.ending == "end"]
     assert ended
     for answer in ended:
         assert len(answer.parts) == 3
+        if policy != "route_once" and [len(part.text.split()) for part in answer.parts] == [
+            1,
+            1,
+            1,
+        ]:
+            assert [sentence.route for sentence in answer.sentences] == list(routes)
         assert "\n".join(part.text for part in answer.parts).split() == answer.text.split()
         if policy != "route_once":
             assert [part.route for part in answer.parts] == list(routes)
@@ -296,6 +310,34 @@ def test_options_score_by_the_router_s_route(pooled: tuple[Base, Pool]) -> None:
 def test_options_without_text_are_refused(pooled: tuple[Base, Pool], options: list[str]) -> None:
     with pytest.raises(GenerationError, match="expected texts, none empty"):
         engine_of(pooled).score("say red", options)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"num_answers": 0}, "num_answers is 0"),
+        ({"policy": "refil"}, "policy is 'refil', expected one of keep, refill, route_once"),
+        ({"routes": (ONE, TWO)}, "2 routes with the policy route_once"),
+    ],
+)
+def test_a_wrong_request_is_refused_by_name(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(GenerationError, match=message):
+        Request("say red", **wrong)  # type: ignore[arg-type]
+
+
+def test_what_does_not_fit_the_model_is_refused_or_cut(pooled: tuple[Base, Pool]) -> None:
+    engine = engine_of(pooled)
+    with pytest.raises(GenerationError, match="leave no place for a prompt: the model reads 256"):
+        engine.generate(["say red"], sampling=Sampling(max_new_tokens=256))
+    (answer,) = engine.generate(["red " * 300], sampling=Sampling(max_new_tokens=200))
+    assert answer.num_cut > 200
+    with pytest.raises(GenerationError, match="places is 0"):
+        engine_of(pooled, places=0)
+    with pytest.raises(GenerationError, match="prompts is one text"):
+        engine.generate("say red")
+    bare = replace(pooled[0], chat=ChatFormat(tiny_tokenizer(template=None), ""))
+    with pytest.raises(GenerationError, match="the prompt is empty"):
+        Engine(bare, pooled[1], router=ByLength()).generate([""])
 
 
 def test_without_a_router_a_request_must_bring_its_route(pooled: tuple[Base, Pool]) -> None:

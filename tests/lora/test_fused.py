@@ -352,3 +352,14 @@ def test_a_quantised_layer_is_refused_by_name(tmp_path: Path) -> None:
     layer.weight = torch.nn.Parameter(layer.weight.to(torch.uint8), requires_grad=False)
     with pytest.raises(AdapterError, match=r"q_proj holds torch\.uint8, which cannot be fused"):
         Pool(model).add(adapter)
+
+
+def test_a_second_pool_on_the_same_layers_is_refused(tmp_path: Path) -> None:
+    model = tiny_model()
+    _, adapters = peft_pool(model, configs("llama"), tmp_path)
+    first, second = Pool(model), Pool(model)
+    first.add(adapters[0])
+    with pytest.raises(AdapterError, match="belongs to another pool of the same model"):
+        second.add(adapters[1])
+    second.detach()
+    assert any(isinstance(module, FusedLinear) for module in model.modules())

@@ -63,3 +63,8 @@ def test_the_base_model_alone_is_a_route_without_a_first() -> None:
 def test_a_route_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
         BASE_ROUTE.adapters = ("a",)  # type: ignore[misc]
+
+
+def test_a_route_names_an_adapter_once() -> None:
+    with pytest.raises(RouterError, match="names an adapter twice: a, a"):
+        Route(("a", "a"), (0.5, 0.5))
