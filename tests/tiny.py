@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -11,6 +12,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedModel,
@@ -35,11 +38,18 @@ TEMPLATE = (
     "{% for message in messages %}<turn> {{ message['role'] }} : {{ message['content'] }} <end> "
     "{% endfor %}{% if add_generation_prompt %}<turn> assistant : {% endif %}"
 )
-FAN_IN_FAN_OUT = {"llama": False, "qwen2": False, "phi3": False, "gpt2": True}  # Conv1D holds Wᵀ
+FAN_IN_FAN_OUT = {
+    "llama": False,
+    "qwen2": False,
+    "phi3": False,
+    "sliding": False,
+    "gpt2": True,
+}  # Conv1D holds Wᵀ
 TARGETS = {
     "llama": ["q_proj", "v_proj"],
     "qwen2": ["q_proj", "v_proj"],
     "phi3": ["qkv_proj", "down_proj"],
+    "sliding": ["q_proj", "v_proj"],
     "gpt2": ["c_attn", "c_fc"],
 }
 
@@ -69,7 +79,12 @@ def tiny_model(kind: str = "llama", *, seed: int = 0, hidden: int = 16) -> PreTr
     """Make a seeded two-layer model in float32."""
     torch.manual_seed(seed)
     size = len(tiny_tokenizer())
-    common = {"vocab_size": size, "eos_token_id": 2, "pad_token_id": 1, "bos_token_id": None}
+    common: dict[str, Any] = {
+        "vocab_size": size,
+        "eos_token_id": 2,
+        "pad_token_id": 1,
+        "bos_token_id": None,
+    }
     if kind == "gpt2":
         config = GPT2Config(
             n_embd=hidden, n_layer=2, n_head=2, n_positions=128, tie_word_embeddings=False, **common
@@ -84,10 +99,13 @@ def tiny_model(kind: str = "llama", *, seed: int = 0, hidden: int = 16) -> PreTr
             "num_key_value_heads": 2,
             "max_position_embeddings": 256,
         }
+        if kind == "sliding":  # each token looks at so many
+            common["sliding_window"] = 6
         classes = {
             "llama": (LlamaConfig, LlamaForCausalLM),
             "qwen2": (Qwen2Config, Qwen2ForCausalLM),
             "phi3": (Phi3Config, Phi3ForCausalLM),
+            "sliding": (MistralConfig, MistralForCausalLM),
         }
         config_class, model_class = classes[kind]
         model = model_class(config_class(**sizes, **common))

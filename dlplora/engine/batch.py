@@ -216,7 +216,10 @@ class Batch:
 def _copied(cache: DynamicCache) -> DynamicCache:
     """Copy a cache so that what follows does not change it; tensors are shared until then."""
     twin = copy.copy(cache)
-    twin.layers = [copy.copy(layer) for layer in cache.layers]
+    twin.layers = [
+        copy.copy(layer) if isinstance(layer, DynamicLayer) else copy.deepcopy(layer)
+        for layer in cache.layers  # others, of linear attention, are changed in place
+    ]
     return twin
 
 

@@ -124,7 +124,9 @@ def test_rows_leave_and_join_without_a_difference_to_the_others(kind: str, tmp_p
         step(0, 1, 2)
         batch.keep([0, 2])
         step(0, 2)
-        assert batch.can_join
+        assert batch.can_join == (kind != "sliding")
+        if kind == "sliding":
+            return
         batch.join(late)
         step(0, 2, 3)
         batch.keep([2, 0])

@@ -371,3 +371,16 @@ def test_the_package_has_one_door() -> None:
     assert {name for name in dlplora.__all__ if getattr(dlplora, name) is None} == set()
     with pytest.raises(AttributeError, match="no attribute 'Motor'"):
         dlplora.Motor  # noqa: B018
+
+
+def test_sequences_whose_caches_cannot_be_joined_are_written_beside_one_another() -> None:
+    base = tiny_base("sliding")
+    requests = [
+        Request(question, Sampling(max_new_tokens=4 + 5 * number), routes=(BASE_ROUTE,))
+        for number, question in enumerate(QUESTIONS * 2)
+    ]
+    engine = Engine(base, Pool(base.model), places=2)
+    for request, answer in zip(requests, engine.generate(requests), strict=True):
+        count = request.sampling.max_new_tokens
+        expected = by_plain_forwards(base, engine.pool, request.prompt, BASE_ROUTE, count)
+        assert answer.text == expected
