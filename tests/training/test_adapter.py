@@ -13,12 +13,14 @@ from torch.nn import functional
 
 from dlplora.adapters import read_adapter
 from dlplora.data.ingest import ingest
-from dlplora.engine import Engine
+from dlplora.engine.answers import Request
+from dlplora.engine.engine import Engine
 from dlplora.errors import DataError, ParamsError
 from dlplora.params import Adapter, Splits
 from dlplora.records.examples import Example
 from dlplora.records.routes import Route
 from dlplora.records.training import read_adapter_training
+from dlplora.sampling import Sampling
 from dlplora.training.adapter import Pair, encode_pairs, mean_loss, train_adapter
 from tests.tiny import opposites, tiny_base, write_raw
 
@@ -122,11 +124,11 @@ def test_the_trained_model_generates_the_answer(
     trained.save(tmp_path / "opposites")
     fresh = tiny_base()
     adapter = read_adapter(tmp_path / "opposites", base_fingerprint=fresh.fingerprint)
-    prompts = [fresh.chat.prompt(e.question, max_tokens=64).ids for e in examples["test"]]
+    own = (Route(("opposites",), (1.0,)),)
+    requests = [Request(e.question, Sampling(max_new_tokens=4), own) for e in examples["test"]]
     with Engine.over(fresh, [adapter]) as engine:
-        routes = [Route(("opposites",), (1.0,))] * len(prompts)
-        answers = engine.generate(engine.ask(prompts, routes), max_new_tokens=4)
-    right = [text in e.answers for text, e in zip(answers, examples["test"], strict=True)]
+        answers = engine.generate(requests)
+    right = [found.text in e.answers for found, e in zip(answers, examples["test"], strict=True)]
     assert sum(right) / len(right) >= 0.9
 
     curve = read_adapter_training(tmp_path / "opposites").curve
