@@ -1,11 +1,14 @@
 """Asking from the command line: what is printed, and what is refused in one line."""
 
 import json
+import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer.main
 
 import dlplora
 from dlplora import cli
@@ -90,6 +93,15 @@ def test_options_are_weighed(run: Run) -> None:
     _, out, _ = run("score", "say red", *options)
     assert told["best"] in ("red", "green blue")
     assert all(f"{logprob:.3f}" in out for logprob in told["logprobs"])
+
+
+@pytest.mark.parametrize("name", ["generate", "route", "score"])
+def test_the_example_of_each_command_is_right_usage(run: Run, name: str) -> None:
+    help_text = typer.main.get_command(cli.app).commands[name].help  # type: ignore[attr-defined]
+    (words,) = re.findall(r"Example: dlplora ([^\n]+)", help_text)
+    code, out, _ = run(*shlex.split(words))
+    assert code == 0
+    assert out.strip()
 
 
 @pytest.mark.parametrize(

@@ -305,7 +305,8 @@ def test_the_example_of_each_command_is_right_usage(run: Run, project: Path) -> 
     shutil.copyfile("capitals.json", "model.gguf")
     examples = [
         words.split()
-        for command in COMMANDS.values()
+        for name, command in COMMANDS.items()
+        if name not in ("generate", "route", "score")  # those stand in test_ask.py
         for words in re.findall(r"Example: dlplora ([^\n]+)", command.help or "")
     ]
     assert len(examples) >= 4

@@ -85,7 +85,7 @@ def _fused_logits(folder: Path, kind: str) -> Tensor:
     adapter = read_adapter(folder, base_fingerprint=FINGERPRINT)
     with attached(model, [adapter]) as pool:
         routes = [Route(("mine",), (1.0,))] * len(IDS)
-        with pool.mixing(pool.weights(routes)):
+        with pool.mixing(pool.mix(routes)):
             logits: Tensor = model(IDS).logits
     return logits
 
