@@ -74,13 +74,9 @@ def bars(probabilities: Mapping[str, float], chosen: Route) -> None:
 def options(scores: OptionScores, route: Route) -> None:
     """Print the options with their log-likelihoods, the best in colour."""
     table = Table(caption=f"by {_told(route)}", caption_justify="left")
-    for head, side in (
-        ("option", "left"),
-        ("tokens", "right"),
-        ("sum", "right"),
-        ("mean", "right"),
-    ):
-        table.add_column(head, justify="right" if side == "right" else "left")
+    table.add_column("option")
+    for head in ("tokens", "sum", "mean"):
+        table.add_column(head, justify="right")
     rows = zip(scores.options, scores.tokens, scores.logprobs, strict=True)
     for text, tokens, logprob in rows:
         style = "bold cyan" if text == scores.best else ""
