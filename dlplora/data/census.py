@@ -5,6 +5,7 @@ Two questions of one 64-bit hash would count as one: among a million rows with o
 
 import hashlib
 from array import array
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,15 +25,14 @@ class Census:
         self._questions = array("Q")
         self._choices = array("Q")
 
-    def add(self, question: int, item: Item) -> None:
-        """Remember a good row by the hash of its normalised question."""
-        self._questions.append(question)
-        self._choices.append(_FREE if item.options is None else _choice_hash(item))
-
-    def add_none(self) -> None:
-        """Remember that a row is no good item."""
-        self._questions.append(0)
-        self._choices.append(_NONE)
+    def add(self, is_good: NDArray[np.bool_], places: Hashes, items: Sequence[Item]) -> None:
+        """Remember the next rows: which are good, the places of their questions, their items."""
+        questions = np.zeros(len(is_good), dtype=np.uint64)
+        questions[is_good] = places
+        choices = np.full(len(is_good), _NONE, dtype=np.uint64)
+        choices[is_good] = [_FREE if i.options is None else _choice_hash(i) for i in items]
+        self._questions.frombytes(questions.tobytes())
+        self._choices.frombytes(choices.tobytes())
 
     def questions(self, *, without: Hashes) -> Hashes:
         """Return the distinct hashes of the questions of good rows, sorted, but for some."""

@@ -9,6 +9,7 @@ import re
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import SEEK_END
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,7 @@ def _json_error(message: str) -> str:
 
 def _json_lines(file: Path) -> Iterator[Any]:
     with file.open("rb") as stream:
-        lines = iter(lambda: stream.readline(_LARGEST_ITEM + 1), b"")
+        lines = iter(partial(stream.readline, _LARGEST_ITEM + 1), b"")
         for number, line in enumerate(lines):
             if len(line) > _LARGEST_ITEM:
                 most = f"{_LARGEST_ITEM >> 20} MiB"

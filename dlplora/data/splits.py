@@ -3,22 +3,27 @@
 import hashlib
 import math
 from bisect import bisect_left
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from heapq import heappop, heappush
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dlplora.data.folding import normalise_all
 from dlplora.data.items import Item
 from dlplora.params import Splits
-from dlplora.records.examples import SPLITS, Example, Split, example_id
+from dlplora.records.examples import SPLITS, Example, Split, example_id, normalise
 
 NUM_PLACES = 2**64
 
 
-def place_of(normalised: str) -> int:
-    """Return the place of a normalised question among 2**64, by its hash."""
-    return int.from_bytes(hashlib.sha256(normalised.encode()).digest()[:8])
+def places_of(questions: Sequence[str]) -> NDArray[np.uint64]:
+    """Return the place of each question among 2**64: the first bytes of its text's SHA-256.
+
+    The text is the normalised question; none may hold a NUL character.
+    """
+    digests = b"".join([hashlib.sha256(text).digest() for text in normalise_all(questions)])
+    return np.frombuffer(digests, dtype=">u8")[::4].astype(np.uint64)
 
 
 def borders_of(splits: Splits) -> tuple[int, int]:
@@ -44,13 +49,13 @@ class FirstPlaces:
         self._cap = cap
         self._items: dict[tuple[int, str], set[Item]] = {}
         self._behind: list[tuple[int, str]] = []  # the last place on top, as negative numbers
-        self.last = NUM_PLACES  # what is behind this place is not kept
+        self.last = NUM_PLACES - 1  # what is behind this place is not kept
 
-    def offer(self, place: int, normalised: str, item: Item) -> None:
+    def offer(self, place: int, item: Item) -> None:
         """Keep an item if its question is among the first so far."""
         if place > self.last:
             return
-        key = (-place, normalised)
+        key = (-place, normalise(item.question))
         if key not in self._items:
             self._items[key] = set()
             heappush(self._behind, key)

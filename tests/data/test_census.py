@@ -24,12 +24,14 @@ Rows = list[tuple[int, Item] | None]
 
 
 def _census(rows: Rows) -> Census:
+    """Take the rows in batches of three."""
     census = Census()
-    for row in rows:
-        if row is None:
-            census.add_none()
-        else:
-            census.add(*row)
+    for first in range(0, len(rows), 3):
+        batch = rows[first : first + 3]
+        good = [row for row in batch if row is not None]
+        places = np.array([place for place, _ in good], dtype=np.uint64)
+        is_good = np.array([row is not None for row in batch])
+        census.add(is_good, places, [item for _, item in good])
     return census
 
 

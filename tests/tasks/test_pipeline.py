@@ -19,8 +19,7 @@ import psutil
 import pytest
 import yaml
 
-from dlplora.data.splits import place_of
-from dlplora.records.examples import normalise
+from dlplora.data.splits import places_of
 from dlplora.scratch import alone, is_awaited
 from tests.tiny import choices, opposites, write_raw, write_tiny_folder
 
@@ -209,7 +208,8 @@ def stages_of(task: str) -> set[str]:
 
 def place_share(question: str) -> float:
     """Return where between 0 and 1 a question stands, for the shares of the splits."""
-    return place_of(normalise(question)) / 2**64
+    (place,) = places_of([question]).tolist()
+    return float(place / 2**64)
 
 
 def test_the_first_run_ends_with_a_comparison_and_a_report(project: Checkout) -> None:
