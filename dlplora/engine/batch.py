@@ -84,7 +84,7 @@ class Batch:
         return len(self.routes)
 
     def twin(self) -> "Batch":
-        """Return a batch that goes on on its own; tensors are shared until then."""
+        """Return a batch that goes on on its own, in the same thread; they share what they can."""
         twin = copy.copy(self)
         twin._cache = _copied(self._cache)
         return twin
@@ -117,7 +117,7 @@ class Batch:
         self.routes = tuple(routes)
         if changed:
             rows = [changed.get(row, earlier) for row, earlier in enumerate(self._mix.rows)]
-            self._mix = BatchMix(rows)
+            self._mix = self._mix.of(rows)
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
@@ -153,7 +153,7 @@ class Batch:
         self._positions_B = torch.cat([self._positions_B, other._positions_B])
         self.logits_BV = torch.cat([self.logits_BV, other.logits_BV])
         self.routes = (*self.routes, *other.routes)
-        self._mix = BatchMix([*self._mix.rows, *other._mix.rows])
+        self._mix = self._mix.of([*self._mix.rows, *other._mix.rows])
 
     @torch.inference_mode()
     def score_options(self, options: Sequence[Sequence[str]]) -> list[OptionScores]:

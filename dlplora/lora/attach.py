@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from dlplora.adapters import LoraAdapter
 from dlplora.errors import AdapterError, RouterError, choices
 from dlplora.lora.fused import FusedLinear, Running
-from dlplora.lora.mix import BatchMix, Pair, PairsByPath
+from dlplora.lora.layout import Pair, PairsByPath
+from dlplora.lora.mix import BatchMix, Groups
 from dlplora.records.routes import Route
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -28,6 +29,7 @@ class Pool:
         self._adapters: dict[str, PairsByPath] = {}
         self._fused: dict[str, FusedLinear] = {}
         self._running = Running()
+        self._groups: Groups = {}
         self._changing = threading.Lock()
 
     @property
@@ -49,13 +51,16 @@ class Pool:
                 path: Pair(
                     pair.down_RI.to(_weight(layers[path])),
                     pair.up_OR.T.contiguous().to(_weight(layers[path])),
+                    len(pair.down_RI),
                     pair.scaling,
                 )
                 for path, pair in adapter.pairs.items()
             }
-            for path in layers.keys() - self._fused.keys():
-                self._fused[path] = FusedLinear(layers[path], path, self._running)
-                _set_module(self._model, path, self._fused[path])
+            if new := layers.keys() - self._fused.keys():
+                for path in new:
+                    self._fused[path] = FusedLinear(layers[path], path, self._running)
+                    _set_module(self._model, path, self._fused[path])
+                self._groups = self._grouped()
             self._adapters = {**self._adapters, adapter.name: pairs}
 
     def remove(self, name: str) -> None:
@@ -67,9 +72,8 @@ class Pool:
     def mix(self, routes: Sequence[Route]) -> BatchMix:
         """Lay out the routes of a batch; `RouterError` on an adapter that is not here."""
         adapters = self._adapters  # as they are now, for all routes
-        return BatchMix(
-            [tuple((_found(adapters, name), w) for name, w in route.mix) for route in routes]
-        )
+        rows = [tuple((_found(adapters, name), w) for name, w in route.mix) for route in routes]
+        return BatchMix(rows, self._groups)
 
     @contextmanager
     def mixing(self, mix: BatchMix) -> Iterator[None]:
@@ -83,6 +87,18 @@ class Pool:
             for path, layer in self._fused.items():
                 _set_module(self._model, path, layer.base)
             self._fused, self._adapters = {}, {}
+
+    @torch.no_grad()
+    def _grouped(self) -> Groups:
+        """Run the model on one token, to see which layers read the very same tensor."""
+        watch = _Watch()
+        ids = torch.zeros((1, 1), dtype=torch.long, device=next(self._model.parameters()).device)
+        with self._running.using(watch):
+            self._model(input_ids=ids, use_cache=False)
+        groups: dict[str, tuple[str, ...]] = {path: (path,) for path in self._fused}
+        for _, paths in watch.seen:
+            groups.update(dict.fromkeys(paths, tuple(paths)))
+        return groups
 
     def _layer(self, adapter: LoraAdapter, path: str) -> nn.Module:
         """Return the model's own layer at a path; `AdapterError` if the adapter does not fit."""
@@ -121,6 +137,23 @@ class Pool:
                 f"the base model's maps {sizes[0]} to {sizes[1]}"
             )
         return layer
+
+
+class _Watch:
+    """A mix that adds nothing, and sees which tensor each layer reads."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Tensor, list[str]]] = []
+
+    def add(self, path: str, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
+        """Leave the layer's output as it is."""
+        for x, paths in self.seen:
+            if x is x_BSI:
+                paths.append(path)
+                break
+        else:
+            self.seen.append((x_BSI, [path]))
+        return y_BSO
 
 
 @contextmanager

@@ -10,26 +10,155 @@ Exact forms of the sum, each a few operations whatever the number of adapters:
 - gathered: each prompt has only its own pairs, as one batched product.
 - bagged: stacked down, and up only by each prompt's own rows, as a bag of embeddings.
 
+Each has two halves, so that layers with the same input – q, k and v – go down in one product.
+
 Shapes: B prompts, S tokens, I inputs, O outputs, n = B·S tokens of all prompts, P summed ranks of
 the adapters in use, K largest summed rank of one prompt.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor, nn, split
 from torch.nn.functional import embedding_bag
 
 
-class LowRankSum(Protocol):
-    """What the adapters of a batch add to one layer."""
+class Down(Protocol):
+    """The first half of the sum: what a mix makes of an input, for all layers that read it."""
+
+    def __call__(self, x_BSI: Tensor) -> Tensor:
+        """Return the hidden values, those of each layer side by side in the last dimension."""
+        ...
+
+
+class Up(Protocol):
+    """The second half of the sum, for one layer."""
+
+    def add(self, hidden: Tensor, y_BSO: Tensor) -> Tensor:
+        """Add the sum to the layer's output, in place and in its dtype."""
+        ...
+
+
+@dataclass(frozen=True)
+class ProductDown:
+    """One product for all prompts; `mix_B1P` scales its columns, if they differ in that."""
+
+    down_IP: Tensor
+    mix_B1P: Tensor | None
+
+    def __call__(self, x_BSI: Tensor) -> Tensor:
+        """Return the hidden values (B, S, P)."""
+        hidden_BSP = x_BSI.to(self.down_IP.dtype) @ self.down_IP
+        return hidden_BSP if self.mix_B1P is None else hidden_BSP.mul_(self.mix_B1P)
+
+
+@dataclass(frozen=True)
+class ProductUp:
+    """All adapters in use, side by side; for one shared mix its weights are folded in."""
+
+    up_PO: Tensor
+
+    def add(self, hidden: Tensor, y_BSO: Tensor) -> Tensor:
+        """Add the product of (B, S, P) to the output."""
+        y_nO, hidden_nP = y_BSO.view(-1, y_BSO.shape[-1]), hidden.flatten(0, 1)
+        if self.up_PO.dtype is y_nO.dtype:
+            y_nO.addmm_(hidden_nP, self.up_PO)
+        else:
+            y_nO.add_(hidden_nP @ self.up_PO)
+        return y_BSO
+
+
+@dataclass(frozen=True)
+class GatheredDown:
+    """Each prompt's own ranks; `mix_B1K` scales them."""
+
+    down_BIK: Tensor
+    mix_B1K: Tensor
+
+    def __call__(self, x_BSI: Tensor) -> Tensor:
+        """Return the hidden values (B, S, K)."""
+        return (x_BSI @ self.down_BIK).mul_(self.mix_B1K)
+
+
+@dataclass(frozen=True)
+class GatheredUp:
+    """Each prompt's own ranks."""
+
+    up_BKO: Tensor
+
+    def add(self, hidden: Tensor, y_BSO: Tensor) -> Tensor:
+        """Add the products of (B, S, K) to the output."""
+        return y_BSO.baddbmm_(hidden, self.up_BKO)
+
+
+@dataclass(frozen=True)
+class BaggedDown:
+    """All adapters down, of which each prompt takes its own ranks, scaled by `mix_BK`."""
+
+    down_IP: Tensor
+    own_BK: Tensor
+    mix_BK: Tensor
+
+    def __call__(self, x_BSI: Tensor) -> Tensor:
+        """Return the hidden values (B, K); one token a prompt."""
+        return (x_BSI[:, 0] @ self.down_IP).gather(1, self.own_BK).mul_(self.mix_BK)
+
+
+@dataclass(frozen=True)
+class BaggedUp:
+    """Of all adapters in use each prompt's own ranks `own_BK`."""
+
+    own_BK: Tensor
+    up_PO: Tensor
+
+    def add(self, hidden: Tensor, y_BSO: Tensor) -> Tensor:
+        """Add a bag of rows, scaled by (B, K), to each prompt's output."""
+        sum_BO = embedding_bag(self.own_BK, self.up_PO, mode="sum", per_sample_weights=hidden)
+        y_BSO[:, 0].add_(sum_BO)
+        return y_BSO
+
+
+class OneInput:
+    """The hidden values of all layers that read one input, computed when the first asks.
+
+    `widths` are the layers' shares of the hidden values. Nothing is kept once all have asked.
+    """
+
+    def __init__(self, down: Down, widths: Sequence[int]) -> None:
+        self._down = down
+        self._widths = list(widths)
+        self._x: Tensor | None = None
+        self._parts: tuple[Tensor, ...] = ()
+        self._asked = 0
+
+    def part(self, number: int, x_BSI: Tensor) -> Tensor:
+        """Return a layer's hidden values; computed anew for any other input than the last."""
+        if len(self._widths) == 1:
+            return self._down(x_BSI)
+        if x_BSI is not self._x:
+            self._x, self._asked = x_BSI, 0
+            self._parts = split(self._down(x_BSI), self._widths, dim=-1)
+        part = self._parts[number]
+        self._asked += 1
+        if self._asked == len(self._widths):
+            self._x, self._parts = None, ()
+        return part
+
+
+@dataclass(frozen=True)
+class LowRankSum:
+    """What the adapters of a batch add to one layer, the `number`-th that reads its input."""
+
+    source: OneInput
+    number: int
+    up: Up
 
     def add(self, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
         """Add the sum to the layer's output, in place and in its dtype."""
-        ...
+        return self.up.add(self.source.part(self.number, x_BSI), y_BSO)
 
 
 class LayerSums(Protocol):
@@ -38,74 +167,6 @@ class LayerSums(Protocol):
     def add(self, path: str, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
         """Add the sum of the layer at `path` to its output."""
         ...
-
-
-@dataclass(frozen=True)
-class SharedSum:
-    """One mix for all prompts; weights and scalings are folded into `up_PO`."""
-
-    down_IP: Tensor
-    up_PO: Tensor
-
-    def add(self, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
-        """Add the sum to the layer's output."""
-        x_nI, y_nO = x_BSI.flatten(0, 1), y_BSO.view(-1, y_BSO.shape[-1])
-        _add_product(y_nO, x_nI.to(self.down_IP.dtype) @ self.down_IP, self.up_PO)
-        return y_BSO
-
-
-@dataclass(frozen=True)
-class StackedSum:
-    """All adapters that any prompt uses, side by side; `mix_B1P` scales their columns."""
-
-    down_IP: Tensor
-    up_PO: Tensor
-    mix_B1P: Tensor
-
-    def add(self, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
-        """Add the sum to the layer's output."""
-        hidden_BSP = (x_BSI.to(self.down_IP.dtype) @ self.down_IP).mul_(self.mix_B1P)
-        _add_product(y_BSO.view(-1, y_BSO.shape[-1]), hidden_BSP.flatten(0, 1), self.up_PO)
-        return y_BSO
-
-
-@dataclass(frozen=True)
-class GatheredSum:
-    """Each prompt's own pairs; `mix_B1K` scales their ranks."""
-
-    down_BIK: Tensor
-    up_BKO: Tensor
-    mix_B1K: Tensor
-
-    def add(self, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
-        """Add the sum to the layer's output."""
-        hidden_BSK = (x_BSI @ self.down_BIK).mul_(self.mix_B1K)
-        return y_BSO.baddbmm_(hidden_BSK, self.up_BKO)
-
-
-@dataclass(frozen=True)
-class BaggedSum:
-    """All adapters down, and up by each prompt's own ranks `own_BK`, scaled by `mix_BK`."""
-
-    down_IP: Tensor
-    up_PO: Tensor
-    own_BK: Tensor
-    mix_BK: Tensor
-
-    def add(self, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
-        """Add the sum to the layer's output; one token a prompt."""
-        hidden_BK = (x_BSI[:, 0] @ self.down_IP).gather(1, self.own_BK).mul_(self.mix_BK)
-        sum_BO = embedding_bag(self.own_BK, self.up_PO, mode="sum", per_sample_weights=hidden_BK)
-        y_BSO[:, 0].add_(sum_BO)
-        return y_BSO
-
-
-def _add_product(y_nO: Tensor, hidden_nP: Tensor, up_PO: Tensor) -> None:
-    """Add a product to an output in place, in the output's dtype."""
-    if up_PO.dtype is y_nO.dtype:
-        y_nO.addmm_(hidden_nP, up_PO)
-    else:
-        y_nO.add_(hidden_nP @ up_PO)
 
 
 class Running:

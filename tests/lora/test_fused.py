@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 from dlplora.adapters import LoraAdapter, LoraPair
 from dlplora.errors import AdapterError, RouterError
 from dlplora.lora.attach import Pool, attached
-from dlplora.lora.fused import FusedLinear
-from dlplora.lora.mix import Form, choose_form
+from dlplora.lora.fused import FusedLinear, OneInput
+from dlplora.lora.layout import Form, choose_form
+from dlplora.lora.mix import BatchMix
 from dlplora.records.routes import BASE_ROUTE, Route
 from tests.peft_adapters import peft_model, peft_pool, save_peft
 from tests.tiny import FAN_IN_FAN_OUT, TARGETS, tiny_model
@@ -103,7 +104,7 @@ def test_a_mix_gives_the_plain_sum_of_pefts_deltas_in_every_form(
         attached(pooled.model, pooled.adapters) as pool,
     ):
         if form is not None and (form != "bagged" or num_tokens == 1):
-            patch.setattr("dlplora.lora.mix.choose_form", lambda **_: form)
+            patch.setattr("dlplora.lora.layout.choose_form", lambda **_: form)
         for path in sorted({path for adapter in pooled.adapters for path in adapter.pairs}):
             adapter = next(adapter for adapter in pooled.adapters if path in adapter.pairs)
             x = torch.randn(
@@ -124,7 +125,7 @@ def test_bfloat16_is_the_plain_sum_up_to_its_noise(
     pooled: Pooled, num_tokens: int, form: Form | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if form is not None and (form != "bagged" or num_tokens == 1):
-        monkeypatch.setattr("dlplora.lora.mix.choose_form", lambda **_: form)
+        monkeypatch.setattr("dlplora.lora.layout.choose_form", lambda **_: form)
     routes = [Route(("one",), (1.0,)), Route(("four", "two"), (0.75, 0.25)), BASE_ROUTE]
     halved = copy.deepcopy(pooled.model).to(torch.bfloat16)
     with torch.no_grad(), attached(halved, pooled.adapters) as pool:
@@ -191,6 +192,71 @@ def test_a_mixed_batch_is_each_prompt_alone(kind: str, tmp_path: Path) -> None:
             with pool.mixing(pool.mix([route])):
                 alone = model(IDS[row : row + 1]).logits[0]
             torch.testing.assert_close(batched[row], alone, atol=1e-5, rtol=1e-5)
+
+
+def _inputs_read(kind: str) -> list[set[str]]:
+    """The layers of a tiny model's first block that read one input."""
+    attention, mlp = "model.layers.0.self_attn", "model.layers.0.mlp"
+    separate = [{f"{attention}.{name}_proj" for name in "qkv"}, {f"{attention}.o_proj"}]
+    separate += [{f"{mlp}.gate_proj", f"{mlp}.up_proj"}, {f"{mlp}.down_proj"}]
+    return {"llama": separate, "qwen2": separate}.get(kind, [])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_that_read_one_input_are_found(kind: str, tmp_path: Path) -> None:
+    model = tiny_model(kind)
+    _, adapters = peft_pool(model, configs(kind), tmp_path)
+    with attached(model, adapters) as pool:
+        for path, group in pool._groups.items():
+            assert path in group
+            assert all(pool._groups[other] == group for other in group)
+            for read in _inputs_read(kind):
+                if path in read:
+                    assert set(group) == read & pool._groups.keys()
+
+
+@pytest.mark.parametrize("num_tokens", [1, 9])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_that_go_down_together_give_what_each_gives_alone(
+    kind: str, form: Form | None, num_tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if form is not None and (form != "bagged" or num_tokens == 1):
+        monkeypatch.setattr("dlplora.lora.layout.choose_form", lambda **_: form)
+    model = tiny_model(kind)
+    _, adapters = peft_pool(model, configs(kind), tmp_path)
+    routes = [Route(("two",), (1.0,)), BASE_ROUTE, Route(("four", "one"), (0.5, 0.5))]
+    ids = torch.randint(0, 30, (3, num_tokens), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), attached(model, adapters) as pool:
+        together = pool.mix(routes)
+        alone = BatchMix(together.rows, {})
+        with pool.mixing(together):
+            found = model(ids).logits
+            again = model(ids).logits
+        with pool.mixing(alone):
+            expected = model(ids).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(found, again)
+
+
+def test_one_input_is_worked_on_once_and_then_let_go() -> None:
+    worked = []
+
+    def down(x_BSI: Tensor) -> Tensor:
+        worked.append(x_BSI)
+        return x_BSI * 2
+
+    source = OneInput(down, [1, 2])
+    x, other = torch.randn(2, 1, 3), torch.randn(2, 1, 3)
+    assert torch.equal(source.part(0, x), 2 * x[..., :1])
+    assert torch.equal(source.part(1, x), 2 * x[..., 1:])
+    assert len(worked) == 1
+    assert source._x is None
+    assert not source._parts
+    assert torch.equal(source.part(1, x), 2 * x[..., 1:])  # a second pass, in another order
+    assert torch.equal(source.part(1, other), 2 * other[..., 1:])  # one that is not asked again
+    assert torch.equal(source.part(0, other), 2 * other[..., :1])
+    assert len(worked) == 3
 
 
 def test_base_routes_and_no_mix_give_the_base_model(tmp_path: Path) -> None:
