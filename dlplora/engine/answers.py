@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import Literal, get_args
 
-from dlplora.errors import GenerationError, choices
+from dlplora.errors import DlpLoraError, GenerationError, choices
 from dlplora.records.routes import Route
 from dlplora.sampling import Sampling
 from dlplora.words import Policy
@@ -72,9 +72,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Piece:
-    """What was written last for the request of a number; with the last piece comes the answer."""
+    """What was written last for the request of a number, and the route that it was written by.
+
+    With the last piece comes the answer, or the error that ended the request.
+    """
 
     number: int
     text: str
     route: Route
     answer: Answer | None = None
+    error: DlpLoraError | None = None

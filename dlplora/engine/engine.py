@@ -14,7 +14,7 @@ from dlplora.engine.batch import Batch
 from dlplora.engine.decisions import DecisionLog
 from dlplora.engine.loop import Group, run
 from dlplora.engine.writing import Writing
-from dlplora.errors import GenerationError, RouterError, choices
+from dlplora.errors import DlpLoraError, GenerationError, RouterError, choices
 from dlplora.lora.attach import Pool, attached
 from dlplora.models import Base, load_base
 from dlplora.params import TopK, TopP
@@ -154,13 +154,14 @@ class Engine:
 
     def stream(self, prompt: str | Request, *, sampling: Sampling | None = None) -> Iterator[Piece]:
         """Answer one prompt piece by piece; closing the iterator frees its place."""
-        return self.run([_request(prompt, sampling)])
+        return _raising(self.run([_request(prompt, sampling)]))
 
     def run(self, requests: Iterable[Request]) -> Iterator[Piece]:
         """Answer requests as places get free, and yield what is written, in turns.
 
         Requests are taken from the iterable when there is a place for them, and numbered in
-        their order.
+        their order. One that cannot be answered ends with a piece that holds its error; the
+        others go on.
         """
         return self._run([], enumerate(requests))
 
@@ -198,16 +199,21 @@ class Engine:
             next_route=self._next_route,
         )
 
-    def _begin(self, numbered: Sequence[tuple[int, Request]]) -> Group:
-        """Route and read the prompts of requests."""
+    def _begin(self, numbered: Sequence[tuple[int, Request]]) -> tuple[Group | None, list[Piece]]:
+        """Route and read the prompts of requests; return those refused apart."""
         unrouted = [request.prompt for _, request in numbered if not request.routes]
         found = iter(self.route(unrouted) if unrouted else [])
-        writings = []
+        writings, refused = [], []
         for number, request in numbered:
-            prompt = self._prompt(request.prompt, new_tokens=request.sampling.max_new_tokens)
             route = request.routes[0] if request.routes else next(found)
-            writings.append(self._writing(request, number, prompt, route))
-        return self._read_again(writings)
+            try:
+                self.pool.check(route)
+                prompt = self._prompt(request.prompt, new_tokens=request.sampling.max_new_tokens)
+            except DlpLoraError as error:
+                refused.append(Piece(number, "", route, error=error))
+            else:
+                writings.append(self._writing(request, number, prompt, route))
+        return self._read_again(writings) if writings else None, refused
 
     def _prompt(self, text: str, *, new_tokens: int) -> Prompt:
         """Render a prompt, cut so that the answer fits into the model's context, too."""
@@ -234,8 +240,11 @@ class Engine:
         """Return the route of a sentence that has begun."""
         request = writing.request
         if request.routes:
-            return request.routes[min(writing.num_ended, len(request.routes) - 1)]
-        return self.route([f"{request.prompt}\n{writing.text}"[-self._window_chars :]])[0]
+            route = request.routes[min(writing.num_ended, len(request.routes) - 1)]
+        else:
+            route = self.route([f"{request.prompt}\n{writing.text}"[-self._window_chars :]])[0]
+        self.pool.check(route)
+        return route
 
     def _writing(self, request: Request, number: int, prompt: Prompt, route: Route) -> Writing:
         return Writing(
@@ -256,6 +265,14 @@ def _request(prompt: str | Request, sampling: Sampling | None) -> Request:
     return Request(prompt) if sampling is None else Request(prompt, sampling)
 
 
+def _raising(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """Raise the first error that ends a request."""
+    for piece in pieces:
+        if piece.error is not None:
+            raise piece.error
+        yield piece
+
+
 def _answers(pieces: Iterator[Piece], count: int) -> list[Answer]:
-    found = {piece.number: piece.answer for piece in pieces if piece.answer is not None}
+    found = {piece.number: piece.answer for piece in _raising(pieces) if piece.answer is not None}
     return [found[number] for number in range(count)]

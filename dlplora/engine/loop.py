@@ -7,6 +7,7 @@ from itertools import islice
 from dlplora.engine.answers import Piece, Request
 from dlplora.engine.batch import Batch
 from dlplora.engine.writing import Writing
+from dlplora.errors import DlpLoraError
 from dlplora.records.routes import Route
 from dlplora.sampling import next_tokens
 
@@ -24,7 +25,7 @@ def run(
     waiting: Iterator[tuple[int, Request]],
     *,
     places: int,
-    begin: Callable[[Sequence[tuple[int, Request]]], Group],
+    begin: Callable[[Sequence[tuple[int, Request]]], tuple[Group | None, list[Piece]]],
     read_again: Callable[[Sequence[Writing]], Group],
     next_route: Callable[[Writing], Route],
 ) -> Iterator[Piece]:
@@ -32,6 +33,7 @@ def run(
 
     Requests enter together when a quarter of the places is free: a prompt read alone costs nearly
     as much as several. There is one group, unless the rows of a model's cache cannot be joined.
+    An error of one request ends that one alone.
     """
     is_waiting = True
     while True:
@@ -40,55 +42,74 @@ def run(
             entering = list(islice(waiting, free))
             is_waiting = len(entering) == free
             if entering:
-                _add(groups, begin(entering))
-        if not groups:
+                begun, refused = begin(entering)
+                yield from refused
+                if begun is not None:
+                    _add(groups, begun)
+        if not groups and not is_waiting:
             return
         going_on: list[Group] = []
         for group in groups:
-            yield from _choose_tokens(group)
-            for part in _go_on(group, read_again, next_route):
+            texts = _choose_tokens(group)
+            rereading = _route_begun(group.writings, next_route)
+            for writing, text in zip(group.writings, texts, strict=True):
+                answer = writing.answer() if writing.ending else None
+                if text or not writing.is_open:
+                    yield Piece(writing.number, text, writing.route, answer, writing.error)
+            for part in _go_on(group, rereading, read_again):
                 _add(going_on, part)
         groups = going_on
 
 
-def _choose_tokens(group: Group) -> Iterator[Piece]:
-    """Append the next token of every sequence, and yield what became certain by it."""
+def _choose_tokens(group: Group) -> list[str]:
+    """Append the next token of every sequence, and return the texts that are certain by it."""
     samplers = [writing.sampler for writing in group.writings]
     ids = [writing.ids for writing in group.writings]
     tokens = next_tokens(samplers, ids, group.batch.logits_BV)
-    for writing, token in zip(group.writings, tokens, strict=True):
-        is_cancelled = writing.request.cancelled.is_set()
-        text = writing.cancel() if is_cancelled else writing.accept(token)
-        answer = writing.answer() if writing.ending else None
-        if text or answer:
-            yield Piece(writing.number, text, writing.route, answer)
+    return [
+        writing.cancel() if writing.request.cancelled.is_set() else writing.accept(token)
+        for writing, token in zip(group.writings, tokens, strict=True)
+    ]
+
+
+def _route_begun(
+    writings: Sequence[Writing], next_route: Callable[[Writing], Route]
+) -> list[Writing]:
+    """Route the sentences that have begun; return what is to be read again by its new route."""
+    rereading = []
+    for writing in writings:
+        policy = writing.request.policy
+        if writing.is_open and writing.begins and policy != "route_once":
+            before = writing.route
+            try:
+                writing.reroute(next_route(writing))
+            except DlpLoraError as error:
+                writing.error = error
+            else:
+                if policy == "refill" and writing.route.mix != before.mix:
+                    rereading.append(writing)
+    return rereading
 
 
 def _go_on(
     group: Group,
+    rereading: Sequence[Writing],
     read_again: Callable[[Sequence[Writing]], Group],
-    next_route: Callable[[Writing], Route],
 ) -> Iterator[Group]:
-    """Let finished sequences go, route begun sentences, and predict the tokens after."""
-    staying, refilled = [], []
-    for row, writing in enumerate(group.writings):
-        if writing.ending:
-            continue
-        if writing.begins and writing.request.policy != "route_once":
-            route, before = next_route(writing), writing.route
-            writing.reroute(route)
-            if writing.request.policy == "refill" and route.mix != before.mix:
-                refilled.append(writing)
-                continue
-        staying.append(row)
+    """Let finished sequences go, and predict the next tokens of the others."""
+    staying = [
+        row
+        for row, writing in enumerate(group.writings)
+        if writing.is_open and writing not in rereading
+    ]
     if staying:
         writings = [group.writings[row] for row in staying]
         group.batch.keep(staying)
         group.batch.reroute([writing.route for writing in writings])
         group.batch.step([writing.ids[-1] for writing in writings])
         yield Group(group.batch, writings)
-    if refilled:
-        yield read_again(refilled)
+    if rereading:
+        yield read_again(rereading)
 
 
 def _add(groups: list[Group], group: Group) -> None:

@@ -9,6 +9,7 @@ from dlplora.data.prompts import ChatFormat, Prompt
 from dlplora.engine.answers import Answer, Ending, Passage, Request
 from dlplora.engine.pieces import Pieces
 from dlplora.engine.sentences import Sentences
+from dlplora.errors import DlpLoraError
 from dlplora.records.routes import Route
 from dlplora.sampling import Sampler
 
@@ -36,6 +37,7 @@ class Writing:
         self._starts = [0]  # where in the text the answers of a composite prompt begin …
         self._ended_by: list[Route] = []  # … and the routes that they ended by
         self.ending: Ending | None = None
+        self.error: DlpLoraError | None = None  # what ended it without an answer
         self.begins = False  # the router is to be asked: a sentence or an answer has begun …
         self._has_begun = False  # … and it was a sentence, with the last token
         self._chat = chat
@@ -48,6 +50,11 @@ class Writing:
         self._routes: list[Route] = []
         self._written = ""
         self._shown = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether there is more to write."""
+        return self.ending is None and self.error is None
 
     @property
     def num_ended(self) -> int:

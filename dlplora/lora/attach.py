@@ -69,6 +69,11 @@ class Pool:
             _found(self._adapters, name)
             self._adapters = {k: v for k, v in self._adapters.items() if k != name}
 
+    def check(self, route: Route) -> None:
+        """Raise `RouterError` if a route names an adapter that is not here."""
+        for name in route.adapters:
+            _found(self._adapters, name)
+
     def mix(self, routes: Sequence[Route]) -> BatchMix:
         """Lay out the routes of a batch; `RouterError` on an adapter that is not here."""
         adapters = self._adapters  # as they are now, for all routes

@@ -220,6 +220,66 @@ def test_a_sentence_is_written_by_its_own_route(
             routes.append(sentence.route)
 
 
+def test_a_piece_is_told_by_the_route_that_its_sentence_is_written_by(
+    pooled: tuple[Base, Pool], sentenced: tuple[Request, Answer]
+) -> None:
+    request, answer = sentenced
+    by_piece: list[tuple[str, Route]] = []
+    for piece in engine_of(pooled, router=ByStops()).stream(request):
+        by_piece += [(word, piece.route) for word in piece.text.split()]
+    by_sentence = [
+        (word, sentence.route) for sentence in answer.sentences for word in sentence.text.split()
+    ]
+    assert by_piece == by_sentence
+
+
+def test_a_request_that_cannot_be_answered_leaves_the_others_alone(
+    pooled: tuple[Base, Pool],
+) -> None:
+    sampling = Sampling(max_new_tokens=6)
+    gone = Route(("gone",), (1.0,))
+    requests = [
+        Request("say red", sampling, (ONE,)),
+        Request("say red", sampling, (gone,)),
+        Request("say red", Sampling(max_new_tokens=500), (ONE,)),
+        Request("a text that is longer", sampling, (TWO,)),
+    ]
+    engine = engine_of(pooled, places=2)
+    last = {p.number: p for p in engine.run(requests) if p.answer or p.error}
+    alone = engine.generate([requests[0], requests[3]])
+    assert [last[0].answer, last[3].answer] == alone
+    assert isinstance(last[1].error, RouterError)
+    assert isinstance(last[2].error, GenerationError)
+    assert last[1].answer is None
+    with pytest.raises(RouterError, match="no adapter 'gone'"):
+        engine.generate(requests)
+    with pytest.raises(RouterError, match="no adapter 'gone'"):
+        list(engine.stream(requests[1]))
+
+
+def test_a_sentence_routed_to_an_adapter_that_is_gone_ends_its_request_alone(
+    pooled: tuple[Base, Pool], sentenced: tuple[Request, Answer]
+) -> None:
+    request, answer = sentenced
+
+    class ThenGone(ByStops):
+        def route(self, texts: Sequence[str]) -> list[Route]:
+            found = super().route(texts)
+            return [
+                Route(("gone",), (1.0,)) if "\n" in text else route
+                for text, route in zip(texts, found, strict=True)
+            ]
+
+    requests = [request, replace(request, policy="route_once")]
+    pieces = list(engine_of(pooled, router=ThenGone()).run(requests))
+    (failed,) = [piece for piece in pieces if piece.error]
+    assert (failed.number, failed.answer) == (0, None)
+    begun = "".join(piece.text for piece in pieces if piece.number == 0)
+    assert answer.sentences[0].text.strip() in begun
+    (finished,) = [piece.answer for piece in pieces if piece.answer]
+    assert [finished] == engine_of(pooled, router=ByStops()).generate([requests[1]])
+
+
 def test_route_once_asks_once(pooled: tuple[Base, Pool], sentenced: tuple[Request, Answer]) -> None:
     request, _ = sentenced
     router = ByStops()
