@@ -4,10 +4,11 @@
 
 26 seeded adapters of rank 8 on q and v of the real base model; every prompt has three of them, of
 its own. All rivals run under this project's own reading and stepping (`dlplora.engine.batch`),
-interleaved in one process, in another order each round, generation eight steps at a time; only
-`transformers_generate` runs by transformers' loop. Figures are medians over rounds of the ratio to
-one PEFT adapter in the same round – the faster of PEFT's two ways to hold its weights, float32 (its
-default) and the model's.
+interleaved in one process, in another order each round, generation eight steps at a time.
+`fused_engine` answers by the whole engine – text, sentences, stop strings –, and
+`transformers_generate` by transformers' own loop with one PEFT adapter, both in one go. Figures are
+medians over rounds of the ratio to one PEFT adapter in the same round – the faster of PEFT's two
+ways to hold its weights, float32 (its default) and the model's.
 
 Writes benchmarks/results/fused.json and fused.svg.
 """
@@ -48,11 +49,15 @@ from benchmarks.lora_rivals import (
     some_routes,
 )
 from benchmarks.timing import Steps, Work, in_turns, interleaved, ratios
+from dlplora.data.prompts import Prompt
+from dlplora.engine.answers import Request
 from dlplora.engine.batch import Batch
+from dlplora.engine.engine import Engine
 from dlplora.lora.attach import Pool
 from dlplora.models import Base, load_base
 from dlplora.records.routes import BASE_ROUTE
 from dlplora.runtime import best_place
+from dlplora.sampling import Sampling
 
 RESULTS = Path(__file__).parent / "results"
 THREADS = 2
@@ -75,6 +80,24 @@ def steps(batch: Batch) -> None:
     twin = batch.twin()
     for _ in range(STEPS):
         twin.step(tokens)
+
+
+class _Endless(Base):
+    """A base whose answers have no end but their length."""
+
+    end_ids = frozenset()
+
+
+def by_engine(rival: Rival, ids: Tensor) -> Iterator[None]:
+    """Generate by the engine: sampling, text, stop strings and sentences as well; in one step."""
+    yield
+    base = _Endless(rival.base.model, rival.base.chat, rival.base.id, rival.base.fingerprint)
+    engine = Engine(base, rival.pool)
+    prompts = [Prompt(tuple(row), 0) for row in ids.tolist()]
+    batch = engine.read(prompts, rival.routes[: len(ids)])
+    sampling = Sampling(max_new_tokens=NEW_TOKENS)
+    answers = engine.finish(batch, prompts, [Request("", sampling)] * len(ids))
+    assert {answer.num_tokens for answer in answers} == {NEW_TOKENS}
 
 
 def by_transformers(model: Any, ids: Tensor) -> Iterator[None]:
@@ -124,6 +147,7 @@ def measure_shapes(base: Base, rounds: int) -> tuple[dict[str, dict[str, float]]
         written: dict[str, Steps] = {
             name: partial(generate, rival, ids[:size]) for name, rival in rivals.items()
         }
+        written["fused_engine"] = partial(by_engine, rivals["fused"], ids[:size])
         written["transformers_generate"] = partial(
             by_transformers, rivals["peft_single_float32"].base.model, ids[:size]
         )
@@ -162,6 +186,7 @@ from dlplora.adapters import read_adapter
 from dlplora.lora.attach import Pool
 from dlplora.models import load_base
 from dlplora.runtime import best_place
+from dlplora.sampling import Sampling
 def kib(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(name)).split()[1])
