@@ -1,5 +1,6 @@
 """The edge of a stage: its command line, progress bars, time and memory."""
 
+import gc
 import os
 import resource
 import sys
@@ -30,6 +31,8 @@ def run(main: Callable[..., None]) -> None:
     A second run of the same stage waits until the first has ended, and then does nothing if its
     pipeline was killed meanwhile.
     """
+    gc.freeze()  # what was loaded stays
+    gc.enable()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
     parent, name = os.getppid(), stage_name()

@@ -4,21 +4,25 @@ Shapes: B sequences, S tokens, V vocabulary, R rows of options, n places.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from dlplora.data.batches import Padded, pad_left, pad_right
+from dlplora.data.batches import Padded, common_prefix, pad_left, pad_right
 from dlplora.lora.attach import Pool
 from dlplora.lora.mix import BatchMix
 from dlplora.models import Base, logits_at
 from dlplora.records.routes import Route
 from dlplora.records.scores import OptionScores
 
-_OPTION_ROWS = 64
+_OPTION_TOKENS = 512
+# Reading in two parts costs as much as so many tokens more in one (docs/log.md).
+_APART_TOKENS = 256
 
 
 class Batch:
@@ -54,28 +58,65 @@ class Batch:
     def read(
         cls, base: Base, pool: Pool, prompts: Sequence[Sequence[int]], routes: Sequence[Route]
     ) -> "Batch":
-        """Read prompts, once for all that follows."""
-        padded = pad_left(prompts, base.chat.pad_id).to(base.device)
-        cache = DynamicCache(config=base.model.config)
-        last_BS = torch.zeros_like(padded.mask_BS, dtype=torch.bool)
-        last_BS[:, -1] = True
+        """Read prompts, once for all that follows.
+
+        Prompts of like length are read together, so that little is padded. What all of a part
+        begin with is read once for each mix that is in use, if that saves time, and its keys and
+        values go to every prompt of that mix.
+        """
         mix = pool.mix(routes)
-        with pool.mixing(mix):
-            logits_BV = logits_at(
-                base.model,
-                padded,
-                last_BS,
-                attention_mask=padded.mask_BS,
-                past_key_values=cache,
-                use_cache=True,
+        parts = parts_to_read([len(prompt) for prompt in prompts])
+        if len(parts) == 1 or not _is_plain(DynamicCache(config=base.model.config)):
+            return cls._read(base, pool, prompts, routes, mix)
+        batch, *others = (
+            cls._read(
+                base,
+                pool,
+                [prompts[row] for row in rows],
+                [routes[row] for row in rows],
+                mix.select(rows),
             )
+            for rows in parts
+        )
+        for other in others:
+            batch.join(other)
+        order = [row for rows in parts for row in rows]
+        batch.keep([order.index(row) for row in range(len(prompts))])
+        return batch
+
+    @classmethod
+    def _read(
+        cls,
+        base: Base,
+        pool: Pool,
+        prompts: Sequence[Sequence[int]],
+        routes: Sequence[Route],
+        mix: BatchMix,
+    ) -> "Batch":
+        cache = DynamicCache(config=base.model.config)
+        shared = _shared(prompts, mix) if _is_plain(cache) else 0
+        if shared:
+            firsts, owners = mix.distinct()
+            prefix = pad_left([prompts[row][:shared] for row in firsts], base.chat.pad_id)
+            nowhere_BS = torch.zeros_like(prefix.mask_BS, dtype=torch.bool)
+            with pool.mixing(mix.select(firsts)):
+                _read_into(cache, base, prefix, nowhere_BS, mask=prefix.mask_BS)
+            cache.batch_select_indices(torch.tensor(owners, device=base.device))
+        padded = pad_left([prompt[shared:] for prompt in prompts], base.chat.pad_id)
+        shared_BS = torch.ones(len(prompts), shared, dtype=padded.mask_BS.dtype)
+        mask_BS = torch.cat([shared_BS, padded.mask_BS], 1).to(base.device)
+        padded = replace(padded, positions_BS=padded.positions_BS + shared).to(base.device)
+        last_BS = torch.zeros_like(padded.ids_BS, dtype=torch.bool)
+        last_BS[:, -1] = True
+        with pool.mixing(mix):
+            logits_BV = _read_into(cache, base, padded, last_BS, mask=mask_BS)
         return cls(
             base,
             pool,
             routes,
             mix=mix,
             cache=cache,
-            mask_BS=padded.mask_BS,
+            mask_BS=mask_BS,
             positions_B=padded.positions_BS[:, -1],
             logits_BV=logits_BV.float(),
         )
@@ -140,7 +181,7 @@ class Batch:
     @property
     def can_join(self) -> bool:
         """Tell whether the model's cache is of the plain kind, whose rows can be put together."""
-        return all(type(layer) is DynamicLayer for layer in self._cache.layers)
+        return _is_plain(self._cache)
 
     @torch.inference_mode()
     def join(self, other: "Batch") -> None:
@@ -159,8 +200,9 @@ class Batch:
     def score_options(self, options: Sequence[Sequence[str]]) -> list[OptionScores]:
         """Return the log-likelihood of each option after its sequence, which stays as it is.
 
-        The keys and values of a sequence are reused for all of its options; an option's first
-        token is predicted by the sequence alone.
+        The keys and values of a sequence are reused for all of its options, which stand behind
+        it side by side, none seeing the others; an option's first token is predicted by the
+        sequence alone.
         """
         rows = [(place, text) for place, texts in enumerate(options) for text in texts]
         if not rows:
@@ -170,10 +212,12 @@ class Batch:
         first_R = [tokens[0] for tokens in ids]
         sums_R = self.logits_BV.log_softmax(-1)[owners, first_R].double()
         longer = [number for number, tokens in enumerate(ids) if len(tokens) > 1]
-        for start in range(0, len(longer), _OPTION_ROWS):
-            part = longer[start : start + _OPTION_ROWS]
-            mine = [owners[number] for number in part]
-            sums_R[part] += self._score_rest(mine, [ids[number] for number in part])
+        for part in self._parts(longer, owners, ids):
+            flat = [number for _, branches in part for number in branches]
+            sums_R[flat] += self._score_rest(
+                [owner for owner, _ in part],
+                [[ids[number] for number in branches] for _, branches in part],
+            )
         sums = sums_R.tolist()
         results = []
         for place, texts in enumerate(options):
@@ -188,29 +232,124 @@ class Batch:
             )
         return results
 
-    def _score_rest(self, owners: Sequence[int], ids: Sequence[Sequence[int]]) -> Tensor:
+    def _parts(
+        self, numbers: Sequence[int], owners: Sequence[int], ids: Sequence[Sequence[int]]
+    ) -> Iterator[list[tuple[int, list[int]]]]:
+        """Cut options into parts of so many tokens: sequences with their options.
+
+        A cache that is not of the plain kind takes one option at a time: it knows no masks but
+        its own.
+        """
+        together = groupby(numbers, key=lambda number: (owners[number], self.can_join or number))
+        part: list[tuple[int, list[int]]] = []
+        num_tokens = 0
+        for (owner, _), group in together:
+            branches = list(group)
+            part.append((owner, branches))
+            num_tokens += sum(len(ids[number]) for number in branches)
+            if num_tokens >= _OPTION_TOKENS:
+                yield part
+                part, num_tokens = [], 0
+        if part:
+            yield part
+
+    def _score_rest(
+        self, owners: Sequence[int], branches: Sequence[Sequence[Sequence[int]]]
+    ) -> Tensor:
         """Return the log-likelihood of the tokens after the first of each option (R,)."""
-        owner_R = torch.tensor(owners, device=self._base.device)
+        read = [[token for ids in own for token in ids[:-1]] for own in branches]
+        padded = pad_right(read, self._base.chat.pad_id)
+        places_BS, branch_BS = torch.zeros_like(padded.ids_BS), torch.full_like(padded.ids_BS, -1)
+        for row, own in enumerate(branches):
+            lengths = [len(ids) - 1 for ids in own]
+            size = sum(lengths)
+            places_BS[row, :size] = torch.cat([torch.arange(length) for length in lengths])
+            branch_BS[row, :size] = torch.arange(len(own)).repeat_interleave(torch.tensor(lengths))
+        owner_B = torch.tensor(owners, device=self._base.device)
+        past_BS = self._mask_BS[owner_B]
+        if max(map(len, branches)) > 1:
+            mask = _branching(past_BS, branch_BS.to(past_BS.device), self._base.model.dtype)
+        else:
+            mask = torch.cat([past_BS, padded.mask_BS.to(past_BS.device)], 1)
+        start_B1 = self._positions_B[owner_B, None].cpu() + 1
         cache = _copied(self._cache)
-        cache.batch_select_indices(owner_R)
-        padded = pad_right([tokens[:-1] for tokens in ids], self._base.chat.pad_id)
-        padded = padded.to(self._base.device)
-        offset_R1 = self._positions_B[owner_R, None] + 1
-        keep_RS = padded.mask_BS.bool()
+        cache.batch_select_indices(owner_B)
+        keep_BS = padded.mask_BS.bool()
         with self._pool.mixing(self._mix.select(owners)):
-            logits_nV = logits_at(
-                self._base.model,
-                Padded(padded.ids_BS, padded.mask_BS, padded.positions_BS + offset_R1),
-                keep_RS,
-                attention_mask=torch.cat([self._mask_BS[owner_R], padded.mask_BS], 1),
-                past_key_values=cache,
-                use_cache=True,
-            )
-        targets = [token for tokens in ids for token in tokens[1:]]
+            padded = replace(padded, positions_BS=places_BS + start_B1)
+            logits_nV = _read_into(cache, self._base, padded, keep_BS, mask=mask)
+        targets = [token for own in branches for ids in own for token in ids[1:]]
         logprobs_n = logits_nV.float().log_softmax(-1)[range(len(targets)), targets].double()
-        row_n = keep_RS.nonzero()[:, 0]
-        sums_R = torch.zeros(len(ids), dtype=torch.double, device=self._base.device)
-        return sums_R.index_add_(0, row_n, logprobs_n)
+        lengths_R = torch.tensor([len(ids) - 1 for own in branches for ids in own])
+        option_n = torch.arange(len(lengths_R)).repeat_interleave(lengths_R)
+        sums_R = torch.zeros(len(lengths_R), dtype=torch.double, device=self._base.device)
+        return sums_R.index_add_(0, option_n.to(sums_R.device), logprobs_n)
+
+
+def parts_to_read(lengths: Sequence[int]) -> list[list[int]]:
+    """Cut prompts of these lengths into parts that are read with the least effort.
+
+    The effort of a part is its tokens, padding included, and what any part costs. Returns the
+    numbers of the prompts, the shortest first.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    best: list[tuple[int, int]] = [(0, 0)]  # the effort of the first prompts, its last part's start
+    for end, row in enumerate(order, start=1):
+        best.append(
+            min(
+                (best[start][0] + lengths[row] * (end - start) + _APART_TOKENS, start)
+                for start in range(end)
+            )
+        )
+    parts: list[list[int]] = []
+    end = len(order)
+    while end:
+        start = best[end][1]
+        parts.append(order[start:end])
+        end = start
+    return parts[::-1]
+
+
+def _shared(prompts: Sequence[Sequence[int]], mix: BatchMix) -> int:
+    """Return how many tokens at the beginning of all prompts are worth being read apart."""
+    shared = min(common_prefix(prompts), min(map(len, prompts)) - 1)
+    saved = shared * (len(prompts) - len(mix.distinct()[0]))
+    return shared if saved >= _APART_TOKENS else 0
+
+
+def _read_into(
+    cache: DynamicCache, base: Base, batch: Padded, keep_BS: Tensor, *, mask: Tensor
+) -> Tensor:
+    """Read tokens behind what a cache holds; return the logits (n, V) where they are wanted.
+
+    `mask` is over the cache and these tokens.
+    """
+    return logits_at(
+        base.model,
+        batch.to(base.device),
+        keep_BS.to(base.device),
+        attention_mask=mask.to(base.device),
+        past_key_values=cache,
+        use_cache=True,
+    )
+
+
+def _branching(past_BS: Tensor, branch_BS: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what to add to the attention scores (B, 1, S, past + S): 0 for what may be seen.
+
+    A token sees the past of its sequence, itself and what is before it in its own branch.
+    """
+    size = branch_BS.shape[1]
+    causal_SS = torch.ones(size, size, dtype=torch.bool, device=branch_BS.device).tril()
+    own_BSS = (branch_BS[:, :, None] == branch_BS[:, None, :]) & causal_SS
+    past_BSS = past_BS[:, None, :].bool().expand(-1, size, -1)
+    sees_BSS = torch.cat([past_BSS, own_BSS], -1)
+    mask_BSS = torch.zeros(sees_BSS.shape, dtype=dtype, device=branch_BS.device)
+    return mask_BSS.masked_fill_(~sees_BSS, torch.finfo(dtype).min)[:, None]
+
+
+def _is_plain(cache: DynamicCache) -> bool:
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def _copied(cache: DynamicCache) -> DynamicCache:

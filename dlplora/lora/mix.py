@@ -41,6 +41,12 @@ class BatchMix:
         """Return the mix of some of the prompts."""
         return self.of([self.rows[row] for row in rows])
 
+    def distinct(self) -> tuple[list[int], list[int]]:
+        """Return the first prompt of each different mix, and for every prompt which one it has."""
+        keys = [tuple((id(pairs), weight) for pairs, weight in row) for row in self.rows]
+        order = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        return [keys.index(key) for key in order], [order[key] for key in keys]
+
     def add(self, path: str, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
         """Add the sum of the layer at `path` to its output."""
         if x_BSI.shape[-2] != self._num_tokens:

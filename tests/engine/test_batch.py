@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers.cache_utils import DynamicCache
 
 from dlplora.adapters import LoraAdapter
-from dlplora.engine.batch import Batch
+from dlplora.engine.batch import Batch, parts_to_read
 from dlplora.lora.attach import attached
 from dlplora.models import Base
 from dlplora.records.routes import BASE_ROUTE, Route
@@ -79,6 +82,64 @@ def test_a_batch_goes_on_as_each_sequence_alone(kind: str, tmp_path: Path) -> No
         ]
         assert greedy(together, 12) == [greedy(batch, 12)[0] for batch in alone]
         assert len({tuple(row) for row in greedy(together, 12)}) > 1
+
+
+def test_what_is_read_in_parts_and_by_shared_prefixes_is_what_each_reads_alone(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dlplora.engine.batch._APART_TOKENS", 1)
+    base = tiny_base(kind)
+    questions = ["what is up ?", "what is up", "what is up one two three ?", "say red", "what is"]
+    routes = [ROUTES[0], ROUTES[1], ROUTES[0], ROUTES[1], ROUTES[0]]
+    with attached(base.model, pool_of(base, kind, tmp_path)) as pool:
+        prompts = prompts_of(base, questions)
+        together = Batch.read(base, pool, prompts, routes)
+        assert together.routes == tuple(routes)
+        alone = [
+            Batch.read(base, pool, [prompt], [route])
+            for prompt, route in zip(prompts, routes, strict=True)
+        ]
+        for row, batch in enumerate(alone):
+            same(together, row, batch)
+        assert greedy(together, 8) == [greedy(batch, 8)[0] for batch in alone]
+        scores = together.score_options([["red", "one two"]] * 5)
+        for found, batch in zip(scores, alone, strict=True):
+            (expected,) = batch.score_options([["red", "one two"]])
+            assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+
+
+def test_a_prefix_is_read_once_for_each_mix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_base("llama")
+    read: list[tuple[int, ...]] = []
+    embed = base.model.get_input_embeddings()
+    embed.register_forward_pre_hook(lambda _, inputs: read.append(tuple(inputs[0].shape)))
+    prompts = [(*range(5, 25), number) for number in range(8)]
+    monkeypatch.setattr("dlplora.engine.batch._APART_TOKENS", 20)
+    with attached(base.model, pool_of(base, "llama", tmp_path)) as pool:
+        read.clear()
+        Batch.read(base, pool, prompts, [ROUTES[0], ROUTES[1]] * 4)
+        assert read == [(2, 20), (8, 1)]
+        read.clear()
+        Batch.read(base, pool, prompts[:1], ROUTES[:1])
+        assert read == [(1, 21)]
+
+
+@given(lengths=st.lists(st.integers(1, 900), min_size=1, max_size=7))
+def test_prompts_are_cut_into_the_parts_of_least_effort(lengths: list[int]) -> None:
+    def effort(parts: Sequence[Sequence[int]]) -> int:
+        return sum(max(lengths[row] for row in part) * len(part) + 256 for part in parts)
+
+    found = parts_to_read(lengths)
+    assert sorted(row for part in found for row in part) == list(range(len(lengths)))
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    every = [
+        [order[a:b] for a, b in pairwise([0, *cuts, len(order)])]
+        for count in range(len(order))
+        for cuts in combinations(range(1, len(order)), count)
+    ]
+    assert effort(found) == min(map(effort, every))
 
 
 def test_greedy_tokens_are_those_of_transformers_with_peft(kind: str, tmp_path: Path) -> None:
