@@ -35,9 +35,16 @@ check: env      ## Run the linters, types and import contracts
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/codespell
 
-bench: env      ## Time the engine beside PEFT, on the base model of data/base
-	@$(BIN)/python -m dlplora.cli repro base_model
+$(VENV)/installed-bench: $(VENV)/installed
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[bench]'
+	touch $@
+
+bench: $(VENV)/installed-bench  ## Time engine, training and scoring beside PEFT, Trainer, TRL, lm-eval
+	@$(BIN)/python -m dlplora.cli repro base_model ingest
 	@$(BIN)/python -m benchmarks.fused
+	@$(BIN)/python -m benchmarks.training
+	@$(BIN)/python -m benchmarks.scoring
+	@$(BIN)/python -m benchmarks.roofline
 
 pull: env       ## Fetch results and the run-cache from the DVC remote
 	@$(BIN)/dvc pull --run-cache

@@ -182,7 +182,10 @@ class Adapter(Section):
     """How one LoRA adapter is trained.
 
     A batch is computed in parts of `micro_batch_size`; "auto" begins with the whole batch and
-    halves the parts whenever memory runs out.
+    halves the parts whenever memory runs out. Training ends after `patience` validations without a
+    new best, or never early if it is null. What all prompts of a part begin with is computed once:
+    with `share_prefix` "exact" only without dropout, with "always" also when dropout would have
+    dropped it otherwise in each row.
     """
 
     target_modules: list[str]
@@ -196,6 +199,8 @@ class Adapter(Section):
     micro_batch_size: Literal["auto"] | Count
     max_tokens: Count
     validate_every: Count
+    patience: Count | None
+    share_prefix: Literal["exact", "always"]
 
 
 class ImportedAdapter(Section):

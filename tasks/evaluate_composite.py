@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dlplora.adapters import read_adapter
 from dlplora.engine.engine import Engine
-from dlplora.evaluation.composites import answer_composites, draw_composites
+from dlplora.evaluation.composites import answer_by_policies, draw_composites
 from dlplora.evaluation.settings import POLICIES
 from dlplora.lora.attach import attached
 from dlplora.models import load_base
@@ -27,7 +27,6 @@ def main(
     )
     examples = {task: read_examples(tests / f"{task}.parquet") for task in tasks}
     composites = draw_composites(examples, parts=chosen.parts, count=chosen.count, seed=params.seed)
-    seconds = {}
     pool = [read_adapter(adapters / task, base_fingerprint=loaded.fingerprint) for task in tasks]
     with (
         attached(loaded.model, pool) as attached_pool,
@@ -40,20 +39,13 @@ def main(
             places=params.evaluation.batch_size,
             max_prompt_tokens=chosen.parts * params.evaluation.max_prompt_tokens,
         )
-        for system in POLICIES if composites else ():
-            answered = answer_composites(
-                engine,
-                composites,
-                params.tasks,
-                setting=setting,
-                system=system,
-                seed=params.seed,
-                advance=advance,
-            )
-            answered.scores.save(out / system)
-            seconds[system] = answered.seconds
+        runs = answer_by_policies(
+            engine, composites, params.tasks, setting=setting, seed=params.seed, advance=advance
+        )
     out.mkdir(parents=True, exist_ok=True)  # empty with fewer tasks than parts
-    write_timing(timing, parts=seconds)
+    for policy, answered in runs.items():
+        answered.scores.save(out / policy)
+    write_timing(timing, parts={policy: answered.seconds for policy, answered in runs.items()})
 
 
 if __name__ == "__main__":

@@ -156,6 +156,7 @@ def repro(
     from dlplora.project.repro import repro as run
 
     run(Project(Path()), words or [])
+    typer.echo("Data and pipelines are up to date.")
 
 
 def use_suite(

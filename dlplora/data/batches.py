@@ -3,6 +3,7 @@
 Shapes: B rows, S tokens.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 _WINDOW_BATCHES = 8
+_BEGINNING = 16  # tokens; fewer are hardly worth being computed once
 
 
 @dataclass(frozen=True)
@@ -42,23 +44,39 @@ def pad_right(rows: Sequence[Sequence[int]], pad_id: int) -> Padded:
     return Padded(ids, mask, torch.arange(width).expand(len(rows), -1))
 
 
-def batch_order(lengths: Sequence[int], batch_size: int, *, seed: int) -> Iterator[list[int]]:
-    """Yield batches of row numbers for ever, like lengths together.
+def batch_order(
+    lengths: Sequence[int], batch_size: int, *, seed: int, groups: Sequence[int] | None = None
+) -> Iterator[list[int]]:
+    """Yield batches of row numbers for ever, rows of like lengths and of one group together.
 
     Each epoch shuffles the rows, leaves out those that fill no batch, sorts windows of a few
-    batches by length – equal lengths stay shuffled – cuts them, and shuffles the batches. Fewer
-    rows than `batch_size` make one batch.
+    batches by group and length – equal rows stay shuffled – cuts them, and shuffles the batches.
+    Fewer rows than `batch_size` make one batch.
     """
     rng = np.random.default_rng(seed)
     size = min(batch_size, len(lengths))
+    keys = list(zip(groups or [0] * len(lengths), lengths, strict=True))
     while True:
         rows = rng.permutation(len(lengths))[: len(lengths) // size * size].tolist()
         batches = []
         for start in range(0, len(rows), _WINDOW_BATCHES * size):
-            part = sorted(rows[start : start + _WINDOW_BATCHES * size], key=lengths.__getitem__)
+            part = sorted(rows[start : start + _WINDOW_BATCHES * size], key=keys.__getitem__)
             batches += [part[at : at + size] for at in range(0, len(part), size)]
         for number in rng.permutation(len(batches)):
             yield batches[number]
+
+
+def prefix_groups(rows: Sequence[Sequence[int]], least: int) -> list[int]:
+    """Number rows by what they begin with, beyond what all do; rare beginnings have number 0.
+
+    Rows of one beginning share several tokens more than all rows; at least `least` rows make one.
+    """
+    common = common_prefix(rows)
+    beginnings = [tuple(row[common : common + _BEGINNING]) for row in rows]
+    counts = Counter(beginnings)
+    often = sorted(beginning for beginning, count in counts.items() if count >= least)
+    numbers = {beginning: number for number, beginning in enumerate(often, start=1)}
+    return [numbers.get(beginning, 0) for beginning in beginnings]
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:

@@ -39,6 +39,24 @@ def draw_composites(
     return [draw_parts(tests, parts, rng) for _ in range(count)]
 
 
+def answer_by_policies(
+    engine: Engine,
+    composites: Sequence[Sequence[Example]],
+    tasks: Mapping[str, Task],
+    *,
+    setting: str,
+    seed: int,
+    advance: Advance,
+) -> dict[str, CompositeRun]:
+    """Answer composites by each of `POLICIES`; without composites by none."""
+    return {
+        policy: answer_composites(
+            engine, composites, tasks, setting=setting, system=policy, seed=seed, advance=advance
+        )
+        for policy in (POLICIES if composites else ())
+    }
+
+
 def answer_composites(
     engine: Engine,
     composites: Sequence[Sequence[Example]],

@@ -23,7 +23,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 
 from dlplora.adapters import write_adapter
-from dlplora.data.batches import batch_order, common_prefix, pad_right
+from dlplora.data.batches import batch_order, common_prefix, pad_right, prefix_groups
 from dlplora.data.prompts import ChatFormat
 from dlplora.errors import DataError, ParamsError
 from dlplora.models import Base, logits_at
@@ -99,6 +99,7 @@ def train_adapter(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     parts = Parts(params.batch_size, params.micro_batch_size, title)
     speed = _Speed()
+    always_share = params.share_prefix == "always"
 
     def backward(step: int, rows: Sequence[int]) -> float:
         batch = [pairs[row][step % len(pairs[row])] for row in rows]
@@ -106,7 +107,7 @@ def train_adapter(
         model.train()
         return parts.backward(
             batch,
-            lambda part: mean_loss(model, part, base.chat),
+            lambda part: mean_loss(model, part, base.chat, always_share=always_share),
             weight=lambda pair: len(pair.answer),
             parameters=parameters,
         )
@@ -114,14 +115,19 @@ def train_adapter(
     curve = fit(
         parameters,
         backward,
-        batch_order(lengths, params.batch_size, seed=seed),
+        batch_order(
+            lengths,
+            params.batch_size,
+            seed=seed,
+            groups=prefix_groups([options[0].prompt for options in pairs], params.batch_size),
+        ),
         validation_loss=lambda: _validation_loss(model, held_out, base.chat, parts),
         schedule=Schedule(
             steps=params.steps,
             learning_rate=params.learning_rate,
             warmup_steps=params.warmup_steps,
             validate_every=params.validate_every,
-            patience=None,
+            patience=params.patience,
         ),
         checkpoint=checkpoint,
         on_step=lambda point: advance(loss=point.loss, tokens_per_second=speed.now()),
@@ -178,15 +184,19 @@ def encode_pairs(
     return encoded, num_cut
 
 
-def mean_loss(model: torch.nn.Module, pairs: Sequence[Pair], chat: ChatFormat) -> Tensor:
+def mean_loss(
+    model: torch.nn.Module, pairs: Sequence[Pair], chat: ChatFormat, *, always_share: bool = False
+) -> Tensor:
     """Return the mean cross-entropy of the answer tokens of a batch.
 
     What all prompts of the batch begin with is computed once, and its keys and values are
-    repeated for every row; the gradients of all rows sum into the one prefix. With dropout the
-    prefix would be dropped alike in all rows, so it is shared only without.
+    repeated for every row; the gradients of all rows sum into the one prefix. Dropout would drop
+    the one prefix alike for all rows: then it is shared only if `always_share`.
     """
     prompts = [pair.prompt for pair in pairs]
-    shared = 0 if _has_dropout(model) else min(common_prefix(prompts), min(map(len, prompts)) - 1)
+    shared = 0
+    if always_share or not _has_dropout(model):
+        shared = min(common_prefix(prompts), min(map(len, prompts)) - 1)
     rows = [pair.prompt[shared:] + pair.answer for pair in pairs]
     padded = pad_right(rows, chat.pad_id)
     starts_B = torch.tensor([len(prompt) - shared for prompt in prompts])

@@ -5,7 +5,13 @@ from itertools import islice
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlplora.data.batches import batch_order, common_prefix, pad_left, pad_right
+from dlplora.data.batches import (
+    batch_order,
+    common_prefix,
+    pad_left,
+    pad_right,
+    prefix_groups,
+)
 
 ROWS = [[5, 6, 7], [8], [9, 10]]
 
@@ -56,6 +62,21 @@ def test_batches_hold_like_lengths_and_repeat_by_their_seed() -> None:
     assert first == list(islice(batch_order(lengths, 8, seed=3), 8))
     assert first != list(islice(batch_order(lengths, 8, seed=4), 8))
     assert all(max(batch) - min(batch) == 7 for batch in first)
+
+
+def test_batches_hold_rows_of_one_group() -> None:
+    groups = [number % 2 for number in range(64)]
+    batches = list(islice(batch_order([1] * 64, 8, seed=3, groups=groups), 8))
+    assert all(len({groups[row] for row in batch}) == 1 for batch in batches)
+    assert sorted(row for batch in batches for row in batch) == list(range(64))
+
+
+def test_groups_are_rows_of_one_long_beginning() -> None:
+    first, second = list(range(20)), list(range(5)) + list(range(50, 65))
+    rows = [[*first, 1], [*second, 2], [*first, 3], [*second, 4], [0, 1, 2, 3, 4, 99], [*first, 5]]
+    assert prefix_groups(rows, 2) == [1, 2, 1, 2, 0, 1]
+    assert prefix_groups(rows, 3) == [1, 0, 1, 0, 0, 1]
+    assert prefix_groups([[*first, number] for number in range(4)], 2) == [0] * 4
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=5))

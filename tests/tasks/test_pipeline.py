@@ -133,6 +133,8 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
             "micro_batch_size": "auto",
             "max_tokens": 64,
             "validate_every": 2,
+            "patience": None,
+            "share_prefix": "exact",
         },
         "adapters": {"opposites": {}, "colours": {}},
         "imported_adapters": {},

@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn import functional
 
 from dlplora.adapters import read_adapter
+from dlplora.data.batches import common_prefix
 from dlplora.data.ingest import ingest
 from dlplora.engine.answers import Request
 from dlplora.engine.engine import Engine
@@ -37,6 +38,8 @@ PARAMS = Adapter(
     micro_batch_size="auto",
     max_tokens=64,
     validate_every=20,
+    patience=None,
+    share_prefix="exact",
 )
 
 
@@ -105,6 +108,11 @@ def test_with_dropout_no_prefix_is_shared(examples: dict[str, list[Example]]) ->
     batch = pairs(examples["train"][:3])
     mean_loss(model, batch, base.chat)
     assert widths == [(3, max(len(pair.prompt + pair.answer) for pair in batch))]
+    widths.clear()
+    mean_loss(model, batch, base.chat, always_share=True)
+    shared = common_prefix([pair.prompt for pair in batch])
+    assert shared > 0
+    assert widths[0] == (1, shared)
 
 
 def test_the_trained_model_generates_the_answer(

@@ -259,6 +259,8 @@ ADAPTER = Adapter(
     micro_batch_size="auto",
     max_tokens=64,
     validate_every=2,
+    patience=None,
+    share_prefix="exact",
 )
 EXAMPLES = [
     Example(

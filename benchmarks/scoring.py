@@ -1,0 +1,182 @@
+"""Multiple choice by log-likelihood, beside EleutherAI's lm-evaluation-harness.
+
+    python -m benchmarks.scoring [--data data] [--rounds 5]
+
+The same test items, rendered prompts and model, in float32: a custom multiple-choice task of the
+harness, whose answer is the option of the largest sum, against this project's batches. One task's
+options have two tokens and more, another's one; for those the harness, too, reads a question once.
+Both get the same batch size; they take turns in one process.
+
+Writes benchmarks/results/scoring.json.
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dlplora.data.prompts import Prompt
+from dlplora.engine.engine import Engine
+from dlplora.models import Base, load_base
+from dlplora.records.examples import Example, read_examples
+from dlplora.records.routes import BASE_ROUTE
+from dlplora.runtime import Place, best_place
+
+RESULTS = Path(__file__).parent / "results"
+TASKS = {"several_tokens": "intent_recognition", "one_token": "valid_parentheses"}
+BATCH, THREADS, MAX_TOKENS = 64, 2, 320
+TIE = 1e-4  # sums of log-likelihoods nearer than this are a tie in float32
+
+Sums = list[list[float]]  # of each item's options
+
+
+def by_engine(
+    engine: Engine, examples: Sequence[Example], prompts: Sequence[Prompt]
+) -> Callable[[], Sums]:
+    """Score by this project's batches."""
+
+    def score() -> Sums:
+        sums = []
+        for start in range(0, len(examples), BATCH):
+            part = slice(start, start + BATCH)
+            batch = engine.read(prompts[part], [BASE_ROUTE] * len(prompts[part]))
+            options = [example.options or () for example in examples[part]]
+            sums += [list(scores.logprobs) for scores in batch.score_options(options)]
+        return sums
+
+    return score
+
+
+def by_harness(base: Base, examples: Sequence[Example], texts: Sequence[str]) -> Callable[[], Sums]:
+    """Score by the harness: a task of its own on the rendered prompts."""
+    from datasets import Dataset
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    rows = [
+        {"prompt": text, "options": list(example.options or ()), "gold": 0}
+        for text, example in zip(texts, examples, strict=True)
+    ]
+    task = ConfigurableTask(
+        config={
+            "task": "items",
+            "custom_dataset": lambda **_: {"test": Dataset.from_list(rows)},
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": "{{prompt}}",
+            "doc_to_choice": "{{options}}",
+            "doc_to_target": "gold",
+            "target_delimiter": "",
+        }
+    )
+    model = HFLM(
+        pretrained=base.model,
+        tokenizer=base.chat.tokenizer,
+        batch_size=BATCH,
+        device=str(base.device),
+    )
+
+    def score() -> Sums:
+        found: Any = evaluate(lm=model, task_dict={"items": task}, bootstrap_iters=0)
+        samples = sorted(found["samples"]["items"], key=lambda sample: sample["doc_id"])
+        return [[float(one[0]) for one in sample["filtered_resps"]] for sample in samples]
+
+    return score
+
+
+def agreement(ours: Sums, theirs: Sums) -> tuple[float, int]:
+    """Return the share of items answered alike, ties included, and how many ties there were."""
+    alike = ties = 0
+    for mine, other in zip(ours, theirs, strict=True):
+        chosen = max(range(len(mine)), key=mine.__getitem__)
+        is_tie = max(other) - other[chosen] < TIE
+        differs = chosen != max(range(len(other)), key=other.__getitem__)
+        alike += is_tie
+        ties += is_tie and differs
+    return alike / len(ours), ties
+
+
+def measure(base: Base, examples: Sequence[Example], rounds: int) -> dict[str, float]:
+    """Time both on the same items in turns, and compare their answers."""
+    prompts = [base.chat.prompt(example.question, max_tokens=MAX_TOKENS) for example in examples]
+    texts = [str(base.chat.tokenizer.decode(list(prompt.ids))) for prompt in prompts]
+    seconds: dict[str, list[float]] = {"ours": [], "lm_eval": []}
+    found: dict[str, Sums] = {}
+    with Engine.over(base, []) as engine:
+        works = {
+            "ours": by_engine(engine, examples, prompts),
+            "lm_eval": by_harness(base, examples, texts),
+        }
+        for number in range(rounds):
+            for name in sorted(works, reverse=number % 2 == 1):
+                start = time.perf_counter()
+                found[name] = works[name]()
+                seconds[name].append(time.perf_counter() - start)
+            print({name: round(own[-1], 1) for name, own in seconds.items()}, file=sys.stderr)
+    ratios = [b / a for a, b in zip(seconds["ours"], seconds["lm_eval"], strict=True)]
+    alike, ties = agreement(found["ours"], found["lm_eval"])
+    gaps = [
+        abs(a - b)
+        for mine, other in zip(found["ours"], found["lm_eval"], strict=True)
+        for a, b in zip(mine, other, strict=True)
+    ]
+    return {
+        "ratio": round(statistics.median(ratios), 2),
+        "least": round(min(ratios), 2),
+        "most": round(max(ratios), 2),
+        "agreement": round(alike, 4),
+        "ties": ties,
+        "largest_gap": round(max(gaps), 6),
+        "items": len(examples),
+        "items_per_second": round(len(examples) / statistics.median(seconds["ours"]), 2),
+    }
+
+
+def main() -> None:
+    """Measure and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--rounds", type=int, default=5)
+    words = parser.parse_args()
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(THREADS)
+    device = best_place().device
+    place = Place(device, torch.float32)
+    base = load_base(words.data / "base", place=place, attention="sdpa")
+    tasks = {
+        kind: measure(
+            base, read_examples(words.data / f"examples/test/{name}.parquet"), words.rounds
+        )
+        for kind, name in TASKS.items()
+    }
+    found = {
+        "device": device.type,
+        "dtype": "float32",
+        "threads": THREADS,
+        "ratio_to_lm_eval": tasks["several_tokens"]["ratio"],
+        "one_token": tasks["one_token"]["ratio"],
+        "agreement": min(task["agreement"] for task in tasks.values()),
+        "tasks": tasks,
+        "batch_size": BATCH,
+        "rounds": words.rounds,
+        "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
+        "versions": {name: version(name) for name in ("torch", "transformers", "lm_eval")},
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "scoring.json").write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,402 @@
+"""Training one LoRA adapter, beside `transformers.Trainer` with PEFT and TRL's `SFTTrainer`.
+
+    python -m benchmarks.training [--data data] [--rounds 5]
+
+All rivals train the same adapter – PEFT's, from the same weights – on the same batches of two
+tasks of the suite `default`: one whose prompts have a template in common, one whose prompts have
+little. A rival is at its defaults – base model in the dtype that its folder names, padded batches –
+or, marked `float32`, computes in float32 as ours does then. Trainer and ours use one schedule of
+learning rates, so that their losses can be compared step by step. Rivals take turns in one process,
+in another order each round; the first step of each is left out. Peak memory is that of a fresh
+process each.
+
+Writes benchmarks/results/training.json and training.svg.
+"""
+
+import argparse
+import gc
+import json
+import os
+import platform
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+
+from dlplora.data.batches import batch_order
+from dlplora.models import Base, load_base
+from dlplora.records.examples import read_examples
+from dlplora.runtime import Place, best_place
+from dlplora.training.adapter import Pair, encode_pairs, mean_loss
+from dlplora.training.loop import Schedule, fit, rate_at
+
+RESULTS = Path(__file__).parent / "results"
+TASKS = {"templated": "intent_recognition", "plain": "restaurant_description"}
+RANK, ALPHA, TARGETS, BATCH, MAX_TOKENS = 8, 16, ("q_proj", "v_proj"), 16, 320
+STEPS, WARMUP, RATE, THREADS = 5, 2, 1e-3, 2
+
+
+@dataclass(frozen=True)
+class Run:
+    """The seconds and the loss of each step; the first step's seconds are of no use."""
+
+    seconds: list[float]
+    losses: list[float]
+
+
+@dataclass(frozen=True)
+class Task:
+    """The batches that every rival learns, in this order."""
+
+    batches: list[list[Pair]]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompts and answers, without padding, of the steps that count."""
+        timed = self.batches[1:]
+        return sum(len(pair.prompt) + len(pair.answer) for part in timed for pair in part)
+
+
+class Clock:
+    """Notes the time at the end of each step."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self.seconds: list[float] = []
+
+    def tick(self) -> None:
+        """End a step."""
+        now = time.perf_counter()
+        self.seconds.append(now - self._last)
+        self._last = now
+
+
+def read_task(data: Path, name: str, base: Base) -> Task:
+    """Tokenise a task's training examples and draw the batches."""
+    examples = read_examples(data / f"examples/train/{name}.parquet")
+    pairs, _ = encode_pairs(examples, base.chat, max_tokens=MAX_TOKENS)
+    lengths = [len(own[0].prompt) + len(own[0].answer) for own in pairs]
+    order = islice(batch_order(lengths, BATCH, seed=0), STEPS)
+    return Task([[pairs[row][0] for row in rows] for rows in order])
+
+
+def with_lora(base: Base, start: dict[str, Tensor]) -> Any:
+    """Put the adapter of this benchmark on the model; `start` are its weights, drawn once."""
+    torch.manual_seed(0)
+    config = LoraConfig(
+        r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS), task_type="CAUSAL_LM"
+    )
+    model: Any = get_peft_model(base.model, config)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data.copy_(start.setdefault(name, parameter.detach().clone()))
+    return model
+
+
+def train_ours(base: Base, model: Any, task: Task) -> Run:
+    """Train by this project's loop."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    clock, losses = Clock(), []
+
+    def backward(step: int, rows: Sequence[int]) -> float:
+        model.train()
+        loss = mean_loss(model, task.batches[step - 1], base.chat)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
+
+    def on_step(point: Any) -> None:
+        clock.tick()
+        losses.append(point.loss)
+
+    fit(
+        parameters,
+        backward,
+        iter([range(BATCH)] * STEPS),
+        validation_loss=lambda: 1.0,
+        schedule=Schedule(STEPS, RATE, WARMUP, STEPS, None),
+        checkpoint=None,
+        on_step=on_step,
+        title="ours",
+    )
+    return Run(clock.seconds, losses)
+
+
+def train_by_trainer(base: Base, model: Any, task: Task) -> Run:
+    """Train by transformers' Trainer."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    clock, losses = Clock(), []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            clock.tick()
+
+        def on_log(self, *_: Any, **told: Any) -> None:
+            if "loss" in told["logs"]:
+                losses.append(told["logs"]["loss"])
+
+    optimiser = torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=RATE,
+        weight_decay=0.0,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda done: rate_at(done + 1, steps=STEPS, warmup_steps=WARMUP)
+    )
+    arguments = TrainingArguments(
+        output_dir="/nonexistent",
+        per_device_train_batch_size=BATCH,
+        max_steps=STEPS,
+        train_sampling_strategy="sequential",
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=base.device.type == "cpu",
+    )
+    rows = [
+        {
+            "input_ids": [*pair.prompt, *pair.answer],
+            "labels": [-100] * len(pair.prompt) + list(pair.answer),
+        }
+        for part in task.batches
+        for pair in part
+    ]
+    Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        data_collator=lambda part: padded(part, base.chat.pad_id),
+        optimizers=(optimiser, schedule),
+        callbacks=[Watch()],
+    ).train()
+    return Run(clock.seconds, losses)
+
+
+def padded(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, Tensor]:
+    """Pad rows to the longest, as transformers' collator for sequences does."""
+    width = max(len(row["input_ids"]) for row in rows)
+
+    def filled(name: str, filler: int) -> Tensor:
+        return torch.tensor([row[name] + [filler] * (width - len(row[name])) for row in rows])
+
+    mask = torch.tensor(
+        [[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows]
+    )
+    return {
+        "input_ids": filled("input_ids", pad_id),
+        "labels": filled("labels", -100),
+        "attention_mask": mask,
+    }
+
+
+def train_by_sft(base: Base, model: Any, task: Task) -> Run:
+    """Train by TRL's SFTTrainer, on prompts and completions, its loss on the completions."""
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    clock = Clock()
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            clock.tick()
+
+    rows = Dataset.from_list(
+        [
+            {
+                "input_ids": [*pair.prompt, *pair.answer],
+                "completion_mask": [0] * len(pair.prompt) + [1] * len(pair.answer),
+            }
+            for part in task.batches
+            for pair in part
+        ]
+    )
+    arguments = SFTConfig(
+        output_dir="/nonexistent",
+        per_device_train_batch_size=BATCH,
+        max_steps=STEPS,
+        train_sampling_strategy="sequential",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=base.device.type == "cpu",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        **({} if base.model.dtype is torch.bfloat16 else {"bf16": False}),
+    )
+    SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        processing_class=base.chat.tokenizer,
+        callbacks=[Watch()],
+    ).train()
+    return Run(clock.seconds, [])
+
+
+Train = Callable[[Base, Any, Task], Run]
+RIVALS: dict[str, tuple[Train, torch.dtype | None]] = {  # None: the dtype of the folder
+    "ours": (train_ours, None),
+    "ours_float32": (train_ours, torch.float32),
+    "trainer": (train_by_trainer, None),
+    "trainer_float32": (train_by_trainer, torch.float32),
+    "sft": (train_by_sft, None),
+}
+
+
+RATIOS = {
+    "ratio_to_trainer": ("trainer", "ours"),
+    "ratio_to_trainer_float32": ("trainer_float32", "ours"),
+    "ratio_to_trainer_same_precision": ("trainer_float32", "ours_float32"),
+    "ratio_to_sft": ("sft", "ours"),
+}
+
+
+def train(name: str, folder: Path, task: Task, start: dict[str, Tensor]) -> Run:
+    """Load the base anew and train by one rival; ours attends eagerly, others as they would."""
+    rival, dtype = RIVALS[name]
+    place = best_place()
+    attention = "eager" if rival is train_ours else "sdpa"
+    base = load_base(folder, place=Place(place.device, dtype or place.dtype), attention=attention)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = rival(base, with_lora(base, start), task)
+    gc.collect()
+    return run
+
+
+def by_rounds(folder: Path, task: Task, rounds: int) -> dict[str, list[Run]]:
+    """Train by every rival once a round, in another order each time."""
+    start: dict[str, Tensor] = {}
+    rng = random.Random(0)
+    runs: dict[str, list[Run]] = {name: [] for name in RIVALS}
+    for number in range(rounds):
+        for name in rng.sample(sorted(RIVALS), len(RIVALS)):
+            runs[name].append(train(name, folder, task, start))
+            seconds = sum(runs[name][-1].seconds[1:])
+            print(f"round {number + 1}: {name} {seconds:.1f} s", file=sys.stderr, flush=True)
+    return runs
+
+
+def ratio(runs: dict[str, list[Run]], slow: str, fast: str) -> list[float]:
+    """Return how many times as long one takes as another: least, median and most of the rounds."""
+    found = [
+        sum(other.seconds[1:]) / sum(mine.seconds[1:])
+        for other, mine in zip(runs[slow], runs[fast], strict=True)
+    ]
+    return [round(value, 2) for value in (min(found), statistics.median(found), max(found))]
+
+
+def loss_gap(runs: dict[str, list[Run]]) -> float:
+    """Return the largest difference of a step's loss between ours and Trainer, in float32."""
+    pairs = zip(runs["ours_float32"], runs["trainer_float32"], strict=True)
+    return max(
+        abs(mine - other)
+        for ours, trainer in pairs
+        for mine, other in zip(ours.losses, trainer.losses, strict=True)
+    )
+
+
+def measure_memory(data: Path, name: str) -> float:
+    """Train in a fresh process; return its peak memory in MiB."""
+    words = [sys.executable, "-m", "benchmarks.training", "--data", str(data), "--only", name]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    return float(done.stdout.split()[-1])
+
+
+def draw(found: dict[str, Any], file: Path) -> None:
+    """Draw data tokens per second by task and rival."""
+    import altair as alt
+    import pandas as pd
+
+    rows = [
+        {"task": task, "rival": rival.replace("_", " "), "speed": speed}
+        for task, speeds in found["tokens_per_second"].items()
+        for rival, speed in speeds.items()
+    ]
+    bars = alt.Chart(pd.DataFrame(rows)).encode(
+        x=alt.X("speed:Q", title="data tokens a second"),
+        y=alt.Y("rival:N", sort=[name.replace("_", " ") for name in RIVALS], title=None),
+    )
+    mark = bars.mark_bar().encode(
+        color=alt.condition(
+            "indexof(datum.rival, 'ours') == 0", alt.value("#c0392b"), alt.value("#5d6d7e")
+        )
+    )
+    text = bars.mark_text(align="left", dx=4).encode(text=alt.Text("speed:Q", format=".0f"))
+    (mark + text).properties(width=300, height=130).facet(
+        column=alt.Column("task:N", sort=list(TASKS), title=None)
+    ).save(file)
+
+
+def _steps(runs: dict[str, list[Run]]) -> Iterator[tuple[str, float]]:
+    for name, own in runs.items():
+        yield name, statistics.median(sum(run.seconds[1:]) for run in own)
+
+
+def main() -> None:
+    """Measure, write the results and draw them."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=list(RIVALS), help="print the peak memory of one rival")
+    words = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    base = load_base(words.data / "base", place=best_place(), attention="eager")
+    tasks = {kind: read_task(words.data, name, base) for kind, name in TASKS.items()}
+    if words.only:
+        del base
+        train(words.only, words.data / "base", tasks["templated"], {})
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    runs = {
+        kind: by_rounds(words.data / "base", task, words.rounds) for kind, task in tasks.items()
+    }
+    memory = {name: round(measure_memory(words.data, name), 1) for name in RIVALS}
+
+    ratios = {
+        title: {kind: ratio(own, slow, fast) for kind, own in runs.items()}
+        for title, (slow, fast) in RATIOS.items()
+    }
+    place = best_place()
+    found = {
+        "device": place.device.type,
+        "dtype": str(place.dtype).removeprefix("torch."),
+        "threads": THREADS,
+        **{title: {kind: own[1] for kind, own in part.items()} for title, part in ratios.items()},
+        "spread": {
+            title: {kind: [own[0], own[2]] for kind, own in part.items()}
+            for title, part in ratios.items()
+        },
+        "peak_memory_ratio": round(memory["ours"] / memory["trainer"], 3),
+        "peak_memory_mib": memory,
+        "loss_gap": round(max(map(loss_gap, runs.values())), 6),
+        "tokens_per_second": {
+            kind: {name: round(tasks[kind].num_tokens / seconds) for name, seconds in _steps(own)}
+            for kind, own in runs.items()
+        },
+        "rounds": words.rounds,
+        "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "trl")},
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "training.json").write_text(json.dumps(found, indent=2) + "\n")
+    draw(found, RESULTS / "training.svg")
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
