@@ -35,12 +35,15 @@ check: env      ## Run the linters, types and import contracts
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/codespell
 
+# Tasks of the suite default.
+BENCH_TASKS := intent_recognition restaurant_description valid_parentheses
+
 $(VENV)/installed-bench: $(VENV)/installed
 	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[bench]'
 	touch $@
 
 bench: $(VENV)/installed-bench  ## Time engine, training and scoring beside PEFT, Trainer, TRL, lm-eval
-	@$(BIN)/python -m dlplora.cli repro base_model ingest
+	@$(BIN)/python -m dlplora.cli repro base_model $(addprefix ingest@,$(BENCH_TASKS))
 	@$(BIN)/python -m benchmarks.fused
 	@$(BIN)/python -m benchmarks.training
 	@$(BIN)/python -m benchmarks.scoring

@@ -5,7 +5,7 @@
 26 seeded adapters of rank 8 on q and v of the real base model; every prompt has three of them, of
 its own. All rivals run under this project's own reading and stepping (`dlplora.engine.batch`),
 interleaved in one process, in another order each round, generation eight steps at a time.
-`fused_engine` answers by the whole engine – text, sentences, stop strings –, and
+`fused_engine` answers by the whole engine – text and sentences as well –, and
 `transformers_generate` by transformers' own loop with one PEFT adapter, both in one go. Figures are
 medians over rounds of the ratio to one PEFT adapter in the same round – the faster of PEFT's two
 ways to hold its weights, float32 (its default) and the model's.
@@ -89,7 +89,7 @@ class _Endless(Base):
 
 
 def by_engine(rival: Rival, ids: Tensor) -> Iterator[None]:
-    """Generate by the engine: sampling, text, stop strings and sentences as well; in one step."""
+    """Generate by the engine: greedy, with text and sentences as well; in one step."""
     yield
     base = _Endless(rival.base.model, rival.base.chat, rival.base.id, rival.base.fingerprint)
     engine = Engine(base, rival.pool)
@@ -186,12 +186,13 @@ from dlplora.adapters import read_adapter
 from dlplora.lora.attach import Pool
 from dlplora.models import load_base
 from dlplora.runtime import best_place
-from dlplora.sampling import Sampling
 def kib(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(name)).split()[1])
 start = kib("VmRSS")
 base = load_base(Path(sys.argv[1]), place=best_place(), attention="sdpa")
+for parameter in base.model.parameters():
+    parameter.sum()  # weights are mapped from the file: read them now
 pool = Pool(base.model)
 loaded, began = kib("VmRSS"), time.perf_counter()
 for folder in sorted(Path(sys.argv[2]).iterdir()):

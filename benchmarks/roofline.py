@@ -27,7 +27,7 @@ from dlplora.engine.batch import Batch
 from dlplora.lora.attach import Pool
 from dlplora.models import Base, load_base
 from dlplora.records.routes import BASE_ROUTE
-from dlplora.runtime import best_place
+from dlplora.runtime import Place, best_place
 from dlplora.training.adapter import mean_loss
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,15 +41,17 @@ def seconds_of(work: Callable[[], object], rounds: int) -> float:
     for _ in range(rounds + 1):
         start = time.perf_counter()
         work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         found.append(time.perf_counter() - start)
     return statistics.median(found[1:])
 
 
-def ceiling(dtype: torch.dtype, rounds: int) -> float:
+def ceiling(place: Place, rounds: int) -> float:
     """Return the best rate of square products, in operations a second."""
     best = 0.0
     for size in SIZES:
-        left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+        left, right = torch.randn(2, size, size).to(place.device, place.dtype)
         best = max(best, 2 * size**3 / seconds_of(partial(torch.mm, left, right), rounds))
     return best
 
@@ -67,7 +69,7 @@ def measure(data: Path, rounds: int) -> dict[str, dict[str, float]]:
     place = best_place()
     base = load_base(data / "base", place=place, attention="sdpa")
     blocks, head = weights_of(base)
-    top = ceiling(place.dtype, rounds)
+    top = ceiling(place, rounds)
     found = {"matmul": {"gflops": top / 1e9, "share": 1.0}}
 
     def note(name: str, operations: float, seconds: float) -> None:

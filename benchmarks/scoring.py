@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 
-from dlplora.data.prompts import Prompt
 from dlplora.engine.engine import Engine
 from dlplora.models import Base, load_base
 from dlplora.records.examples import Example, read_examples
@@ -40,12 +39,12 @@ TIE = 1e-4  # sums of log-likelihoods nearer than this are a tie in float32
 Sums = list[list[float]]  # of each item's options
 
 
-def by_engine(
-    engine: Engine, examples: Sequence[Example], prompts: Sequence[Prompt]
-) -> Callable[[], Sums]:
-    """Score by this project's batches."""
+def by_engine(engine: Engine, examples: Sequence[Example]) -> Callable[[], Sums]:
+    """Score by this project's batches, rendering and tokenising included."""
+    chat = engine.base.chat
 
     def score() -> Sums:
+        prompts = [chat.prompt(example.question, max_tokens=MAX_TOKENS) for example in examples]
         sums = []
         for start in range(0, len(examples), BATCH):
             part = slice(start, start + BATCH)
@@ -115,15 +114,16 @@ def measure(base: Base, examples: Sequence[Example], rounds: int) -> dict[str, f
     found: dict[str, Sums] = {}
     with Engine.over(base, []) as engine:
         works = {
-            "ours": by_engine(engine, examples, prompts),
+            "ours": by_engine(engine, examples),
             "lm_eval": by_harness(base, examples, texts),
         }
-        for number in range(rounds):
+        for number in range(rounds + 1):  # the first one is left out
             for name in sorted(works, reverse=number % 2 == 1):
                 start = time.perf_counter()
                 found[name] = works[name]()
                 seconds[name].append(time.perf_counter() - start)
             print({name: round(own[-1], 1) for name, own in seconds.items()}, file=sys.stderr)
+    seconds = {name: own[1:] for name, own in seconds.items()}
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["lm_eval"], strict=True)]
     alike, ties = agreement(found["ours"], found["lm_eval"])
     gaps = [

@@ -4,11 +4,12 @@
 
 All rivals train the same adapter – PEFT's, from the same weights – on the same batches of two
 tasks of the suite `default`: one whose prompts have a template in common, one whose prompts have
-little. A rival is at its defaults – base model in the dtype that its folder names, padded batches –
-or, marked `float32`, computes in float32 as ours does then. Trainer and ours use one schedule of
-learning rates, so that their losses can be compared step by step. Rivals take turns in one process,
-in another order each round; the first step of each is left out. Peak memory is that of a fresh
-process each.
+little. The base model has the machine's dtype – bfloat16, as its folder names – or, marked
+`float32`, that. Rivals are at their defaults: fused attention (ours, and `trainer_eager`, attend
+eagerly), padded batches, and TRL computes activations anew in the backward pass (not in
+`sft_kept`). Trainer and ours use one schedule of learning rates, so that their losses can be
+compared step by step. Rivals take turns in one process, in another order each round; the first step
+of each is left out. Peak memory is that of a fresh process each, on the templated task.
 
 Writes benchmarks/results/training.json and training.svg.
 """
@@ -27,6 +28,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -203,7 +205,7 @@ def padded(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, Tenso
     }
 
 
-def train_by_sft(base: Base, model: Any, task: Task) -> Run:
+def train_by_sft(base: Base, model: Any, task: Task, **more: Any) -> Run:
     """Train by TRL's SFTTrainer, on prompts and completions, its loss on the completions."""
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -235,7 +237,7 @@ def train_by_sft(base: Base, model: Any, task: Task) -> Run:
         disable_tqdm=True,
         use_cpu=base.device.type == "cpu",
         dataset_kwargs={"skip_prepare_dataset": True},
-        **({} if base.model.dtype is torch.bfloat16 else {"bf16": False}),
+        **more,
     )
     SFTTrainer(
         model=model,
@@ -247,33 +249,42 @@ def train_by_sft(base: Base, model: Any, task: Task) -> Run:
     return Run(clock.seconds, [])
 
 
-Train = Callable[[Base, Any, Task], Run]
-RIVALS: dict[str, tuple[Train, torch.dtype | None]] = {  # None: the dtype of the folder
-    "ours": (train_ours, None),
-    "ours_float32": (train_ours, torch.float32),
-    "trainer": (train_by_trainer, None),
-    "trainer_float32": (train_by_trainer, torch.float32),
-    "sft": (train_by_sft, None),
+@dataclass(frozen=True)
+class Rival:
+    """A way to train, with the dtype and the attention of its base model."""
+
+    train: Callable[[Base, Any, Task], Run]
+    dtype: torch.dtype | None = None  # None: the machine's
+    attention: str = "sdpa"
+
+
+RIVALS = {
+    "ours": Rival(train_ours, attention="eager"),
+    "ours_float32": Rival(train_ours, torch.float32, "eager"),
+    "trainer": Rival(train_by_trainer),
+    "trainer_float32": Rival(train_by_trainer, torch.float32),
+    "trainer_eager_float32": Rival(train_by_trainer, torch.float32, "eager"),
+    "sft": Rival(train_by_sft),
+    "sft_kept": Rival(partial(train_by_sft, gradient_checkpointing=False)),
 }
-
-
 RATIOS = {
     "ratio_to_trainer": ("trainer", "ours"),
     "ratio_to_trainer_float32": ("trainer_float32", "ours"),
     "ratio_to_trainer_same_precision": ("trainer_float32", "ours_float32"),
+    "ratio_to_trainer_same_precision_and_attention": ("trainer_eager_float32", "ours_float32"),
     "ratio_to_sft": ("sft", "ours"),
+    "ratio_to_sft_without_recomputing": ("sft_kept", "ours"),
 }
 
 
 def train(name: str, folder: Path, task: Task, start: dict[str, Tensor]) -> Run:
-    """Load the base anew and train by one rival; ours attends eagerly, others as they would."""
-    rival, dtype = RIVALS[name]
-    place = best_place()
-    attention = "eager" if rival is train_ours else "sdpa"
-    base = load_base(folder, place=Place(place.device, dtype or place.dtype), attention=attention)
+    """Load the base anew and train by one rival."""
+    rival, place = RIVALS[name], best_place()
+    place = Place(place.device, rival.dtype or place.dtype)
+    base = load_base(folder, place=place, attention=rival.attention)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        run = rival(base, with_lora(base, start), task)
+        run = rival.train(base, with_lora(base, start), task)
     gc.collect()
     return run
 
@@ -382,7 +393,7 @@ def main() -> None:
             for title, part in ratios.items()
         },
         "peak_memory_ratio": round(memory["ours"] / memory["trainer"], 3),
-        "peak_memory_mib": memory,
+        "peak_memory_mib_templated": memory,
         "loss_gap": round(max(map(loss_gap, runs.values())), 6),
         "tokens_per_second": {
             kind: {name: round(tasks[kind].num_tokens / seconds) for name, seconds in _steps(own)}

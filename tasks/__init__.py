@@ -1,5 +1,7 @@
 """The stages, one module each: `python -m tasks.NAME …`."""
 
 import gc
+import sys
 
-gc.disable()  # until a stage runs: loading torch and transformers makes little garbage, slowly
+if sys.argv[0] == "-m":  # a stage is about to load torch and transformers
+    gc.disable()  # until it runs: loading makes little garbage, and looking for it takes long

@@ -1,5 +1,6 @@
 """What is asked of the engine and what it gives back."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Literal, get_args
@@ -72,7 +73,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Piece:
-    """What was written last for the request of a number, and the route that it was written by.
+    """What became certain last for the request of a number, and the route that is in force.
 
     With the last piece comes the answer, or the error that ended the request.
     """
@@ -82,3 +83,11 @@ class Piece:
     route: Route
     answer: Answer | None = None
     error: DlpLoraError | None = None
+
+
+def raising(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Yield pieces; raise the first error that ends a request."""
+    for piece in pieces:
+        if piece.error is not None:
+            raise piece.error
+        yield piece

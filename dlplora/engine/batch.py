@@ -6,7 +6,6 @@ Shapes: B sequences, S tokens, V vocabulary, R rows of options, n places.
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -15,21 +14,22 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from dlplora.data.batches import Padded, common_prefix, pad_left, pad_right
 from dlplora.lora.attach import Pool
-from dlplora.lora.mix import BatchMix
+from dlplora.lora.mix import BatchMix, Row
 from dlplora.models import Base, logits_at
 from dlplora.records.routes import Route
 from dlplora.records.scores import OptionScores
 
-_OPTION_TOKENS = 512
-# Reading in two parts costs as much as so many tokens more in one (docs/log.md).
+_OPTION_TOKENS = 1024
+# Measured (docs/log.md): reading in two parts costs what so many tokens more in one would.
 _APART_TOKENS = 256
 
 
 class Batch:
     """Sequences with one cache: `routes` are in force, `logits_BV` predict the next tokens.
 
-    The cache is padded on the left. Rows leave when they are finished and join from other
-    batches; what a row gets does not depend on the others.
+    Padding stands in front of a prompt, or between it and what it shares with others. Rows leave
+    when they are finished and join from other batches; what a row gets does not depend on the
+    others.
     """
 
     def __init__(
@@ -56,15 +56,21 @@ class Batch:
     @classmethod
     @torch.inference_mode()
     def read(
-        cls, base: Base, pool: Pool, prompts: Sequence[Sequence[int]], routes: Sequence[Route]
+        cls,
+        base: Base,
+        pool: Pool,
+        prompts: Sequence[Sequence[int]],
+        routes: Sequence[Route],
+        *,
+        rows: Sequence[Row] | None = None,
     ) -> "Batch":
-        """Read prompts, once for all that follows.
+        """Read prompts, once for all that follows, by routes or by `rows` taken for them before.
 
         Prompts of like length are read together, so that little is padded. What all of a part
         begin with is read once for each mix that is in use, if that saves time, and its keys and
         values go to every prompt of that mix.
         """
-        mix = pool.mix(routes)
+        mix = pool.mix(routes) if rows is None else pool.mix_rows(rows)
         parts = parts_to_read([len(prompt) for prompt in prompts])
         if len(parts) == 1 or not _is_plain(DynamicCache(config=base.model.config)):
             return cls._read(base, pool, prompts, routes, mix)
@@ -72,16 +78,16 @@ class Batch:
             cls._read(
                 base,
                 pool,
-                [prompts[row] for row in rows],
-                [routes[row] for row in rows],
-                mix.select(rows),
+                [prompts[place] for place in part],
+                [routes[place] for place in part],
+                mix.select(part),
             )
-            for rows in parts
+            for part in parts
         )
         for other in others:
             batch.join(other)
-        order = [row for rows in parts for row in rows]
-        batch.keep([order.index(row) for row in range(len(prompts))])
+        order = [place for part in parts for place in part]
+        batch.keep([order.index(place) for place in range(len(prompts))])
         return batch
 
     @classmethod
@@ -94,7 +100,7 @@ class Batch:
         mix: BatchMix,
     ) -> "Batch":
         cache = DynamicCache(config=base.model.config)
-        shared = _shared(prompts, mix) if _is_plain(cache) else 0
+        shared = _shared(prompts, mix) if _knows_masks(base, cache) else 0
         if shared:
             firsts, owners = mix.distinct()
             prefix = pad_left([prompts[row][:shared] for row in firsts], base.chat.pad_id)
@@ -145,20 +151,26 @@ class Batch:
             )
         self.logits_BV = output.logits[:, -1].float()
 
-    def reroute(self, routes: Sequence[Route]) -> None:
+    def reroute(self, routes: Sequence[Route], rows: Sequence[Row] | None = None) -> None:
         """Go on by other routes; what the cache holds was made under the earlier ones.
 
-        A sequence whose route stays keeps its adapters, also if the pool has other ones by now.
+        `rows` are the adapters taken for them before. A sequence whose route stays keeps its
+        adapters, also if the pool has other ones by now.
         """
         changed = {
-            row: self._pool.mix([route]).rows[0]
-            for row, (route, before) in enumerate(zip(routes, self.routes, strict=True))
+            place: self._pool.row(route) if rows is None else rows[place]
+            for place, (route, before) in enumerate(zip(routes, self.routes, strict=True))
             if route.mix != before.mix
         }
         self.routes = tuple(routes)
         if changed:
-            rows = [changed.get(row, earlier) for row, earlier in enumerate(self._mix.rows)]
-            self._mix = self._mix.of(rows)
+            mixed = [changed.get(place, earlier) for place, earlier in enumerate(self.rows)]
+            self._mix = self._mix.of(mixed)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The adapters of each sequence, with their weights."""
+        return self._mix.rows
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
@@ -169,10 +181,12 @@ class Batch:
         self._cache.batch_select_indices(index)
         self._mask_BS = self._mask_BS[index]
         if self.can_join and len(rows):  # columns that are padding in all rows may go
-            start = int(self._mask_BS.argmax(1).min())
-            self._mask_BS = self._mask_BS[:, start:]
-            for layer in _layers(self._cache):
-                layer.keys, layer.values = layer.keys[:, :, start:], layer.values[:, :, start:]
+            is_used_S = self._mask_BS.any(0)
+            if not is_used_S.all():
+                self._mask_BS = self._mask_BS[:, is_used_S]
+                for layer in _layers(self._cache):
+                    layer.keys = layer.keys[:, :, is_used_S]
+                    layer.values = layer.values[:, :, is_used_S]
         self._positions_B = self._positions_B[index]
         self.logits_BV = self.logits_BV[index]
         self.routes = tuple(self.routes[row] for row in rows)
@@ -235,21 +249,27 @@ class Batch:
     def _parts(
         self, numbers: Sequence[int], owners: Sequence[int], ids: Sequence[Sequence[int]]
     ) -> Iterator[list[tuple[int, list[int]]]]:
-        """Cut options into parts of so many tokens: sequences with their options.
+        """Cut options into parts of so many places, padding included: sequences with options.
 
-        A cache that is not of the plain kind takes one option at a time: it knows no masks but
-        its own.
+        One that stands alone may be longer. Where a model knows no masks but its own, each
+        option is a row of its own.
         """
-        together = groupby(numbers, key=lambda number: (owners[number], self.can_join or number))
+        side_by_side = _knows_masks(self._base, self._cache)
         part: list[tuple[int, list[int]]] = []
-        num_tokens = 0
-        for (owner, _), group in together:
-            branches = list(group)
-            part.append((owner, branches))
-            num_tokens += sum(len(ids[number]) for number in branches)
-            if num_tokens >= _OPTION_TOKENS:
+        widest = 0
+        for number in numbers:
+            size = len(ids[number]) - 1
+            joins = side_by_side and part and part[-1][0] == owners[number]
+            width = size + (sum(len(ids[other]) - 1 for other in part[-1][1]) if joins else 0)
+            num_rows = len(part) + (not joins)
+            if part and num_rows * max(widest, width) > _OPTION_TOKENS:
                 yield part
-                part, num_tokens = [], 0
+                part, widest, joins, width = [], 0, False, size
+            if joins:
+                part[-1][1].append(number)
+            else:
+                part.append((owners[number], [number]))
+            widest = max(widest, width)
         if part:
             yield part
 
@@ -346,6 +366,15 @@ def _branching(past_BS: Tensor, branch_BS: Tensor, dtype: torch.dtype) -> Tensor
     sees_BSS = torch.cat([past_BSS, own_BSS], -1)
     mask_BSS = torch.zeros(sees_BSS.shape, dtype=dtype, device=branch_BS.device)
     return mask_BSS.masked_fill_(~sees_BSS, torch.finfo(dtype).min)[:, None]
+
+
+def _knows_masks(base: Base, cache: DynamicCache) -> bool:
+    """Tell whether masks and positions alone decide what a token of the model sees.
+
+    So it is in models of transformers' common attention interface, without a sliding window;
+    others go by places in the cache.
+    """
+    return base.model._supports_attention_backend and _is_plain(cache)
 
 
 def _is_plain(cache: DynamicCache) -> bool:

@@ -9,17 +9,18 @@ from pathlib import Path
 
 from dlplora.adapters import LoraAdapter, read_adapter
 from dlplora.data.prompts import Prompt
-from dlplora.engine.answers import Answer, Piece, Request
+from dlplora.engine.answers import Answer, Piece, Request, raising
 from dlplora.engine.batch import Batch
 from dlplora.engine.decisions import DecisionLog
 from dlplora.engine.loop import Group, run
 from dlplora.engine.writing import Writing
 from dlplora.errors import DlpLoraError, GenerationError, RouterError, choices
 from dlplora.lora.attach import Pool, attached
+from dlplora.lora.mix import Row
 from dlplora.models import Base, load_base
 from dlplora.params import TopK, TopP
 from dlplora.records.router_card import read_router_card
-from dlplora.records.routes import Route
+from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.records.scores import OptionScores
 from dlplora.routing.base import ClassifierRouter, Router
 from dlplora.routing.build import load_classifier
@@ -136,9 +137,9 @@ class Engine:
     ) -> list[Answer]:
         """Write the answers to prompts that were read; the batch stays as it is."""
         writings = [
-            self._writing(request, number, prompt, route)
-            for number, (request, prompt, route) in enumerate(
-                zip(requests, prompts, batch.routes, strict=True)
+            self._writing(request, number, prompt, route, row)
+            for number, (request, prompt, route, row) in enumerate(
+                zip(requests, prompts, batch.routes, batch.rows, strict=True)
             )
         ]
         return _answers(self._run([Group(batch.twin(), writings)], iter(())), len(writings))
@@ -154,7 +155,7 @@ class Engine:
 
     def stream(self, prompt: str | Request, *, sampling: Sampling | None = None) -> Iterator[Piece]:
         """Answer one prompt piece by piece; closing the iterator frees its place."""
-        return _raising(self.run([_request(prompt, sampling)]))
+        return raising(self.run([_request(prompt, sampling)]))
 
     def run(self, requests: Iterable[Request]) -> Iterator[Piece]:
         """Answer requests as places get free, and yield what is written, in turns.
@@ -201,19 +202,31 @@ class Engine:
 
     def _begin(self, numbered: Sequence[tuple[int, Request]]) -> tuple[Group | None, list[Piece]]:
         """Route and read the prompts of requests; return those refused apart."""
-        unrouted = [request.prompt for _, request in numbered if not request.routes]
-        found = iter(self.route(unrouted) if unrouted else [])
         writings, refused = [], []
-        for number, request in numbered:
-            route = request.routes[0] if request.routes else next(found)
+        for (number, request), route in zip(numbered, self._first_routes(numbered), strict=True):
             try:
-                self.pool.check(route)
+                if isinstance(route, DlpLoraError):
+                    raise route
+                row = self.pool.row(route)
                 prompt = self._prompt(request.prompt, new_tokens=request.sampling.max_new_tokens)
             except DlpLoraError as error:
-                refused.append(Piece(number, "", route, error=error))
+                refused.append(Piece(number, "", BASE_ROUTE, error=error))
             else:
-                writings.append(self._writing(request, number, prompt, route))
+                writings.append(self._writing(request, number, prompt, route, row))
         return self._read_again(writings) if writings else None, refused
+
+    def _first_routes(
+        self, numbered: Sequence[tuple[int, Request]]
+    ) -> Iterator[Route | DlpLoraError]:
+        """Yield the route that each request begins with, or why the router gave none."""
+        unrouted = [request.prompt for _, request in numbered if not request.routes]
+        found: Iterator[Route | DlpLoraError]
+        try:
+            found = iter(self.route(unrouted) if unrouted else [])
+        except DlpLoraError as error:
+            found = iter([error] * len(unrouted))
+        for _, request in numbered:
+            yield request.routes[0] if request.routes else next(found)
 
     def _prompt(self, text: str, *, new_tokens: int) -> Prompt:
         """Render a prompt, cut so that the answer fits into the model's context, too."""
@@ -234,24 +247,27 @@ class Engine:
         """Read all that was asked and written so far, by the routes of now."""
         ids = [writing.ids for writing in writings]
         routes = [writing.route for writing in writings]
-        return Group(Batch.read(self.base, self.pool, ids, routes), list(writings))
+        rows = [writing.row for writing in writings]
+        return Group(Batch.read(self.base, self.pool, ids, routes, rows=rows), list(writings))
 
-    def _next_route(self, writing: Writing) -> Route:
-        """Return the route of a sentence that has begun."""
+    def _next_route(self, writing: Writing) -> tuple[Route, Row]:
+        """Return the route of a sentence that has begun, and its adapters."""
         request = writing.request
         if request.routes:
             route = request.routes[min(writing.num_ended, len(request.routes) - 1)]
         else:
             route = self.route([f"{request.prompt}\n{writing.text}"[-self._window_chars :]])[0]
-        self.pool.check(route)
-        return route
+        return route, self.pool.row(route)
 
-    def _writing(self, request: Request, number: int, prompt: Prompt, route: Route) -> Writing:
+    def _writing(
+        self, request: Request, number: int, prompt: Prompt, route: Route, row: Row
+    ) -> Writing:
         return Writing(
             request,
             number,
             prompt,
             route,
+            row,
             self.base.chat,
             end_ids=self.base.end_ids,
             device=self.base.device,
@@ -265,14 +281,6 @@ def _request(prompt: str | Request, sampling: Sampling | None) -> Request:
     return Request(prompt) if sampling is None else Request(prompt, sampling)
 
 
-def _raising(pieces: Iterator[Piece]) -> Iterator[Piece]:
-    """Raise the first error that ends a request."""
-    for piece in pieces:
-        if piece.error is not None:
-            raise piece.error
-        yield piece
-
-
 def _answers(pieces: Iterator[Piece], count: int) -> list[Answer]:
-    found = {piece.number: piece.answer for piece in _raising(pieces) if piece.answer is not None}
+    found = {piece.number: piece.answer for piece in raising(pieces) if piece.answer is not None}
     return [found[number] for number in range(count)]

@@ -8,6 +8,7 @@ from dlplora.engine.answers import Piece, Request
 from dlplora.engine.batch import Batch
 from dlplora.engine.writing import Writing
 from dlplora.errors import DlpLoraError
+from dlplora.lora.mix import Row
 from dlplora.records.routes import Route
 from dlplora.sampling import next_tokens
 
@@ -27,7 +28,7 @@ def run(
     places: int,
     begin: Callable[[Sequence[tuple[int, Request]]], tuple[Group | None, list[Piece]]],
     read_again: Callable[[Sequence[Writing]], Group],
-    next_route: Callable[[Writing], Route],
+    next_route: Callable[[Writing], tuple[Route, Row]],
 ) -> Iterator[Piece]:
     """Write until no answer is open and no request waits; yield what is written, in turns.
 
@@ -73,7 +74,7 @@ def _choose_tokens(group: Group) -> list[str]:
 
 
 def _route_begun(
-    writings: Sequence[Writing], next_route: Callable[[Writing], Route]
+    writings: Sequence[Writing], next_route: Callable[[Writing], tuple[Route, Row]]
 ) -> list[Writing]:
     """Route the sentences that have begun; return what is to be read again by its new route."""
     rereading = []
@@ -82,7 +83,7 @@ def _route_begun(
         if writing.is_open and writing.begins and policy != "route_once":
             before = writing.route
             try:
-                writing.reroute(next_route(writing))
+                writing.reroute(*next_route(writing))
             except DlpLoraError as error:
                 writing.error = error
             else:
@@ -105,7 +106,9 @@ def _go_on(
     if staying:
         writings = [group.writings[row] for row in staying]
         group.batch.keep(staying)
-        group.batch.reroute([writing.route for writing in writings])
+        group.batch.reroute(
+            [writing.route for writing in writings], [writing.row for writing in writings]
+        )
         group.batch.step([writing.ids[-1] for writing in writings])
         yield Group(group.batch, writings)
     if rereading:

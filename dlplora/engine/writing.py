@@ -10,6 +10,7 @@ from dlplora.engine.answers import Answer, Ending, Passage, Request
 from dlplora.engine.pieces import Pieces
 from dlplora.engine.sentences import Sentences
 from dlplora.errors import DlpLoraError
+from dlplora.lora.mix import Row
 from dlplora.records.routes import Route
 from dlplora.sampling import Sampler
 
@@ -23,6 +24,7 @@ class Writing:
         number: int,
         prompt: Prompt,
         route: Route,
+        row: Row,
         chat: ChatFormat,
         *,
         end_ids: frozenset[int],
@@ -32,6 +34,7 @@ class Writing:
         self.request = request
         self.number = number
         self.route = route
+        self.row = row  # the adapters of the route, taken when it was chosen
         self.ids = list(prompt.ids)
         self.sampler = Sampler(request.sampling, device=device)
         self._starts = [0]  # where in the text the answers of a composite prompt begin …
@@ -91,8 +94,10 @@ class Writing:
         """End the answer here."""
         return self._finish("cancelled")
 
-    def reroute(self, route: Route) -> None:
+    def reroute(self, route: Route, row: Row) -> None:
         """Go on by another route; a sentence that has just begun is written by it."""
+        if route.mix != self.route.mix:
+            self.row = row
         self.route = route
         if self._has_begun:
             self._routes[-1] = route

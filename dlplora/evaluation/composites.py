@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlplora.data.balance import composite_text, draw_parts
-from dlplora.engine.answers import Answer, Passage, Request
+from dlplora.engine.answers import Answer, Passage, Request, raising
 from dlplora.engine.engine import Engine
 from dlplora.evaluation.metrics import METRICS, resampled_tasks, summarise
 from dlplora.evaluation.run import Scores
@@ -72,7 +72,7 @@ def answer_composites(
     requests = [_request(parts, tasks, system) for parts in composites]
     answers: dict[int, Answer] = {}
     start = time.perf_counter()
-    for piece in engine.run(requests):
+    for piece in raising(engine.run(requests)):
         if piece.answer is not None:
             answers[piece.number] = piece.answer
             advance(policy=system)

@@ -11,7 +11,7 @@ from dlplora.adapters import LoraAdapter
 from dlplora.errors import AdapterError, RouterError, choices
 from dlplora.lora.fused import FusedLinear, Running
 from dlplora.lora.layout import Pair, PairsByPath
-from dlplora.lora.mix import BatchMix, Groups
+from dlplora.lora.mix import BatchMix, Groups, Row
 from dlplora.records.routes import Route
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -57,10 +57,7 @@ class Pool:
                 for path, pair in adapter.pairs.items()
             }
             if new := layers.keys() - self._fused.keys():
-                for path in new:
-                    self._fused[path] = FusedLinear(layers[path], path, self._running)
-                    _set_module(self._model, path, self._fused[path])
-                self._groups = self._grouped()
+                self._fuse({path: layers[path] for path in new})
             self._adapters = {**self._adapters, adapter.name: pairs}
 
     def remove(self, name: str) -> None:
@@ -69,15 +66,17 @@ class Pool:
             _found(self._adapters, name)
             self._adapters = {k: v for k, v in self._adapters.items() if k != name}
 
-    def check(self, route: Route) -> None:
-        """Raise `RouterError` if a route names an adapter that is not here."""
-        for name in route.adapters:
-            _found(self._adapters, name)
+    def row(self, route: Route) -> Row:
+        """Take the adapters of a route as they are now; `RouterError` on one that is not here."""
+        adapters = self._adapters
+        return tuple((_found(adapters, name), weight) for name, weight in route.mix)
 
     def mix(self, routes: Sequence[Route]) -> BatchMix:
-        """Lay out the routes of a batch; `RouterError` on an adapter that is not here."""
-        adapters = self._adapters  # as they are now, for all routes
-        rows = [tuple((_found(adapters, name), w) for name, w in route.mix) for route in routes]
+        """Return the mix of a batch by its routes; `RouterError` on an adapter that is not here."""
+        return self.mix_rows([self.row(route) for route in routes])
+
+    def mix_rows(self, rows: Sequence[Row]) -> BatchMix:
+        """Return the mix of prompts whose adapters were taken before."""
         return BatchMix(rows, self._groups)
 
     @contextmanager
@@ -91,7 +90,22 @@ class Pool:
         with self._changing:
             for path, layer in self._fused.items():
                 _set_module(self._model, path, layer.base)
-            self._fused, self._adapters = {}, {}
+            self._fused, self._adapters, self._groups = {}, {}, {}
+
+    def _fuse(self, layers: Mapping[str, nn.Module]) -> None:
+        """Wrap layers, and see which of all read one input; undone if the model fails at that."""
+        before = self._fused
+        self._fused = dict(before)
+        for path, layer in layers.items():
+            self._fused[path] = FusedLinear(layer, path, self._running)
+            _set_module(self._model, path, self._fused[path])
+        try:
+            self._groups = self._grouped()
+        except BaseException:
+            for path, layer in layers.items():
+                _set_module(self._model, path, layer)
+            self._fused = before
+            raise
 
     @torch.no_grad()
     def _grouped(self) -> Groups:

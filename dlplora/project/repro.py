@@ -27,7 +27,7 @@ def repro(project: Project, words: Sequence[str]) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     dvc, environment = [sys.executable, "-m", "dvc"], os.environ | {"PATH": path}
     has_options = any(word.startswith("-") for word in words)
-    status = [*dvc, "status", "--quiet", *words]
+    status = [*dvc, "status", "--quiet", *(["--with-deps", *words] if words else [])]
     if not has_options and subprocess.run(status, env=environment, check=False).returncode == 0:
         return
     os.execve(dvc[0], [*dvc, "repro", *words], environment)

@@ -72,7 +72,7 @@ def test_batches_hold_rows_of_one_group() -> None:
 
 
 def test_groups_are_rows_of_one_long_beginning() -> None:
-    first, second = list(range(20)), list(range(5)) + list(range(50, 65))
+    first, second = list(range(30)), list(range(5)) + list(range(50, 75))
     rows = [[*first, 1], [*second, 2], [*first, 3], [*second, 4], [0, 1, 2, 3, 4, 99], [*first, 5]]
     assert prefix_groups(rows, 2) == [1, 2, 1, 2, 0, 1]
     assert prefix_groups(rows, 3) == [1, 0, 1, 0, 0, 1]

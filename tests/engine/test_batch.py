@@ -229,10 +229,21 @@ def test_a_sequence_goes_on_by_another_route(kind: str, tmp_path: Path) -> None:
         torch.testing.assert_close(batch.logits_BV[1], expected.logits[0, -1], atol=1e-4, rtol=1e-4)
 
 
-def test_options_score_as_one_plain_forward_each(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("places", [1, 3, 7, 1024])
+def test_options_score_as_one_plain_forward_each(
+    kind: str, places: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dlplora.engine.batch._OPTION_TOKENS", places)
     base = tiny_base(kind)
+    read: list[tuple[int, ...]] = []
+    embed = base.model.get_input_embeddings()
+    embed.register_forward_pre_hook(lambda _, inputs: read.append(tuple(inputs[0].shape)))
     with attached(base.model, pool_of(base, kind, tmp_path)) as pool:
-        found = Batch.read(base, pool, prompts_of(base), ROUTES).score_options(OPTIONS)
+        batch = Batch.read(base, pool, prompts_of(base), ROUTES)
+        read.clear()
+        found = batch.score_options(OPTIONS)
+        longest = 3  # the rest of the longest option
+        assert all(rows * width <= max(places, longest) for rows, width in read)
         for place, prompt in enumerate(prompts_of(base)):
             for option, logprob in zip(OPTIONS[place], found[place].logprobs, strict=True):
                 answer = base.chat.answer(option)

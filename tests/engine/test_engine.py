@@ -18,6 +18,7 @@ from dlplora.engine.decisions import DecisionLog
 from dlplora.engine.engine import Engine
 from dlplora.errors import GenerationError, RouterError
 from dlplora.lora.attach import Pool
+from dlplora.lora.mix import BatchMix, Row
 from dlplora.models import Base
 from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.sampling import Sampling
@@ -255,6 +256,35 @@ def test_a_request_that_cannot_be_answered_leaves_the_others_alone(
         engine.generate(requests)
     with pytest.raises(RouterError, match="no adapter 'gone'"):
         list(engine.stream(requests[1]))
+
+
+def test_without_a_router_only_requests_without_routes_fail(pooled: tuple[Base, Pool]) -> None:
+    sampling = Sampling(max_new_tokens=6)
+    requests = [Request("say red", sampling, (ONE,)), Request("say red", sampling)]
+    engine = Engine(*pooled)
+    last = {p.number: p for p in engine.run(requests) if p.answer or p.error}
+    assert [last[0].answer] == engine.generate(requests[:1])
+    assert isinstance(last[1].error, RouterError)
+
+
+def test_an_adapter_removed_after_its_prompt_was_routed_still_answers(tmp_path: Path) -> None:
+    base = tiny_base()
+    configs = {"one": {"r": 2, "target_modules": TARGETS["llama"]}}
+    _, adapters = peft_pool(base.model, configs, tmp_path)
+    pool = Pool(base.model)
+    pool.add(adapters[0])
+    request = Request("say red", Sampling(max_new_tokens=6), (ONE,))
+    expected = Engine(base, pool).generate([request])
+
+    class Leaving(Pool):
+        def mix_rows(self, rows: Sequence[Row]) -> BatchMix:
+            if "one" in self.names:
+                self.remove("one")
+            return super().mix_rows(rows)
+
+    pool.__class__ = Leaving
+    assert Engine(base, pool).generate([request]) == expected
+    assert pool.names == ()
 
 
 def test_a_sentence_routed_to_an_adapter_that_is_gone_ends_its_request_alone(

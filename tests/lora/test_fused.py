@@ -207,6 +207,9 @@ def test_layers_that_read_one_input_are_found(kind: str, tmp_path: Path) -> None
     model = tiny_model(kind)
     _, adapters = peft_pool(model, configs(kind), tmp_path)
     with attached(model, adapters) as pool:
+        assert pool._groups.keys() == pool._fused.keys()
+        sizes = {len(group) for group in pool._groups.values()}
+        assert sizes == ({2} if kind in {"llama", "qwen2", "sliding"} else {1})
         for path, group in pool._groups.items():
             assert path in group
             assert all(pool._groups[other] == group for other in group)
@@ -418,6 +421,21 @@ def test_a_quantised_layer_is_refused_by_name(tmp_path: Path) -> None:
     layer.weight = torch.nn.Parameter(layer.weight.to(torch.uint8), requires_grad=False)
     with pytest.raises(AdapterError, match=r"q_proj holds torch\.uint8, which cannot be fused"):
         Pool(model).add(adapter)
+
+
+def test_a_model_that_fails_when_adapters_are_attached_is_left_as_it_was(tmp_path: Path) -> None:
+    model = tiny_model()
+    adapter = save_peft(peft_model(model, seed=0, r=2, target_modules=["q_proj"]), tmp_path / "q")
+    before = {name: id(module) for name, module in model.named_modules()}
+    broken = model.register_forward_pre_hook(lambda *_: 1 / 0)
+    pool = Pool(model)
+    with pytest.raises(ZeroDivisionError):
+        pool.add(adapter)
+    assert {name: id(module) for name, module in model.named_modules()} == before
+    assert pool.names == ()
+    broken.remove()
+    pool.add(adapter)
+    assert pool._groups.keys() == pool._fused.keys() == adapter.pairs.keys()
 
 
 def test_a_second_pool_on_the_same_layers_is_refused(tmp_path: Path) -> None:
