@@ -48,7 +48,7 @@ from dlplora.training.loop import Schedule, fit, rate_at
 RESULTS = Path(__file__).parent / "results"
 TASKS = {"templated": "intent_recognition", "plain": "restaurant_description"}
 RANK, ALPHA, TARGETS, BATCH, MAX_TOKENS = 8, 16, ("q_proj", "v_proj"), 16, 320
-STEPS, WARMUP, RATE, THREADS = 5, 2, 1e-3, 2
+STEPS, WARMUP, RATE, THREADS = 4, 2, 1e-3, 2
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def train_ours(base: Base, model: Any, task: Task) -> Run:
 
 def train_by_trainer(base: Base, model: Any, task: Task) -> Run:
     """Train by transformers' Trainer."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     clock, losses = Clock(), []
 
@@ -177,14 +177,16 @@ def train_by_trainer(base: Base, model: Any, task: Task) -> Run:
         for part in task.batches
         for pair in part
     ]
-    Trainer(
+    trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=rows,
         data_collator=lambda part: padded(part, base.chat.pad_id),
         optimizers=(optimiser, schedule),
         callbacks=[Watch()],
-    ).train()
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
     return Run(clock.seconds, losses)
 
 
@@ -208,7 +210,7 @@ def padded(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, Tenso
 def train_by_sft(base: Base, model: Any, task: Task, **more: Any) -> Run:
     """Train by TRL's SFTTrainer, on prompts and completions, its loss on the completions."""
     from datasets import Dataset
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     clock = Clock()
@@ -221,7 +223,7 @@ def train_by_sft(base: Base, model: Any, task: Task, **more: Any) -> Run:
         [
             {
                 "input_ids": [*pair.prompt, *pair.answer],
-                "completion_mask": [0] * len(pair.prompt) + [1] * len(pair.answer),
+                "labels": [-100] * len(pair.prompt) + list(pair.answer),
             }
             for part in task.batches
             for pair in part
@@ -239,13 +241,15 @@ def train_by_sft(base: Base, model: Any, task: Task, **more: Any) -> Run:
         dataset_kwargs={"skip_prepare_dataset": True},
         **more,
     )
-    SFTTrainer(
+    trainer = SFTTrainer(
         model=model,
         args=arguments,
         train_dataset=rows,
         processing_class=base.chat.tokenizer,
         callbacks=[Watch()],
-    ).train()
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
     return Run(clock.seconds, [])
 
 
