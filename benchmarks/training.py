@@ -20,7 +20,6 @@ import json
 import os
 import platform
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -325,6 +324,12 @@ def loss_gap(runs: dict[str, list[Run]]) -> float:
     )
 
 
+def peak_mib() -> float:
+    """Return this process's peak memory; rusage would tell its parent's if that was larger."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+
+
 def measure_memory(data: Path, name: str) -> float:
     """Train in a fresh process; return its peak memory in MiB."""
     words = [sys.executable, "-m", "benchmarks.training", "--data", str(data), "--only", name]
@@ -375,7 +380,7 @@ def main() -> None:
     if words.only:
         del base
         train(words.only, words.data / "base", tasks["templated"], {})
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(peak_mib())
         return
     runs = {
         kind: by_rounds(words.data / "base", task, words.rounds) for kind, task in tasks.items()
