@@ -22,6 +22,7 @@ from dlplora.project import own_tasks
 from dlplora.project.files import Project, set_dtype
 from dlplora.project.own_tasks import add_task, answer_limit, remove_task
 from dlplora.project.pruning import prune
+from dlplora.project.repro import repro
 from dlplora.project.suites import suite_names, use_suite
 from dlplora.records.base_card import BaseCard, write_base_card
 from tests.peft_adapters import peft_model
@@ -751,3 +752,38 @@ def test_the_files_of_a_removed_task_survive_what_dvc_cleans_up(project: Project
     # It complains of results that are not there yet, after it has cleaned up.
     subprocess.run([sys.executable, "-m", "dvc", "checkout", "-q"], cwd=project.root, check=False)
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "is_up_to_date", "asked", "became"),
+    [
+        ([], True, True, None),
+        ([], False, True, ["repro"]),
+        (["report"], True, False, ["repro", "report"]),
+        (["data/report"], True, False, ["repro", "data/report"]),
+        (["--force"], True, False, ["repro", "--force"]),
+    ],
+)
+def test_dvc_runs_unless_the_whole_pipeline_is_up_to_date(
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    is_up_to_date: bool,
+    asked: bool,
+    became: list[str] | None,
+) -> None:
+    calls: list[list[str]] = []
+    ran: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        calls.append(command[3:])
+        return subprocess.CompletedProcess(command, 0 if is_up_to_date else 1)
+
+    monkeypatch.chdir(project.root)
+    monkeypatch.setattr("dlplora.project.repro.subprocess.run", run)
+    monkeypatch.setattr(
+        "dlplora.project.repro.os.execve", lambda _, command, __: ran.append(command[3:])
+    )
+    repro(project, words)
+    assert calls == ([["status", "--quiet"]] if asked else [])
+    assert ran == ([] if became is None else [became])
