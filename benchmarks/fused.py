@@ -15,9 +15,6 @@ Writes benchmarks/results/fused.json and fused.svg.
 
 import argparse
 import copy
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,7 +24,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +44,7 @@ from benchmarks.lora_rivals import (
     rivals_of,
     some_routes,
 )
+from benchmarks.record import RESULTS, write_results
 from benchmarks.timing import Steps, Work, in_turns, interleaved, ratios
 from dlplora.data.prompts import Prompt
 from dlplora.engine.answers import Request
@@ -59,7 +56,6 @@ from dlplora.records.routes import BASE_ROUTE
 from dlplora.runtime import best_place
 from dlplora.sampling import Sampling
 
-RESULTS = Path(__file__).parent / "results"
 THREADS = 2
 POOLS = (8, 26, 100, 500, 1000)
 NEW_TOKENS, STEPS, TURN = 32, 4, 8
@@ -312,9 +308,6 @@ def main() -> None:
         pools = measure_pools(base, words.rounds)
         routing_ms = measure_routing(base)
     found = {
-        "device": place.device.type,
-        "dtype": str(place.dtype).removeprefix("torch."),
-        "threads": THREADS,
         "n_adapters": NUM_ADAPTERS,
         "rank": RANK,
         "ratio_to_single": shapes,
@@ -322,14 +315,15 @@ def main() -> None:
         "memory_mib": measure_loading(words.base, base),
         "peft_cat_build_seconds": round(build_seconds, 2),
         "routing_ms": routing_ms,
-        "rounds": words.rounds,
-        "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "fused.json").write_text(json.dumps(found, indent=2) + "\n")
-    draw(found, RESULTS / "fused.svg")
-    print(json.dumps(found, indent=2))
+    told = write_results(
+        "fused",
+        found,
+        place=place,
+        rounds=words.rounds,
+        libraries=("torch", "transformers", "peft"),
+    )
+    draw(told, RESULTS / "fused.svg")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,6 @@ Writes benchmarks/results/roofline.json.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -22,7 +19,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.record import write_results
 from benchmarks.training import BATCH, TASKS, THREADS, read_task, with_lora
+from dlplora.data.batches import shared_beginning
 from dlplora.engine.batch import Batch
 from dlplora.lora.attach import Pool
 from dlplora.models import Base, load_base
@@ -30,7 +29,6 @@ from dlplora.records.routes import BASE_ROUTE
 from dlplora.runtime import Place, best_place
 from dlplora.training.adapter import mean_loss
 
-RESULTS = Path(__file__).parent / "results"
 SIZES = (512, 1024, 2048, 4096)
 PROMPTS = (16, 64)
 
@@ -92,11 +90,7 @@ def measure(data: Path, rounds: int) -> dict[str, dict[str, float]]:
     for kind, name in TASKS.items():
         part = read_task(data, name, base).batches[1]
         prompts = [pair.prompt for pair in part]
-        shared = next(
-            place
-            for place in range(len(min(prompts, key=len)))
-            if len({prompt[place] for prompt in prompts}) > 1
-        )
+        shared = shared_beginning(prompts)
         tokens = shared + sum(len(pair.prompt) - shared + len(pair.answer) for pair in part)
         answers = sum(len(pair.answer) for pair in part)
 
@@ -118,17 +112,14 @@ def main() -> None:
     words = parser.parse_args()
     torch.set_num_threads(THREADS)
     place = best_place()
-    found = {
-        "device": place.device.type,
-        "dtype": str(place.dtype).removeprefix("torch."),
-        "threads": THREADS,
-        "works": measure(words.data, words.rounds),
-        "rounds": words.rounds,
-        "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
-    }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "roofline.json").write_text(json.dumps(found, indent=2) + "\n")
-    print(json.dumps(found, indent=2))
+    found = {"works": measure(words.data, words.rounds)}
+    write_results(
+        "roofline",
+        found,
+        place=place,
+        rounds=words.rounds,
+        libraries=("torch", "transformers"),
+    )
 
 
 if __name__ == "__main__":

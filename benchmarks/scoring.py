@@ -11,27 +11,23 @@ Writes benchmarks/results/scoring.json.
 """
 
 import argparse
-import json
 import logging
-import os
-import platform
 import statistics
-import sys
-import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.record import write_results
+from benchmarks.timing import Work, interleaved
 from dlplora.engine.engine import Engine
 from dlplora.models import Base, load_base
 from dlplora.records.examples import Example, read_examples
 from dlplora.records.routes import BASE_ROUTE
 from dlplora.runtime import Place, best_place
 
-RESULTS = Path(__file__).parent / "results"
 TASKS = {"several_tokens": "intent_recognition", "one_token": "valid_parentheses"}
 BATCH, THREADS, MAX_TOKENS = 64, 2, 320
 TIE = 1e-4  # sums of log-likelihoods nearer than this are a tie in float32
@@ -110,20 +106,18 @@ def measure(base: Base, examples: Sequence[Example], rounds: int) -> dict[str, f
     """Time both on the same items in turns, and compare their answers."""
     prompts = [base.chat.prompt(example.question, max_tokens=MAX_TOKENS) for example in examples]
     texts = [str(base.chat.tokenizer.decode(list(prompt.ids))) for prompt in prompts]
-    seconds: dict[str, list[float]] = {"ours": [], "lm_eval": []}
     found: dict[str, Sums] = {}
     with Engine.over(base, []) as engine:
-        works = {
+        scorers = {
             "ours": by_engine(engine, examples),
             "lm_eval": by_harness(base, examples, texts),
         }
-        for number in range(rounds + 1):  # the first one is left out
-            for name in sorted(works, reverse=number % 2 == 1):
-                start = time.perf_counter()
-                found[name] = works[name]()
-                seconds[name].append(time.perf_counter() - start)
-            print({name: round(own[-1], 1) for name, own in seconds.items()}, file=sys.stderr)
-    seconds = {name: own[1:] for name, own in seconds.items()}
+
+        def kept(name: str) -> None:
+            found[name] = scorers[name]()
+
+        works: dict[str, Work] = {name: partial(kept, name) for name in scorers}
+        seconds = interleaved(works, rounds, examples[0].task)
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["lm_eval"], strict=True)]
     alike, ties = agreement(found["ours"], found["lm_eval"])
     gaps = [
@@ -151,8 +145,7 @@ def main() -> None:
     words = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(THREADS)
-    device = best_place().device
-    place = Place(device, torch.float32)
+    place = Place(best_place().device, torch.float32)
     base = load_base(words.data / "base", place=place, attention="sdpa")
     tasks = {
         kind: measure(
@@ -161,21 +154,19 @@ def main() -> None:
         for kind, name in TASKS.items()
     }
     found = {
-        "device": device.type,
-        "dtype": "float32",
-        "threads": THREADS,
         "ratio_to_lm_eval": tasks["several_tokens"]["ratio"],
         "one_token": tasks["one_token"]["ratio"],
         "agreement": min(task["agreement"] for task in tasks.values()),
         "tasks": tasks,
         "batch_size": BATCH,
-        "rounds": words.rounds,
-        "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("torch", "transformers", "lm_eval")},
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "scoring.json").write_text(json.dumps(found, indent=2) + "\n")
-    print(json.dumps(found, indent=2))
+    write_results(
+        "scoring",
+        found,
+        place=place,
+        rounds=words.rounds,
+        libraries=("torch", "transformers", "lm_eval"),
+    )
 
 
 if __name__ == "__main__":

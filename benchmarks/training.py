@@ -16,9 +16,6 @@ Writes benchmarks/results/training.json and training.svg.
 
 import argparse
 import gc
-import json
-import os
-import platform
 import random
 import statistics
 import subprocess
@@ -28,7 +25,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,6 +33,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
+from benchmarks.record import RESULTS, write_results
 from dlplora.data.batches import batch_order
 from dlplora.models import Base, load_base
 from dlplora.records.examples import read_examples
@@ -44,7 +41,6 @@ from dlplora.runtime import Place, best_place
 from dlplora.training.adapter import Pair, encode_pairs, mean_loss
 from dlplora.training.loop import Schedule, fit, rate_at
 
-RESULTS = Path(__file__).parent / "results"
 TASKS = {"templated": "intent_recognition", "plain": "restaurant_description"}
 RANK, ALPHA, TARGETS, BATCH, MAX_TOKENS = 8, 16, ("q_proj", "v_proj"), 16, 320
 STEPS, WARMUP, RATE, THREADS = 4, 2, 1e-3, 2
@@ -69,6 +65,18 @@ class Task:
         """Tokens of prompts and answers, without padding, of the steps that count."""
         timed = self.batches[1:]
         return sum(len(pair.prompt) + len(pair.answer) for part in timed for pair in part)
+
+    @property
+    def rows(self) -> list[dict[str, list[int]]]:
+        """The examples as transformers' trainers take them; prompts are no targets."""
+        return [
+            {
+                "input_ids": [*pair.prompt, *pair.answer],
+                "labels": [-100] * len(pair.prompt) + list(pair.answer),
+            }
+            for part in self.batches
+            for pair in part
+        ]
 
 
 class Clock:
@@ -135,6 +143,20 @@ def train_ours(base: Base, model: Any, task: Task) -> Run:
     return Run(clock.seconds, losses)
 
 
+def arguments_of(base: Base) -> dict[str, Any]:
+    """Return what both of transformers' trainers are told: the batches in order, and no files."""
+    return {
+        "output_dir": "/nonexistent",
+        "per_device_train_batch_size": BATCH,
+        "max_steps": STEPS,
+        "train_sampling_strategy": "sequential",
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": base.device.type == "cpu",
+    }
+
+
 def train_by_trainer(base: Base, model: Any, task: Task) -> Run:
     """Train by transformers' Trainer."""
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -158,28 +180,13 @@ def train_by_trainer(base: Base, model: Any, task: Task) -> Run:
         optimiser, lambda done: rate_at(done + 1, steps=STEPS, warmup_steps=WARMUP)
     )
     arguments = TrainingArguments(
-        output_dir="/nonexistent",
-        per_device_train_batch_size=BATCH,
-        max_steps=STEPS,
-        train_sampling_strategy="sequential",
+        **arguments_of(base),
         logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=base.device.type == "cpu",
     )
-    rows = [
-        {
-            "input_ids": [*pair.prompt, *pair.answer],
-            "labels": [-100] * len(pair.prompt) + list(pair.answer),
-        }
-        for part in task.batches
-        for pair in part
-    ]
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=rows,
+        train_dataset=task.rows,
         data_collator=lambda part: padded(part, base.chat.pad_id),
         optimizers=(optimiser, schedule),
         callbacks=[Watch()],
@@ -218,32 +225,15 @@ def train_by_sft(base: Base, model: Any, task: Task, **more: Any) -> Run:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             clock.tick()
 
-    rows = Dataset.from_list(
-        [
-            {
-                "input_ids": [*pair.prompt, *pair.answer],
-                "labels": [-100] * len(pair.prompt) + list(pair.answer),
-            }
-            for part in task.batches
-            for pair in part
-        ]
-    )
     arguments = SFTConfig(
-        output_dir="/nonexistent",
-        per_device_train_batch_size=BATCH,
-        max_steps=STEPS,
-        train_sampling_strategy="sequential",
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=base.device.type == "cpu",
+        **arguments_of(base),
         dataset_kwargs={"skip_prepare_dataset": True},
         **more,
     )
     trainer = SFTTrainer(
         model=model,
         args=arguments,
-        train_dataset=rows,
+        train_dataset=Dataset.from_list(task.rows),
         processing_class=base.chat.tokenizer,
         callbacks=[Watch()],
     )
@@ -391,11 +381,7 @@ def main() -> None:
         title: {kind: ratio(own, slow, fast) for kind, own in runs.items()}
         for title, (slow, fast) in RATIOS.items()
     }
-    place = best_place()
     found = {
-        "device": place.device.type,
-        "dtype": str(place.dtype).removeprefix("torch."),
-        "threads": THREADS,
         **{title: {kind: own[1] for kind, own in part.items()} for title, part in ratios.items()},
         "spread": {
             title: {kind: [own[0], own[2]] for kind, own in part.items()}
@@ -408,14 +394,15 @@ def main() -> None:
             kind: {name: round(tasks[kind].num_tokens / seconds) for name, seconds in _steps(own)}
             for kind, own in runs.items()
         },
-        "rounds": words.rounds,
-        "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "trl")},
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "training.json").write_text(json.dumps(found, indent=2) + "\n")
-    draw(found, RESULTS / "training.svg")
-    print(json.dumps(found, indent=2))
+    told = write_results(
+        "training",
+        found,
+        place=best_place(),
+        rounds=words.rounds,
+        libraries=("torch", "transformers", "peft", "trl"),
+    )
+    draw(told, RESULTS / "training.svg")
 
 
 if __name__ == "__main__":

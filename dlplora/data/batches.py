@@ -87,3 +87,8 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
         if any(row[place] != first[place] for row in rows):
             return place
     return shortest
+
+
+def shared_beginning(prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens all prompts begin with that leave each at least one of its own."""
+    return min(common_prefix(prompts), min(map(len, prompts)) - 1)

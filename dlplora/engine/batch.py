@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from dlplora.data.batches import Padded, common_prefix, pad_left, pad_right
+from dlplora.data.batches import Padded, pad_left, pad_right, shared_beginning
 from dlplora.lora.attach import Pool
 from dlplora.lora.mix import BatchMix, Row
 from dlplora.models import Base, logits_at
@@ -100,9 +100,11 @@ class Batch:
         mix: BatchMix,
     ) -> "Batch":
         cache = DynamicCache(config=base.model.config)
-        shared = _shared(prompts, mix) if _knows_masks(base, cache) else 0
+        firsts, owners = mix.distinct()
+        shared = shared_beginning(prompts) if _knows_masks(base, cache) else 0
+        if shared * (len(prompts) - len(firsts)) < _APART_TOKENS:  # not worth a part of its own
+            shared = 0
         if shared:
-            firsts, owners = mix.distinct()
             prefix = pad_left([prompts[row][:shared] for row in firsts], base.chat.pad_id)
             nowhere_BS = torch.zeros_like(prefix.mask_BS, dtype=torch.bool)
             with pool.mixing(mix.select(firsts)):
@@ -328,13 +330,6 @@ def parts_to_read(lengths: Sequence[int]) -> list[list[int]]:
         parts.append(order[start:end])
         end = start
     return parts[::-1]
-
-
-def _shared(prompts: Sequence[Sequence[int]], mix: BatchMix) -> int:
-    """Return how many tokens at the beginning of all prompts are worth being read apart."""
-    shared = min(common_prefix(prompts), min(map(len, prompts)) - 1)
-    saved = shared * (len(prompts) - len(mix.distinct()[0]))
-    return shared if saved >= _APART_TOKENS else 0
 
 
 def _read_into(

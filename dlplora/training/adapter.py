@@ -23,7 +23,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 
 from dlplora.adapters import write_adapter
-from dlplora.data.batches import batch_order, common_prefix, pad_right, prefix_groups
+from dlplora.data.batches import batch_order, pad_right, prefix_groups, shared_beginning
 from dlplora.data.prompts import ChatFormat
 from dlplora.errors import DataError, ParamsError
 from dlplora.models import Base, logits_at
@@ -196,7 +196,7 @@ def mean_loss(
     prompts = [pair.prompt for pair in pairs]
     shared = 0
     if always_share or not _has_dropout(model):
-        shared = min(common_prefix(prompts), min(map(len, prompts)) - 1)
+        shared = shared_beginning(prompts)
     rows = [pair.prompt[shared:] + pair.answer for pair in pairs]
     padded = pad_right(rows, chat.pad_id)
     starts_B = torch.tensor([len(prompt) - shared for prompt in prompts])
