@@ -49,7 +49,7 @@ from benchmarks.timing import Steps, Work, in_turns, interleaved, ratios
 from dlplora.data.prompts import Prompt
 from dlplora.engine.answers import Request
 from dlplora.engine.batch import Batch
-from dlplora.engine.engine import Engine
+from dlplora.engine.runner import Runner
 from dlplora.lora.attach import Pool
 from dlplora.models import Base, load_base
 from dlplora.records.routes import BASE_ROUTE
@@ -88,7 +88,7 @@ def by_engine(rival: Rival, ids: Tensor) -> Iterator[None]:
     """Generate by the engine: greedy, with text and sentences as well; in one step."""
     yield
     base = _Endless(rival.base.model, rival.base.chat, rival.base.id, rival.base.fingerprint)
-    engine = Engine(base, rival.pool)
+    engine = Runner(base, rival.pool)
     prompts = [Prompt(tuple(row), 0) for row in ids.tolist()]
     batch = engine.read(prompts, rival.routes[: len(ids)])
     sampling = Sampling(max_new_tokens=NEW_TOKENS)

@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.record import write_results
 from benchmarks.timing import Work, interleaved
-from dlplora.engine.engine import Engine
+from dlplora.engine.runner import Runner
 from dlplora.models import Base, load_base
 from dlplora.records.examples import Example, read_examples
 from dlplora.records.routes import BASE_ROUTE
@@ -35,7 +35,7 @@ TIE = 1e-4  # sums of log-likelihoods nearer than this are a tie in float32
 Sums = list[list[float]]  # of each item's options
 
 
-def by_engine(engine: Engine, examples: Sequence[Example]) -> Callable[[], Sums]:
+def by_engine(engine: Runner, examples: Sequence[Example]) -> Callable[[], Sums]:
     """Score by this project's batches, rendering and tokenising included."""
     chat = engine.base.chat
 
@@ -107,7 +107,7 @@ def measure(base: Base, examples: Sequence[Example], rounds: int) -> dict[str, f
     prompts = [base.chat.prompt(example.question, max_tokens=MAX_TOKENS) for example in examples]
     texts = [str(base.chat.tokenizer.decode(list(prompt.ids))) for prompt in prompts]
     found: dict[str, Sums] = {}
-    with Engine.over(base, []) as engine:
+    with Runner.over(base, []) as engine:
         scorers = {
             "ours": by_engine(engine, examples),
             "lm_eval": by_harness(base, examples, texts),

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from dlplora.adapters import read_adapter
 from dlplora.evaluation.run import Test, answer_tests
+from dlplora.evaluation.systems import Inputs, build_system
 from dlplora.models import load_base
 from dlplora.params import load_params, named
 from dlplora.records.examples import read_examples
-from dlplora.routing.build import build_router
 from dlplora.runtime import set_up
 from dlplora.stage import run, write_timing
 
@@ -19,15 +18,12 @@ def main(
     params = load_params()
     tasks = sorted(params.tasks)
     loaded = load_base(base, place=set_up(params.runtime, seed=params.seed), attention="sdpa")
-    router = build_router(
-        named(params.systems, system, "systems"), artifact, base, tasks=tasks, seed=params.seed
-    )
+    inputs = Inputs(loaded, base, adapters, artifact, tasks, params.seed)
     answer_tests(
         loaded,
-        [read_adapter(adapters / task, base_fingerprint=loaded.fingerprint) for task in tasks],
+        build_system(named(params.systems, system, "systems"), inputs),
         [Test(read_examples(tests / f"{task}.parquet"), params.tasks[task]) for task in tasks],
-        router,
-        system=system,
+        name=system,
         evaluation=params.evaluation,
         seed=params.seed,
     ).save(out)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dlplora.evaluation.run import Test, answer_tests
+from dlplora.evaluation.run import System, Test, answer_tests
 from dlplora.models import load_base
 from dlplora.params import load_params, named
 from dlplora.records.examples import read_examples
@@ -17,10 +17,9 @@ def main(task: str, base: Path, test: Path, out: Path, timing: Path) -> None:
     place = set_up(params.runtime, seed=params.seed)
     answer_tests(
         load_base(base, place=place, attention="sdpa"),
-        [],
+        System([], lambda _: BaseRouter()),
         [Test(read_examples(test), named(params.tasks, task, "tasks"))],
-        BaseRouter(),
-        system="base",
+        name="base",
         evaluation=params.evaluation,
         seed=params.seed,
     ).save(out)

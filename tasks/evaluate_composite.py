@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dlplora.adapters import read_adapter
-from dlplora.engine.engine import Engine
+from dlplora.engine.runner import Runner
 from dlplora.evaluation.composites import answer_by_policies, draw_composites
 from dlplora.evaluation.settings import POLICIES
 from dlplora.lora.attach import attached
@@ -32,7 +32,7 @@ def main(
         attached(loaded.model, pool) as attached_pool,
         progress(setting, total=len(POLICIES) * len(composites)) as advance,
     ):
-        engine = Engine(
+        engine = Runner(
             loaded,
             attached_pool,
             router=router,

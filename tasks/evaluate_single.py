@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dlplora.adapters import read_adapter
-from dlplora.evaluation.run import Test, answer_tests
+from dlplora.evaluation.run import System, Test, answer_tests
 from dlplora.models import load_base
 from dlplora.params import load_params, named
 from dlplora.records.examples import read_examples
@@ -18,10 +18,12 @@ def main(task: str, base: Path, adapter: Path, test: Path, out: Path, timing: Pa
     loaded = load_base(base, place=set_up(params.runtime, seed=params.seed), attention="sdpa")
     answer_tests(
         loaded,
-        [read_adapter(adapter, base_fingerprint=loaded.fingerprint)],
+        System(
+            [read_adapter(adapter, base_fingerprint=loaded.fingerprint)],
+            lambda _: FixedRouter(task),
+        ),
         [Test(read_examples(test), named(params.tasks, task, "tasks"))],
-        FixedRouter(task),
-        system="single",
+        name="single",
         evaluation=params.evaluation,
         seed=params.seed,
     ).save(out)

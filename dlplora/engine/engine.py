@@ -1,85 +1,24 @@
-"""Prompts → routes → answers: any mix of adapters for every prompt of a batch.
+"""The engine that users load from a pipeline's folder."""
 
-The engine knows nothing of tasks and metrics. Routes come from a router or with the request.
-"""
-
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
-from dlplora.adapters import LoraAdapter, read_adapter
-from dlplora.data.prompts import Prompt
-from dlplora.engine.answers import Answer, Piece, Request, raising
-from dlplora.engine.batch import Batch
+from dlplora.adapters import read_adapter
 from dlplora.engine.decisions import DecisionLog
-from dlplora.engine.loop import Group, run
-from dlplora.engine.writing import Writing
-from dlplora.errors import DlpLoraError, GenerationError, RouterError, choices
-from dlplora.lora.attach import Pool, attached
-from dlplora.lora.mix import Row
-from dlplora.models import Base, load_base
+from dlplora.engine.runner import Runner
+from dlplora.errors import RouterError, choices
+from dlplora.lora.attach import Pool
+from dlplora.models import load_base
 from dlplora.params import TopK, TopP
 from dlplora.records.router_card import read_router_card
-from dlplora.records.routes import BASE_ROUTE, Route
-from dlplora.records.scores import OptionScores
-from dlplora.routing.base import ClassifierRouter, Router
+from dlplora.routing.base import ClassifierRouter
 from dlplora.routing.build import load_classifier
 from dlplora.runtime import Place, best_place
-from dlplora.sampling import Sampling
 
 _USUAL = TopP(route="top_p", p=0.6, weights="renormalise")
 
 
-class Engine:
-    """A base model with a pool of adapters, each prompt of a batch with its own mix.
-
-    Several threads may use one engine; `pool` takes in and lets go of adapters meanwhile.
-
-    Args:
-        base: The frozen base model.
-        pool: The adapters attached to it.
-        router: Chooses the routes of requests that bring none.
-        places: How many sequences are written at once.
-        fallback_below: Routes of less confidence go to the base model instead.
-        window_chars: How many of the last characters the router reads when a sentence begins.
-        max_prompt_tokens: What a longer prompt is cut to, at its beginning; less if the model's
-            context is smaller.
-        language: The language of the answers, by which sentences are told apart.
-        log: Writes down every decision.
-    """
-
-    def __init__(
-        self,
-        base: Base,
-        pool: Pool,
-        *,
-        router: Router | None = None,
-        places: int = 16,
-        fallback_below: float = 0.0,
-        window_chars: int = 2000,
-        max_prompt_tokens: int = 1024,
-        language: str = "en",
-        log: DecisionLog | None = None,
-    ) -> None:
-        for name, value in (("places", places), ("window_chars", window_chars)):
-            if value < 1:
-                raise GenerationError(f"{name} is {value}, expected at least 1")
-        self.base = base
-        self.pool = pool
-        self._router = router
-        self._places = places
-        self._fallback_below = fallback_below
-        self._window_chars = window_chars
-        self._max_prompt_tokens = max_prompt_tokens
-        self._language = language
-        self._log = log
-
-    @classmethod
-    @contextmanager
-    def over(cls, base: Base, adapters: Sequence[LoraAdapter]) -> Iterator["Engine"]:
-        """Run an engine without a router for the time of a `with` block."""
-        with attached(base.model, adapters) as pool:
-            yield cls(base, pool)
+class Engine(Runner):
+    """A runner over what a pipeline made: its base model, its adapters and one of its routers."""
 
     @classmethod
     def load(
@@ -127,160 +66,3 @@ class Engine:
             chosen = ClassifierRouter(classifier, selection)
         decisions = None if log is None else DecisionLog(log, with_text=log_text)
         return cls(base, pool, router=chosen, fallback_below=fallback_below, log=decisions)
-
-    def read(self, prompts: Sequence[Prompt], routes: Sequence[Route]) -> Batch:
-        """Read prompts, each by its route, once for all that follows."""
-        return Batch.read(self.base, self.pool, [prompt.ids for prompt in prompts], routes)
-
-    def finish(
-        self, batch: Batch, prompts: Sequence[Prompt], requests: Sequence[Request]
-    ) -> list[Answer]:
-        """Write the answers to prompts that were read; the batch stays as it is."""
-        writings = [
-            self._writing(request, number, prompt, route, row)
-            for number, (request, prompt, route, row) in enumerate(
-                zip(requests, prompts, batch.routes, batch.rows, strict=True)
-            )
-        ]
-        return _answers(self._run([Group(batch.twin(), writings)], iter(())), len(writings))
-
-    def generate(
-        self, prompts: Sequence[str | Request], *, sampling: Sampling | None = None
-    ) -> list[Answer]:
-        """Answer prompts; `sampling` holds for those that are no requests of their own."""
-        if isinstance(prompts, str):
-            raise GenerationError("prompts is one text, expected a list of them")
-        requests = [_request(prompt, sampling) for prompt in prompts]
-        return _answers(self.run(requests), len(requests))
-
-    def stream(self, prompt: str | Request, *, sampling: Sampling | None = None) -> Iterator[Piece]:
-        """Answer one prompt piece by piece; closing the iterator frees its place."""
-        return raising(self.run([_request(prompt, sampling)]))
-
-    def run(self, requests: Iterable[Request]) -> Iterator[Piece]:
-        """Answer requests as places get free, and yield what is written, in turns.
-
-        Requests are taken from the iterable when there is a place for them, and numbered in
-        their order. One that cannot be answered ends with a piece that holds its error; the
-        others go on.
-        """
-        return self._run([], enumerate(requests))
-
-    def score(
-        self, prompt: str, options: Sequence[str], *, route: Route | None = None
-    ) -> OptionScores:
-        """Return the log-likelihood of each option as the answer to a prompt."""
-        if not options or not all(self.base.chat.answer(option) for option in options):
-            raise GenerationError(f"the options are {list(options)!r}, expected texts, none empty")
-        chosen = self.route([prompt])[0] if route is None else route
-        longest = max(len(self.base.chat.answer(option)) for option in options)
-        read = self._prompt(prompt, new_tokens=longest)
-        return self.read([read], [chosen]).score_options([options])[0]
-
-    def route(self, texts: Sequence[str]) -> list[Route]:
-        """Return the router's route for each text; unsure ones go to the base model."""
-        if self._router is None:
-            raise RouterError("the engine has no router; give it one, or routes to the requests")
-        routes = []
-        for text, found in zip(texts, self._router.route(texts), strict=True):
-            sure = found.confidence is None or found.confidence >= self._fallback_below
-            route = found if sure else Route((), (), found.confidence)
-            if self._log is not None:
-                self._log.write(text, route)
-            routes.append(route)
-        return routes
-
-    def _run(self, groups: list[Group], numbered: Iterator[tuple[int, Request]]) -> Iterator[Piece]:
-        return run(
-            groups,
-            numbered,
-            places=self._places,
-            begin=self._begin,
-            read_again=self._read_again,
-            next_route=self._next_route,
-        )
-
-    def _begin(self, numbered: Sequence[tuple[int, Request]]) -> tuple[Group | None, list[Piece]]:
-        """Route and read the prompts of requests; return those refused apart."""
-        writings, refused = [], []
-        for (number, request), route in zip(numbered, self._first_routes(numbered), strict=True):
-            try:
-                if isinstance(route, DlpLoraError):
-                    raise route
-                row = self.pool.row(route)
-                prompt = self._prompt(request.prompt, new_tokens=request.sampling.max_new_tokens)
-            except DlpLoraError as error:
-                refused.append(Piece(number, "", BASE_ROUTE, error=error))
-            else:
-                writings.append(self._writing(request, number, prompt, route, row))
-        return self._read_again(writings) if writings else None, refused
-
-    def _first_routes(
-        self, numbered: Sequence[tuple[int, Request]]
-    ) -> Iterator[Route | DlpLoraError]:
-        """Yield the route that each request begins with, or why the router gave none."""
-        unrouted = [request.prompt for _, request in numbered if not request.routes]
-        found: Iterator[Route | DlpLoraError]
-        try:
-            found = iter(self.route(unrouted) if unrouted else [])
-        except DlpLoraError as error:
-            found = iter([error] * len(unrouted))
-        for _, request in numbered:
-            yield request.routes[0] if request.routes else next(found)
-
-    def _prompt(self, text: str, *, new_tokens: int) -> Prompt:
-        """Render a prompt, cut so that the answer fits into the model's context, too."""
-        context = getattr(self.base.model.config, "max_position_embeddings", None)
-        most = self._max_prompt_tokens
-        if context is not None:
-            most = min(most, context - new_tokens)
-        if most < 1:
-            raise GenerationError(
-                f"{new_tokens} new tokens leave no place for a prompt: the model reads {context}"
-            )
-        prompt = self.base.chat.prompt(text, max_tokens=most)
-        if not prompt.ids:
-            raise GenerationError("the prompt is empty, expected a text")
-        return prompt
-
-    def _read_again(self, writings: Sequence[Writing]) -> Group:
-        """Read all that was asked and written so far, by the routes of now."""
-        ids = [writing.ids for writing in writings]
-        routes = [writing.route for writing in writings]
-        rows = [writing.row for writing in writings]
-        return Group(Batch.read(self.base, self.pool, ids, routes, rows=rows), list(writings))
-
-    def _next_route(self, writing: Writing) -> tuple[Route, Row]:
-        """Return the route of a sentence that has begun, and its adapters."""
-        request = writing.request
-        if request.routes:
-            route = request.routes[min(writing.num_ended, len(request.routes) - 1)]
-        else:
-            route = self.route([f"{request.prompt}\n{writing.text}"[-self._window_chars :]])[0]
-        return route, self.pool.row(route)
-
-    def _writing(
-        self, request: Request, number: int, prompt: Prompt, route: Route, row: Row
-    ) -> Writing:
-        return Writing(
-            request,
-            number,
-            prompt,
-            route,
-            row,
-            self.base.chat,
-            end_ids=self.base.end_ids,
-            device=self.base.device,
-            language=self._language,
-        )
-
-
-def _request(prompt: str | Request, sampling: Sampling | None) -> Request:
-    if isinstance(prompt, Request):
-        return prompt
-    return Request(prompt) if sampling is None else Request(prompt, sampling)
-
-
-def _answers(pieces: Iterator[Piece], count: int) -> list[Answer]:
-    found = {piece.number: piece.answer for piece in raising(pieces) if piece.answer is not None}
-    return [found[number] for number in range(count)]

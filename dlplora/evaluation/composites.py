@@ -8,7 +8,7 @@ import numpy as np
 
 from dlplora.data.balance import composite_text, draw_parts
 from dlplora.engine.answers import Answer, Passage, Request, raising
-from dlplora.engine.engine import Engine
+from dlplora.engine.runner import Runner
 from dlplora.evaluation.metrics import METRICS, resampled_tasks, summarise
 from dlplora.evaluation.run import Scores
 from dlplora.evaluation.settings import ORACLE, POLICIES, composite_primaries
@@ -40,7 +40,7 @@ def draw_composites(
 
 
 def answer_by_policies(
-    engine: Engine,
+    engine: Runner,
     composites: Sequence[Sequence[Example]],
     tasks: Mapping[str, Task],
     *,
@@ -58,7 +58,7 @@ def answer_by_policies(
 
 
 def answer_composites(
-    engine: Engine,
+    engine: Runner,
     composites: Sequence[Sequence[Example]],
     tasks: Mapping[str, Task],
     *,

@@ -1,12 +1,12 @@
 """One system on test items: routes, answers, scores."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dlplora.adapters import LoraAdapter
 from dlplora.engine.answers import Request
-from dlplora.engine.engine import Engine
+from dlplora.engine.runner import Runner
 from dlplora.evaluation.metrics import METRICS, check_primary, resampled_tasks, summarise
 from dlplora.models import Base
 from dlplora.params import Evaluation, Task
@@ -32,6 +32,17 @@ class Test:
 
 
 @dataclass(frozen=True)
+class System:
+    """One way of answering: a pool of adapters, and the router that each task's items get.
+
+    Most systems route by the text alone, and give every task the same router.
+    """
+
+    adapters: Sequence[LoraAdapter]
+    router_of: Callable[[str], Router]
+
+
+@dataclass(frozen=True)
 class Scores:
     """What one system scored: its items and their summary."""
 
@@ -45,15 +56,14 @@ class Scores:
 
 def answer_tests(
     base: Base,
-    adapters: Sequence[LoraAdapter],
+    system: System,
     tests: Sequence[Test],
-    router: Router,
     *,
-    system: str,
+    name: str,
     evaluation: Evaluation,
     seed: int,
 ) -> Scores:
-    """Answer every test item of each task by one router's routes, and score the answers.
+    """Answer every test item of each task by one system's routes, and score the answers.
 
     A batch holds items of one task in item order, the same for every system, so that who
     shares a batch is no difference between systems.
@@ -64,11 +74,12 @@ def answer_tests(
     size = evaluation.batch_size
     total = sum(len(test.examples) for test in tests)
     with (
-        progress(f"evaluate {system}", total=total) as advance,
-        Engine.over(base, adapters) as engine,
+        progress(f"evaluate {name}", total=total) as advance,
+        Runner.over(base, system.adapters) as engine,
     ):
         for test in tests:
-            routes = router.route([example.question for example in test.examples])
+            texts = [example.question for example in test.examples]
+            routes = system.router_of(test.name).route(texts)
             for start in range(0, len(routes), size):
                 batch = slice(start, start + size)
                 items += _answer_batch(
@@ -77,12 +88,12 @@ def answer_tests(
                 advance(len(routes[batch]), task=test.name)
     primaries = {test.name: test.task.primary for test in tests}
     resampled = resampled_tasks(items, primaries, seed=seed)
-    summary = summarise(items, primaries, resampled, setting=IID, system=system, seed=seed)
+    summary = summarise(items, primaries, resampled, setting=IID, system=name, seed=seed)
     return Scores(items, summary)
 
 
 def _answer_batch(
-    engine: Engine,
+    engine: Runner,
     examples: Sequence[Example],
     routes: Sequence[Route],
     task: Task,

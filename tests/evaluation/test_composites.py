@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dlplora.engine.engine import Engine
+from dlplora.engine.runner import Runner
 from dlplora.evaluation.composites import answer_composites, draw_composites
 from dlplora.evaluation.settings import POLICIES, composite_primaries
 from dlplora.lora.attach import attached
@@ -73,7 +73,7 @@ def test_every_part_is_scored_by_its_own_reference_and_route(system: str, tmp_pa
     told: list[str] = []
     with attached(base.model, adapters) as pool:
         found = answer_composites(
-            Engine(base, pool, router=First(), places=2),  # type: ignore[arg-type]
+            Runner(base, pool, router=First(), places=2),  # type: ignore[arg-type]
             composites,
             TASKS,
             setting="composite_2",

@@ -15,7 +15,7 @@ from dlplora.adapters import read_adapter
 from dlplora.data.batches import common_prefix
 from dlplora.data.ingest import ingest
 from dlplora.engine.answers import Request
-from dlplora.engine.engine import Engine
+from dlplora.engine.runner import Runner
 from dlplora.errors import DataError, ParamsError
 from dlplora.params import Adapter, Splits
 from dlplora.records.examples import Example
@@ -134,7 +134,7 @@ def test_the_trained_model_generates_the_answer(
     adapter = read_adapter(tmp_path / "opposites", base_fingerprint=fresh.fingerprint)
     own = (Route(("opposites",), (1.0,)),)
     requests = [Request(e.question, Sampling(max_new_tokens=4), own) for e in examples["test"]]
-    with Engine.over(fresh, [adapter]) as engine:
+    with Runner.over(fresh, [adapter]) as engine:
         answers = engine.generate(requests)
     right = [found.text in e.answers for found, e in zip(answers, examples["test"], strict=True)]
     assert sum(right) / len(right) >= 0.9
