@@ -39,6 +39,7 @@ from dlplora.models import Base, load_base
 from dlplora.records.examples import read_examples
 from dlplora.runtime import Place, best_place
 from dlplora.training.adapter import Pair, encode_pairs, mean_loss
+from dlplora.training.lean import lean
 from dlplora.training.loop import Schedule, fit, rate_at
 
 TASKS = {"templated": "intent_recognition", "plain": "restaurant_description"}
@@ -130,16 +131,17 @@ def train_ours(base: Base, model: Any, task: Task) -> Run:
         clock.tick()
         losses.append(point.loss)
 
-    fit(
-        parameters,
-        backward,
-        iter([range(BATCH)] * STEPS),
-        validation_loss=lambda: 1.0,
-        schedule=Schedule(STEPS, RATE, WARMUP, STEPS, None),
-        checkpoint=None,
-        on_step=on_step,
-        title="ours",
-    )
+    with lean(model):
+        fit(
+            parameters,
+            backward,
+            iter([range(BATCH)] * STEPS),
+            validation_loss=lambda: 1.0,
+            schedule=Schedule(STEPS, RATE, WARMUP, STEPS, None),
+            checkpoint=None,
+            on_step=on_step,
+            title="ours",
+        )
     return Run(clock.seconds, losses)
 
 

@@ -33,6 +33,7 @@ from dlplora.records.files import written_folder
 from dlplora.records.training import AdapterTraining, write_adapter_training
 from dlplora.stage import Advance
 from dlplora.training.checkpoint import Checkpoint
+from dlplora.training.lean import lean
 from dlplora.training.loop import Schedule, fit
 from dlplora.training.parts import Parts
 
@@ -112,27 +113,28 @@ def train_adapter(
             parameters=parameters,
         )
 
-    curve = fit(
-        parameters,
-        backward,
-        batch_order(
-            lengths,
-            params.batch_size,
-            seed=seed,
-            groups=prefix_groups([options[0].prompt for options in pairs], params.batch_size),
-        ),
-        validation_loss=lambda: _validation_loss(model, held_out, base.chat, parts),
-        schedule=Schedule(
-            steps=params.steps,
-            learning_rate=params.learning_rate,
-            warmup_steps=params.warmup_steps,
-            validate_every=params.validate_every,
-            patience=params.patience,
-        ),
-        checkpoint=checkpoint,
-        on_step=lambda point: advance(loss=point.loss, tokens_per_second=speed.now()),
-        title=title,
-    )
+    with lean(model):
+        curve = fit(
+            parameters,
+            backward,
+            batch_order(
+                lengths,
+                params.batch_size,
+                seed=seed,
+                groups=prefix_groups([options[0].prompt for options in pairs], params.batch_size),
+            ),
+            validation_loss=lambda: _validation_loss(model, held_out, base.chat, parts),
+            schedule=Schedule(
+                steps=params.steps,
+                learning_rate=params.learning_rate,
+                warmup_steps=params.warmup_steps,
+                validate_every=params.validate_every,
+                patience=params.patience,
+            ),
+            checkpoint=checkpoint,
+            on_step=lambda point: advance(loss=point.loss, tokens_per_second=speed.now()),
+            title=title,
+        )
     training = AdapterTraining(
         task=train[0].task,
         base_fingerprint=base.fingerprint,

@@ -1,0 +1,116 @@
+"""The leaner layers beside the model's and PEFT's own: the same losses and gradients."""
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers.models.llama import modeling_llama
+
+from dlplora.data.prompts import ChatFormat
+from dlplora.training.adapter import Pair, mean_loss
+from dlplora.training.lean import lean
+from tests.tiny import TARGETS, tiny_model, tiny_tokenizer
+
+CHAT = ChatFormat(tiny_tokenizer(), "")
+BATCH = [
+    Pair((4, 5, 6, 7, 8, 9, 10), (11, 12, 2)),
+    Pair((4, 5, 6, 20, 21, 22, 23, 24, 25, 26, 27), (13, 2)),
+    Pair((4, 5, 6, 14), (15, 16, 17, 18, 2)),
+]
+
+
+def with_adapter(model: torch.nn.Module, targets: list[str], **more: Any) -> PeftModel:
+    torch.manual_seed(1)
+    config = LoraConfig(r=3, lora_alpha=7, target_modules=targets, task_type="CAUSAL_LM", **more)
+    adapted = get_peft_model(model, config).eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    return adapted
+
+
+def loss_and_gradients(model: PeftModel) -> tuple[Tensor, ...]:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    loss = mean_loss(model, BATCH, CHAT)
+    return loss.detach(), *torch.autograd.grad(loss, trained)
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+@pytest.mark.parametrize("kind", list(TARGETS))
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_losses_and_gradients_are_those_of_plain_layers(kind: str, everywhere: bool) -> None:
+    targets = "all-linear" if everywhere else TARGETS[kind]
+    model = with_adapter(tiny_model(kind), targets)  # type: ignore[arg-type]
+    expected = loss_and_gradients(model)
+    with lean(model):
+        found = loss_and_gradients(model)
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() <= 1e-5 * other.norm()
+    for one, other in zip(loss_and_gradients(model), expected, strict=True):
+        assert torch.equal(one, other)  # all as before
+
+
+def test_in_bfloat16_gradients_differ_by_its_noise() -> None:
+    exact = with_adapter(tiny_model(), TARGETS["llama"])
+    expected = torch.cat([part.flatten() for part in loss_and_gradients(exact)])
+    model = with_adapter(tiny_model().bfloat16(), TARGETS["llama"])
+    plain = torch.cat([part.flatten() for part in loss_and_gradients(model)])
+    with lean(model):
+        found = torch.cat([part.flatten() for part in loss_and_gradients(model)])
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() <= 1.5 * (plain - expected).norm() + 0.01 * expected.norm()
+
+
+def test_every_layer_of_a_llama_is_replaced_and_put_back() -> None:
+    model = with_adapter(tiny_model(), TARGETS["llama"])
+    own = modeling_llama.rotate_half
+    kinds = ("LlamaRMSNorm", "Linear")
+    plain = [module for module in model.modules() if "forward" in vars(module)]
+    with lean(model):
+        replaced = [
+            module
+            for module in model.modules()
+            if "forward" in vars(module) and type(module).__name__ in kinds
+        ]
+        assert len(replaced) == 5 + 4  # norms of two layers and the last, q and v twice
+        assert modeling_llama.rotate_half is not own
+        assert model.config._attn_implementation == "grouped"
+    assert modeling_llama.rotate_half is own
+    assert model.config._attn_implementation != "grouped"
+    assert [module for module in model.modules() if "forward" in vars(module)] == plain
+
+
+@pytest.mark.parametrize(
+    "more", [{"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}], ids=str
+)
+def test_an_adapter_that_is_more_than_a_pair_keeps_its_own_forward(more: dict[str, Any]) -> None:
+    model = with_adapter(tiny_model("qwen2"), ["q_proj"], **more)
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    with lean(model):
+        assert "forward" not in vars(layer)
+
+
+def test_what_a_mask_does_not_say_is_left_to_the_models_own_attention() -> None:
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=len(tiny_tokenizer()),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=4,
+        attn_logit_softcapping=0.5,
+        pad_token_id=1,
+        attn_implementation="eager",
+    )
+    model = with_adapter(Gemma2ForCausalLM(config).requires_grad_(False), ["q_proj", "v_proj"])
+    expected = loss_and_gradients(model)
+    with lean(model):
+        found = loss_and_gradients(model)
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() <= 1e-5 * other.norm()
