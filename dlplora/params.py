@@ -203,6 +203,22 @@ class Adapter(Section):
     share_prefix: Literal["exact", "always"]
 
 
+class Experts(Section):
+    """The experts of one cluster of tasks, trained jointly: CGC-LoRA.
+
+    `common` experts are shared by all tasks of the cluster, `specific` ones are of each task; those
+    of one task have the rank of `adapter` together. The gate reads task embeddings of width
+    `embedding`. `training` overrides `adapter`; its steps are of one task each, in turns.
+    """
+
+    tasks: Annotated[list[Name], Field(min_length=1)]
+    common: Count
+    specific: Count
+    expert_rank: Count
+    embedding: Count
+    training: dict[str, Any]
+
+
 class ImportedAdapter(Section):
     """A task's adapter that was trained elsewhere: PEFT's folder."""
 
@@ -273,6 +289,22 @@ class TopKRoute(TopK):
     artifact: str
 
 
+class OwnExpertRoute(Section):
+    """A system that is told the task and answers by its experts, folded into one adapter."""
+
+    route: Literal["own_expert"]
+    artifact: str
+    clusters: list[Name]
+
+
+class GatedSystem(Section):
+    """A system that mixes the experts of clusters by their gate over a router's probabilities."""
+
+    experts: str
+    router: str
+    clusters: list[Name]
+
+
 class Evaluation(Section):
     """How answers are produced for scoring."""
 
@@ -292,7 +324,9 @@ class CompositeSetting(Section):
 Model = Annotated[PackageGguf | GgufFile | ModelFolder | HubModel, Field(discriminator="kind")]
 Source = Annotated[BigbenchPackage | HubDataset | DatasetFolder, Field(discriminator="kind")]
 RouterParams = Annotated[MlpRouter | TfidfRouter, Field(discriminator="kind")]
-System = Annotated[DrawnRoute | TopPRoute | TopKRoute, Field(discriminator="route")]
+System = Annotated[
+    DrawnRoute | TopPRoute | TopKRoute | OwnExpertRoute, Field(discriminator="route")
+]
 
 
 class Params(Section):
@@ -307,9 +341,11 @@ class Params(Section):
     adapter: Adapter
     adapters: dict[Name, dict[str, Any]]
     imported_adapters: dict[Name, ImportedAdapter]
+    experts: dict[Name, Experts]
     balance: Balance
     routers: dict[Name, RouterParams]
     systems: dict[Name, System]
+    gated_systems: dict[Name, GatedSystem]
     composites: dict[Name, CompositeSetting]
     unseen_tasks: dict[Name, UnseenTask]
     evaluation: Evaluation
@@ -324,6 +360,24 @@ class Params(Section):
         overrides = named(self.adapters, task, "adapters")
         merged = self.adapter.model_dump() | overrides
         return _checked(lambda: Adapter.model_validate(merged), f"adapters.{task}")
+
+    def expert_training_of(self, cluster: str) -> Adapter:
+        """Return the training parameters of a cluster's experts: `adapter` with its overrides.
+
+        Raises `ParamsError` unless the experts of one task have the adapter's rank together.
+        """
+        experts = named(self.experts, cluster, "experts")
+        merged = self.adapter.model_dump() | experts.training
+        where = f"experts.{cluster}"
+        training = _checked(lambda: Adapter.model_validate(merged), f"{where}.training")
+        active = (experts.common + experts.specific) * experts.expert_rank
+        if active != training.rank:
+            raise ParamsError(
+                f"params.yaml: {where}: ({experts.common} common + {experts.specific} specific) × "
+                f"expert_rank {experts.expert_rank} = {active}; expected the rank of an adapter, "
+                f"{training.rank}"
+            )
+        return training
 
 
 def named(section: dict[str, T], name: str, title: str) -> T:
@@ -351,7 +405,37 @@ def parse_params(values: object, source: str) -> Params:
                 f"{source}: composites.{name}.system is {setting.system}; expected a system that "
                 f"reads the text"
             )
+    _check_experts(params, source)
     return params
+
+
+def _check_experts(params: Params, source: str) -> None:
+    """Raise `ParamsError` on clusters that overlap, or on systems whose clusters are not all."""
+    home: dict[str, str] = {}
+    for name, cluster in params.experts.items():
+        params.expert_training_of(name)
+        if unknown := set(cluster.tasks) - set(params.tasks):
+            raise ParamsError(f"{source}: experts.{name}.tasks: {choices(unknown)}: not in tasks")
+        for task in cluster.tasks:
+            if task in home:
+                raise ParamsError(f"{source}: {task}: in experts.{home[task]} and experts.{name}")
+            home[task] = name
+    systems: dict[str, Section] = {**params.systems}
+    for name, gated in params.gated_systems.items():
+        if name in systems:
+            raise ParamsError(f"{source}: {name}: in systems and in gated_systems")
+        systems[name] = gated
+    for name, system in systems.items():
+        if not isinstance(system, OwnExpertRoute | GatedSystem):
+            continue
+        for cluster_name in system.clusters:
+            named(params.experts, cluster_name, "experts")
+        missing = [task for task in params.tasks if home.get(task) not in system.clusters]
+        if missing:
+            raise ParamsError(
+                f"{source}: {choices(missing)}: in none of the clusters of {name} "
+                f"({choices(system.clusters)})"
+            )
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:

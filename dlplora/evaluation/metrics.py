@@ -206,7 +206,7 @@ def summarise(
         score=float(np.mean([task.score for task in tasks.values()])),
         score_low=low,
         score_high=high,
-        routing_accuracy=float(np.mean(right)) if any(firsts) else None,
+        routing_accuracy=float(np.mean(right)) if set(firsts) & set(primaries) else None,
         adapters_per_prompt=float(np.mean([len(item.route.adapters) for item in items])),
         tasks=tasks,
     )

@@ -3,12 +3,17 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dlplora.adapters import LoraAdapter, read_adapter
 from dlplora.evaluation.run import System
+from dlplora.lora.cluster import Cluster
 from dlplora.models import Base
+from dlplora.params import GatedSystem, OwnExpertRoute
 from dlplora.params import System as SystemParams
-from dlplora.routing.build import build_router
+from dlplora.routing.build import build_router, load_classifier
+from dlplora.routing.gated import GatedRouter
+from dlplora.routing.simple import FixedRouter
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,28 @@ def build_system(params: SystemParams, inputs: Inputs) -> System:
     return SYSTEMS[params.route](params, inputs)
 
 
+def build_gated(
+    params: GatedSystem, base: Base, *, base_folder: Path, experts: Path, router: Path
+) -> System:
+    """Build a system that mixes all experts of its clusters by a router's probabilities."""
+    clusters = [
+        Cluster.load(experts / name, base_fingerprint=base.fingerprint) for name in params.clusters
+    ]
+    tasks = [task for cluster in clusters for task in cluster.tasks]
+    gated = GatedRouter(load_classifier(router, base=base_folder, tasks=tasks), clusters)
+    return System([expert for cluster in clusters for expert in cluster.experts], lambda _: gated)
+
+
+def _own_expert(params: OwnExpertRoute, inputs: Inputs) -> System:
+    """Build CGC-LoRA as published: it is told the task, whose folded experts answer."""
+    adapters = []
+    for task in inputs.tasks:
+        places = [inputs.artifact / name / "adapters" / task for name in params.clusters]
+        folder = next((place for place in places if place.is_dir()), places[0])
+        adapters.append(read_adapter(folder, base_fingerprint=inputs.base.fingerprint))
+    return System(adapters, FixedRouter)
+
+
 def _by_text(params: SystemParams, inputs: Inputs) -> System:
     router = build_router(
         params, inputs.artifact, inputs.base_folder, tasks=inputs.tasks, seed=inputs.seed
@@ -42,9 +69,10 @@ def _by_text(params: SystemParams, inputs: Inputs) -> System:
     return System(inputs.pool(), lambda _: router)
 
 
-SYSTEMS: dict[str, Callable[[SystemParams, Inputs], System]] = {
+SYSTEMS: dict[str, Callable[[Any, Inputs], System]] = {
     "random": _by_text,
     "uniform": _by_text,
     "top_p": _by_text,
     "top_k": _by_text,
+    "own_expert": _own_expert,
 }

@@ -89,7 +89,7 @@ class Pool:
         """Put the model's own layers back in their places."""
         with self._changing:
             for path, layer in self._fused.items():
-                _set_module(self._model, path, layer.base)
+                set_module(self._model, path, layer.base)
             self._fused, self._adapters, self._groups = {}, {}, {}
 
     def _fuse(self, layers: Mapping[str, nn.Module]) -> None:
@@ -98,12 +98,12 @@ class Pool:
         self._fused = dict(before)
         for path, layer in layers.items():
             self._fused[path] = FusedLinear(layer, path, self._running)
-            _set_module(self._model, path, self._fused[path])
+            set_module(self._model, path, self._fused[path])
         try:
             self._groups = self._grouped()
         except BaseException:
             for path, layer in layers.items():
-                _set_module(self._model, path, layer)
+                set_module(self._model, path, layer)
             self._fused = before
             raise
 
@@ -134,7 +134,7 @@ class Pool:
                     f"add it to that one"
                 )
             layer = layer.base
-        sizes = _in_out(layer)
+        sizes = in_out(layer)
         if sizes is None:
             raise AdapterError(
                 f"adapter {adapter.name!r}: {path} is no linear layer: {type(layer).__name__}"
@@ -194,7 +194,7 @@ def _found(adapters: Mapping[str, PairsByPath], name: str) -> PairsByPath:
     return adapters[name]
 
 
-def _in_out(layer: nn.Module) -> tuple[int, int] | None:
+def in_out(layer: nn.Module) -> tuple[int, int] | None:
     """Return the numbers of inputs and outputs of a linear layer, GPT-2's Conv1D included."""
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
@@ -207,6 +207,7 @@ def _weight(layer: nn.Module) -> Tensor:
     return next(layer.parameters())
 
 
-def _set_module(model: nn.Module, path: str, layer: nn.Module) -> None:
+def set_module(model: nn.Module, path: str, layer: nn.Module) -> None:
+    """Put a layer into a model's place of that path."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, layer)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dlplora.errors import RouterError, choices
-from dlplora.params import DrawnRoute, TopKRoute, TopPRoute
+from dlplora.params import DrawnRoute, System, TopK, TopP
 from dlplora.records.base_card import read_base_card
 from dlplora.records.router_card import read_router_card
 from dlplora.routing.base import Classifier, ClassifierRouter, Router
@@ -38,15 +38,20 @@ def load_classifier(folder: Path, *, base: Path, tasks: Sequence[str]) -> Classi
 
 
 def build_router(
-    system: DrawnRoute | TopPRoute | TopKRoute,
+    system: System,
     artifact: Path,
     base: Path,
     *,
     tasks: Sequence[str],
     seed: int,
 ) -> Router:
-    """Build the router of a system over a pool of tasks, from its artifact."""
+    """Build the router of a system over a pool of tasks, from its artifact.
+
+    Raises `RouterError` for a system that is told the task.
+    """
     labels = tuple(sorted(tasks))
     if isinstance(system, DrawnRoute):
         return RandomRouter(labels, seed) if system.route == "random" else UniformRouter(labels)
+    if not isinstance(system, TopP | TopK):
+        raise RouterError(f"a system of route {system.route} is told the task; it reads no text")
     return ClassifierRouter(load_classifier(artifact, base=base, tasks=tasks), system)

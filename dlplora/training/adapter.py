@@ -48,7 +48,7 @@ class Pair:
     answer: tuple[int, ...]
 
 
-class _Speed:
+class Speed:
     """Tokens of training data per second so far."""
 
     def __init__(self) -> None:
@@ -56,6 +56,7 @@ class _Speed:
         self.num_tokens = 0
 
     def now(self) -> float:
+        """Return tokens per second since the beginning."""
         return self.num_tokens / (time.monotonic() - self.started)
 
 
@@ -99,7 +100,7 @@ def train_adapter(
     lengths = [len(options[0].prompt) + len(options[0].answer) for options in pairs]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     parts = Parts(params.batch_size, params.micro_batch_size, title)
-    speed = _Speed()
+    speed = Speed()
     always_share = params.share_prefix == "always"
 
     def backward(step: int, rows: Sequence[int]) -> float:
@@ -123,7 +124,7 @@ def train_adapter(
                 seed=seed,
                 groups=prefix_groups([options[0].prompt for options in pairs], params.batch_size),
             ),
-            validation_loss=lambda: _validation_loss(model, held_out, base.chat, parts),
+            validation_loss=lambda: first_answers_loss(model, held_out, base.chat, parts),
             schedule=Schedule(
                 steps=params.steps,
                 learning_rate=params.learning_rate,
@@ -139,7 +140,7 @@ def train_adapter(
         task=train[0].task,
         base_fingerprint=base.fingerprint,
         is_imported=False,
-        data_sha256=_data_sha256([*train, *validation]),
+        data_sha256=data_sha256_of([*train, *validation]),
         num_examples=len(train),
         num_parameters=sum(parameter.numel() for parameter in parameters),
         longest_answer_tokens=max(len(pair.answer) for options in pairs for pair in options),
@@ -234,7 +235,7 @@ def _has_dropout(model: torch.nn.Module) -> bool:
     )
 
 
-def _validation_loss(
+def first_answers_loss(
     model: torch.nn.Module, pairs: Sequence[Sequence[Pair]], chat: ChatFormat, parts: Parts
 ) -> float:
     """Return the mean loss of the tokens of the first answers."""
@@ -247,7 +248,8 @@ def _validation_loss(
     )
 
 
-def _data_sha256(examples: Sequence[Example]) -> str:
+def data_sha256_of(examples: Sequence[Example]) -> str:
+    """Return a hash of examples, in their order."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(repr(dataclasses.astuple(example)).encode())
