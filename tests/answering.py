@@ -38,7 +38,7 @@ def write_answering_project(root: Path, folder: Path) -> None:
     params = yaml.safe_load((root / "params.yaml").read_text())
     params["tasks"] = dict.fromkeys(TASKS, _TASK)
     params["adapters"] = {name: {} for name in TASKS}
-    params |= {"composites": {}, "unseen_tasks": {}}
+    params |= {"experts": {}, "gated_systems": {}, "composites": {}, "unseen_tasks": {}}
     params["runtime"]["dtype"] = "float32"
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     shutil.copyfile(root / "dvc.yaml", folder / "dvc.yaml")

@@ -18,7 +18,7 @@ STAGES: dict[str, dict[str, Any]] = {
 GRAPH = grimp.build_graph("dlplora", "tasks")
 # What changes no result: errors, locks, what shows and times, and params, tracked by their values.
 UNTRACKED = {"dlplora.errors", "dlplora.params", "dlplora.scratch", "dlplora.stage", "dlplora.edge"}
-TRAINING = ["adapter", "router_data", "router"]
+TRAINING = ["adapter", "experts", "router_data", "router"]
 
 
 def outputs(stage: dict[str, Any]) -> list[str]:
@@ -75,6 +75,7 @@ def test_every_section_that_a_stage_reads_is_tracked(name: str) -> None:
         )
     }
     sections = {"adapter", "adapters"} if "adapter_of" in read else set()
+    sections |= {"adapter", "experts"} if "expert_training_of" in read else set()
     sections |= read & set(Params.model_fields)
     assert sections <= tracked(name)
 
@@ -101,5 +102,5 @@ def test_stages_that_read_a_folder_track_the_dict_that_they_iterate_over() -> No
     folders = {"data/adapters", "data/examples/train", "data/examples/test", "data/findings"}
     for name, stage in STAGES.items():
         if folders & set(stage["deps"]):
-            assert "tasks" in tracked(name), name
+            assert {"tasks", "experts"} & tracked(name), name  # a cluster lists its tasks
     assert set(params.adapters) | set(params.imported_adapters) == set(params.tasks)

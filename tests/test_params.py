@@ -95,6 +95,8 @@ def test_every_suite_parses_with_the_header_of_params(
     loaded = parse_params({key: values[key] for key in HEADER} | sections, suite)
     for task in loaded.adapters:
         loaded.adapter_of(task)
+    for cluster in loaded.experts:
+        loaded.expert_training_of(cluster)
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -114,7 +116,10 @@ def test_every_suite_trains_an_adapter_for_each_task_and_names_what_exists(
     assert all((root / raw).is_file() for raw in raws - fetched)
     artifacts = {system["artifact"] for system in sections["systems"].values()}
     routers = {f"data/routers/{router}" for router in sections["routers"]}
-    assert artifacts <= {"data/adapters", *routers}
+    assert artifacts <= {"data/adapters", "data/experts", *routers}
+    for system in sections["gated_systems"].values():
+        assert system["experts"] == "data/experts"
+        assert system["router"] in routers
     for setting in sections["composites"].values():
         assert setting["artifact"] == sections["systems"][setting["system"]]["artifact"]
 
@@ -167,6 +172,67 @@ def test_a_wrong_file_gives_one_line_with_file_key_and_value(
     assert found in message
     assert "\n" not in message
     assert len(message) < 400
+
+
+@pytest.fixture
+def compared(root: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of the suite compare, which trains experts."""
+    return {key: values[key] for key in HEADER} | _read(root / "suites/compare.yaml")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda v: v["experts"]["all"].update(expert_rank=3),
+            "params.yaml: experts.all: (1 common + 1 specific) × expert_rank 3 = 6; expected the "
+            "rank of an adapter, 8",
+        ),
+        (
+            lambda v: v["experts"]["all"]["training"].update(rank=16),
+            "(1 common + 1 specific) × expert_rank 4 = 8; expected the rank of an adapter, 16",
+        ),
+        (
+            lambda v: v["experts"]["all"]["tasks"].append("absent"),
+            "file: experts.all.tasks: absent: not in tasks",
+        ),
+        (
+            lambda v: v["experts"].update(more=v["experts"]["all"] | {"tasks": ["past_tense"]}),
+            "file: past_tense: in experts.all and experts.more",
+        ),
+        (
+            lambda v: v["experts"]["all"]["tasks"].remove("past_tense"),
+            "file: past_tense: in none of the clusters of cgc (all)",
+        ),
+        (
+            lambda v: v["gated_systems"]["cgc_routed"].update(clusters=["one"]),
+            "params.yaml: no experts.one; there are: all",
+        ),
+        (
+            lambda v: v["gated_systems"].update(cgc=v["gated_systems"]["cgc_routed"]),
+            "file: cgc: in systems and in gated_systems",
+        ),
+        (lambda v: v["experts"]["all"]["training"].update(rnak=4), "experts.all.training"),
+        (lambda v: v["experts"]["all"].update(tasks=[]), "file: experts.all.tasks: "),
+    ],
+)
+def test_experts_that_do_not_fit_are_refused_in_one_line(
+    compared: dict[str, Any], edit: Edit, message: str
+) -> None:
+    parse_params(compared, "file")
+    edit(compared)
+    with pytest.raises(ParamsError) as caught:
+        parse_params(compared, "file")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_training_of_experts_is_that_of_an_adapter_with_overrides(
+    compared: dict[str, Any],
+) -> None:
+    overrides = compared["experts"]["all"]["training"]
+    found = parse_params(compared, "file").expert_training_of("all")
+    assert found.model_dump() == compared["adapter"] | overrides
 
 
 def test_shares_that_do_not_add_up_are_refused(tmp_path: Path, values: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from dlplora.data.ingest import ingest
 from dlplora.errors import AdapterError, DataError, DlpLoraError, ParamsError
 from dlplora.params import Splits, load_params
 from dlplora.project import own_tasks
+from dlplora.project.clusters import set_clusters
 from dlplora.project.files import Project, set_dtype
 from dlplora.project.own_tasks import add_task, answer_limit, remove_task
 from dlplora.project.pruning import prune
@@ -513,6 +514,9 @@ RESULTS = [
     *((result, "past_tense", "gone") for result in TASK_RESULTS),
     ("data/scores/iid/NAME/summary.json", "dlp_mlp", "dlp_gone"),
     ("data/timings/evaluate/NAME.json", "dlp_mlp", "dlp_gone"),
+    ("data/experts/NAME/experts.json", "mine", "old"),
+    ("data/timings/experts/NAME.json", "mine", "old"),
+    ("data/timings/evaluate_gated/NAME.json", "routed", "old"),
     ("data/routers/NAME/router.json", "mlp", "old"),
     ("data/timings/router/NAME.json", "mlp", "old"),
     ("data/timings/import_adapter/NAME.json", "hotel_sentiment", "gone"),
@@ -542,6 +546,8 @@ def test_pruning_deletes_the_results_of_what_is_no_longer_listed_and_no_others(
 ) -> None:
     imported = "imported_adapters: {hotel_sentiment: {path: elsewhere}}"
     _edit(project, lambda text: text.replace(IMPORTED_NONE, imported))
+    values = _with_experts(_values(project))
+    project.params_file.write_text(yaml.safe_dump(values), encoding="utf-8")
     keep = [result.replace("NAME", listed) for result, listed, _ in RESULTS] + NEVER_PRUNED
     drop = [result.replace("NAME", gone) for result, _, gone in RESULTS]
     dead = subprocess.Popen(["true"])
@@ -559,6 +565,14 @@ def test_pruning_deletes_the_results_of_what_is_no_longer_listed_and_no_others(
     assert len(pruned) == len(drop)
     assert all(not path.exists() for path in pruned)
     assert prune(project) == []
+
+
+def _with_experts(values: dict[str, Any]) -> dict[str, Any]:
+    """List one cluster of all tasks, and a system that mixes its experts."""
+    cluster = {"tasks": list(values["tasks"]), "common": 1, "specific": 1, "expert_rank": 4}
+    experts = {"mine": cluster | {"embedding": 8, "training": {}}}
+    routed = {"experts": "data/experts", "router": "data/routers/mlp", "clusters": ["mine"]}
+    return values | {"experts": experts, "gated_systems": {"routed": routed}}
 
 
 def test_the_results_named_here_are_all_that_the_pipeline_writes_by_name() -> None:
@@ -787,3 +801,63 @@ def test_dvc_runs_unless_the_whole_pipeline_is_up_to_date(
     repro(project, words)
     assert calls == ([["status", "--quiet"]] if asked else [])
     assert ran == ([] if became is None else [became])
+
+
+@pytest.fixture
+def clustered(project: Project) -> Project:
+    """A project of the suite compare, which trains experts."""
+    use_suite(project, "compare", force=False)
+    return project
+
+
+@pytest.mark.usefixtures("no_dvc")
+def test_an_added_task_joins_the_smallest_cluster_and_leaves_it_when_removed(
+    clustered: Project,
+) -> None:
+    tasks = list(_values(clustered)["tasks"])
+    set_clusters(clustered, [tasks[:5], tasks[5:]])
+    before = _values(clustered)
+    _add(clustered, "mine", opposites(60))
+    assert _values(clustered)["experts"]["cluster_2"]["tasks"] == [*tasks[5:], "mine"]
+    remove_task(clustered, "mine")
+    assert _values(clustered) == before
+
+
+def test_a_cluster_without_tasks_leaves_all_systems(clustered: Project) -> None:
+    tasks = list(_values(clustered)["tasks"])
+    set_clusters(clustered, [tasks[:1], tasks[1:]])
+    remove_task(clustered, tasks[0])
+    values = _values(clustered)
+    assert list(values["experts"]) == ["cluster_2"]
+    assert values["systems"]["cgc"]["clusters"] == ["cluster_2"]
+    assert values["gated_systems"]["cgc_routed"]["clusters"] == ["cluster_2"]
+
+
+def test_clusters_that_are_set_keep_the_other_settings(clustered: Project) -> None:
+    before = _values(clustered)
+    tasks = list(before["tasks"])
+    assert set_clusters(clustered, [tasks[:2], tasks[2:]]) == ["cluster_1", "cluster_2"]
+    values = _values(clustered)
+    (first,) = before["experts"].values()
+    assert values["experts"] == {
+        "cluster_1": first | {"tasks": tasks[:2]},
+        "cluster_2": first | {"tasks": tasks[2:]},
+    }
+    for section, name in (("systems", "cgc"), ("gated_systems", "cgc_routed")):
+        assert values[section][name]["clusters"] == ["cluster_1", "cluster_2"]
+        values[section][name]["clusters"] = before[section][name]["clusters"]
+    assert values | {"experts": before["experts"]} == before
+
+
+def test_clusters_cannot_be_set_where_no_experts_are(project: Project) -> None:
+    before = _tree(project)
+    with pytest.raises(ParamsError, match=r"params\.yaml: experts is empty; add one entry"):
+        set_clusters(project, [["past_tense"]])
+    assert _tree(project) == before
+
+
+def test_an_own_task_joins_a_cluster_of_the_suite_and_is_no_edit_of_it(own: Project) -> None:
+    use_suite(own, "compare", force=False)
+    assert _values(own)["experts"]["all"]["tasks"][-1] == "mine"
+    use_suite(own, "default", force=False)
+    assert _values(own)["experts"] == {}

@@ -159,6 +159,41 @@ def repro(
     typer.echo("Data and pipelines are up to date.")
 
 
+def find_clusters(
+    count: Annotated[int, typer.Argument(min=1, help="How many clusters.")],
+    write: Annotated[
+        bool, typer.Option("--write", help="Write them into params.yaml, systems included.")
+    ] = False,
+    data: Annotated[Path, typer.Option(help="The folder that the pipeline writes to.")] = Path(
+        "data"
+    ),
+) -> None:
+    """Group the tasks by how alike their trained adapters change the base model.
+
+    Tasks of one cluster get experts that are trained jointly.
+    Example: dlplora find-clusters 3 --write
+    """
+    from dlplora.adapters import read_adapter
+    from dlplora.lora.affinity import affinities
+    from dlplora.lora.affinity import find_clusters as find
+    from dlplora.params import load_params
+    from dlplora.project.clusters import set_clusters
+    from dlplora.project.files import Project
+    from dlplora.records.base_card import read_base_card
+
+    tasks = sorted(load_params().tasks)
+    fingerprint = read_base_card(data / "base").fingerprint
+    folders = [data / "adapters" / task for task in tasks]
+    pool = [read_adapter(folder, base_fingerprint=fingerprint) for folder in folders]
+    alike = affinities(pool)
+    clusters = find(tasks, alike, count=count)
+    for number, cluster in enumerate(clusters, start=1):
+        typer.echo(f"cluster_{number}: [{', '.join(cluster)}]")
+    if write:
+        set_clusters(Project(Path()), clusters)
+        typer.echo("params.yaml now holds these clusters; run `make repro`")
+
+
 def use_suite(
     name: Annotated[str, typer.Argument(help="A file of suites/, without .yaml.")],
     force: Annotated[bool, typer.Option("--force", help="Lose edits of those sections.")] = False,

@@ -7,7 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from dlplora.errors import DataError
-from dlplora.evaluation.metrics import interval, mean_over_tasks, resampled_tasks, summarise
+from dlplora.evaluation.metrics import (
+    Numbers,
+    interval,
+    mean_over_tasks,
+    resampled_tasks,
+    summarise,
+)
 from dlplora.records.comparison import Comparison, Difference, Routing, Sample
 from dlplora.records.scores import ItemScore, read_items
 from dlplora.routing.base import calibration_error
@@ -43,19 +49,35 @@ def compare(
         for name, rows in items.items()
     }
     means = {name: mean_over_tasks(tasks) for name, tasks in resampled.items()}
-    differences = {}
-    for name, summary in summaries.items():
-        low, high = interval(means[name] - means[reference])
-        gap = summary.score - summaries[reference].score
-        differences[name] = Difference(gap, low, high)
+    best = summaries[reference]
+    differences = {
+        name: _difference(summary.score - best.score, means[name] - means[reference])
+        for name, summary in summaries.items()
+    }
+    task_differences = {
+        name: {
+            task: _difference(
+                row.score - best.tasks[task].score,
+                resampled[name][task] - resampled[reference][task],
+            )
+            for task, row in summary.tasks.items()
+        }
+        for name, summary in summaries.items()
+    }
     return Comparison(
         setting=setting,
         reference=reference,
         summaries=summaries,
         differences=differences,
+        task_differences=task_differences,
         routing={name: _routing(rows) for name, rows in items.items() if name not in BY_TASK},
         samples=_samples(items, sorted(primaries), reference),
     )
+
+
+def _difference(gap: float, resampled: Numbers) -> Difference:
+    low, high = interval(resampled)
+    return Difference(gap, low, high)
 
 
 def _system_items(folder: Path, name: str, primaries: Mapping[str, Primary]) -> list[ItemScore]:

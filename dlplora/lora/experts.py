@@ -79,7 +79,8 @@ class ExpertLinear(nn.Module):
         up_rO = torch.cat([self.ups[0], self.ups[own]])
         weights_r = self.gate().repeat_interleave(self.rank) * self.scaling
         hidden_BSr = self.dropout(x_BSI).to(down_rI.dtype) @ down_rI.T
-        return (y_BSO + (hidden_BSr * weights_r) @ up_rO).to(y_BSO.dtype)
+        sum_BSO: Tensor = y_BSO + (hidden_BSr * weights_r) @ up_rO
+        return sum_BSO.to(y_BSO.dtype)
 
 
 def attach_experts(

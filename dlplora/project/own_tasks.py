@@ -16,6 +16,7 @@ from dlplora.data.ingest import Ingested, ingest
 from dlplora.data.raw import FORMATS, raw_file
 from dlplora.errors import AdapterError, DataError, ParamsError, choices
 from dlplora.params import Keys, Splits, is_identifier, parse_params
+from dlplora.project.clusters import join_cluster, leave_cluster
 from dlplora.project.files import Project, drop, dump, put
 from dlplora.project.pruning import delete_unlisted
 from dlplora.records.files import written_aside, written_folder
@@ -71,6 +72,7 @@ def add_task(
         listed = CommentedMap(path=str(_IMPORTED / name))
         listed.fa.set_flow_style()
         put(params["imported_adapters"], name, listed)
+    join_cluster(params, name)
     text = dump(params)
     parse_params(yaml.safe_load(text), str(project.params_file))
     folder = project.root / _RAW / name
@@ -165,6 +167,7 @@ def remove_task(project: Project, name: str) -> list[Path]:
     drop(params["tasks"], name)
     drop(params["adapters"], name)
     drop(params["imported_adapters"], name)
+    leave_cluster(params, name)
     for source in list(params["sources"]):
         drop(params["sources"][source]["members"], name)
         if not params["sources"][source]["members"]:

@@ -8,6 +8,7 @@ import yaml
 from ruamel.yaml.comments import CommentedMap
 
 from dlplora.errors import ParamsError, choices
+from dlplora.project.clusters import join_cluster
 from dlplora.project.files import Project, dump, plain, put, round_trip
 from dlplora.project.own_tasks import is_own
 
@@ -40,6 +41,7 @@ def use_suite(project: Project, name: str, *, force: bool) -> list[str]:
         values["tasks"][key] = task
         section = "imported_adapters" if key in params["imported_adapters"] else "adapters"
         put(values[section], key, params[section].get(key, CommentedMap()))
+        join_cluster(values, key)
     project.write(dump(values) if own else _header(project, sections) + suite)
     return sorted(own)
 
@@ -56,6 +58,8 @@ def _refuse_lost_edits(project: Project, params: Mapping[str, Any], sections: li
         now["tasks"].pop(key)
         now["adapters"].pop(key, None)
         now["imported_adapters"].pop(key, None)
+    for cluster in now["experts"].values():
+        cluster["tasks"] = [task for task in cluster["tasks"] if task not in own]
     suites = {name: yaml.safe_load(_suite_text(project, name)) for name in suite_names(project)}
     changed = {
         name: [section for section in sections if suite.get(section) != now[section]]

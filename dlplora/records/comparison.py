@@ -49,12 +49,14 @@ class Comparison:
     """All systems of one setting, in the order in which they are shown.
 
     The reference is told each question's task: `single`, or the oracle of composites.
+    `task_differences[system][task]` are those of one task alone.
     """
 
     setting: str
     reference: str
     summaries: Mapping[str, Summary]
     differences: Mapping[str, Difference]
+    task_differences: Mapping[str, Mapping[str, Difference]]
     routing: Mapping[str, Routing]
     samples: tuple[Sample, ...]
 
@@ -79,6 +81,10 @@ def _to_json(comparison: Comparison) -> dict[str, Any]:
             name: summary_to_json(summary) for name, summary in comparison.summaries.items()
         },
         "differences": {name: asdict(row) for name, row in comparison.differences.items()},
+        "task_differences": {
+            name: {task: asdict(row) for task, row in tasks.items()}
+            for name, tasks in comparison.task_differences.items()
+        },
         "routing": {name: asdict(row) for name, row in comparison.routing.items()},
         "samples": [asdict(sample) for sample in comparison.samples],
     }
@@ -111,6 +117,10 @@ def read_comparison(folder: Path, setting: str) -> Comparison:
         reference=values["reference"],
         summaries={name: summary_from_json(row) for name, row in values["summaries"].items()},
         differences={name: Difference(**row) for name, row in values["differences"].items()},
+        task_differences={
+            name: {task: Difference(**row) for task, row in tasks.items()}
+            for name, tasks in values["task_differences"].items()
+        },
         routing={name: Routing(**row) for name, row in values["routing"].items()},
         samples=tuple(
             Sample(**row | {"references": tuple(row["references"])}) for row in values["samples"]

@@ -12,6 +12,7 @@ from dlplora.report import plots, tables
 from dlplora.report.inputs import Inputs
 
 _HEADLINE = ("base", "single", "dlp_mlp")
+_JOINT = ("cgc", "multitask")
 _SYSTEMS = {
     "base": "the model without adapters",
     "single": "each task with its own adapter (it is told the task)",
@@ -20,6 +21,8 @@ _SYSTEMS = {
     "dlp_mlp": "adapters by DLP-LoRA's mini-MLP, top-p",
     "dlp_mlp_top1": "its first choice alone",
     "tfidf": "the first choice of TF-IDF and logistic regression",
+    "cgc": "CGC-LoRA, common and own experts trained jointly (it is told the task)",
+    "cgc_routed": "the same experts, mixed by the mini-MLP's probabilities",
 }
 
 
@@ -77,6 +80,8 @@ def _charts(inputs: Inputs) -> dict[str, Any]:
         "scores_by_task": plots.scores_by_task(comparison, _headline(inputs)),
         "stage_seconds": plots.stage_seconds(inputs.timings),
     }
+    if joint := _joint(inputs):
+        charts["seesaw"] = plots.seesaw(comparison, joint)
     if any(training.curve.points for training in inputs.trainings.values()):
         charts["learning_curves"] = plots.learning_curves(inputs.trainings)
     if comparison.routing:
@@ -88,6 +93,11 @@ def _charts(inputs: Inputs) -> dict[str, Any]:
 
 def _headline(inputs: Inputs) -> list[str]:
     return [name for name in _HEADLINE if name in inputs.comparison.summaries]
+
+
+def _joint(inputs: Inputs) -> list[str]:
+    """Return the systems there are whose tasks were trained together."""
+    return [name for name in _JOINT if name in inputs.comparison.summaries]
 
 
 def _glossary(systems: Iterable[str]) -> str:
@@ -115,6 +125,7 @@ def _content(inputs: Inputs) -> Mapping[str, Any]:
         "tasks": sorted(inputs.findings),
         "learned": _learned(inputs),
         "systems": tables.systems_by_tasks(comparison),
+        "seesaw": tables.seesaw(comparison, joint) if (joint := _joint(inputs)) else None,
         "metrics": tables.all_metrics(comparison, _headline(inputs)),
         "routing": tables.routed_systems(comparison),
         "unseen": tables.unseen_tasks(inputs.novelties),

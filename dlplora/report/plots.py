@@ -111,6 +111,49 @@ def scores_by_task(comparison: Comparison, shown: Sequence[str]) -> Any:
     return (span + marks).properties(width=_WIDTH, height=height)
 
 
+def seesaw(comparison: Comparison, shown: Sequence[str]) -> Any:
+    """Draw on each task what the systems of `shown` gain or lose against the reference.
+
+    Bars are paired 95 % intervals; where the tasks of a system lie on both sides, what one
+    gains by joint training another one pays.
+    """
+    rows = pd.DataFrame(
+        {
+            "task": task,
+            "system": name,
+            "difference": row.difference,
+            "low": row.low,
+            "high": row.high,
+            "label": f"{row.difference:+.3f}",
+        }
+        for name in shown
+        for task, row in comparison.task_differences[name].items()
+    )
+    y = alt.Y("task:N", title=None)
+    offset = alt.YOffset("system:N", sort=list(shown))
+    colour = alt.Color(
+        "system:N",
+        scale=alt.Scale(domain=list(shown), range=[ACCENT, SECOND][: len(shown)]),
+        title=None,
+    )
+    x = alt.X(
+        "low:Q", title=f"score less that of {comparison.reference}", axis=alt.Axis(format="+")
+    )
+    base = alt.Chart(rows)
+    zero = alt.Chart().mark_rule(color=MUTED, strokeWidth=1.5).encode(x=alt.datum(0))
+    bars = base.mark_rule(strokeWidth=3, opacity=0.35).encode(
+        x=x, x2="high:Q", y=y, yOffset=offset, color=colour
+    )
+    dots = base.mark_circle(size=80, opacity=1).encode(
+        x="difference:Q", y=y, yOffset=offset, color=colour
+    )
+    text = base.mark_text(align="left", dx=8, fontSize=11, color=INK).encode(
+        x="high:Q", y=y, yOffset=offset, text="label:N"
+    )
+    height = (_ROW + 16) * rows["task"].nunique()
+    return (zero + bars + dots + text).properties(width=_WIDTH, height=height)
+
+
 def learning_curves(trainings: Mapping[str, AdapterTraining]) -> Any:
     """Draw the training and validation loss of each adapter in a small panel of its own."""
     rows = pd.DataFrame(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dlplora.records.comparison import Comparison
+from dlplora.records.comparison import Comparison, Difference
 from dlplora.records.findings import Findings
 from dlplora.records.novelty import Novelties
 from dlplora.records.scores import TaskScore
@@ -59,6 +59,35 @@ def systems_by_tasks(comparison: Comparison) -> Table:
     return Table([*head, *tasks], rows)
 
 
+def seesaw(comparison: Comparison, shown: Sequence[str]) -> Table:
+    """Lay out the reference and what systems gain or lose against it, task by task."""
+    best = comparison.summaries[comparison.reference]
+    rows = [
+        [
+            Cell(task),
+            Cell(f"{best.tasks[task].score:.3f}"),
+            *[
+                cell
+                for name in shown
+                for cell in (
+                    Cell(f"{comparison.summaries[name].tasks[task].score:.3f}"),
+                    _signed(comparison.task_differences[name][task]),
+                )
+            ],
+        ]
+        for task in sorted(best.tasks)
+    ]
+    means = [Cell("mean over tasks"), Cell(f"{best.score:.3f}")]
+    for name in shown:
+        means += [
+            Cell(f"{comparison.summaries[name].score:.3f}"),
+            _signed(comparison.differences[name]),
+        ]
+    head = ["task", comparison.reference]
+    head += [text for name in shown for text in (name, f"less {comparison.reference}")]
+    return Table(head, [*rows, means])
+
+
 def composites_by_policy(composites: Mapping[str, Comparison], timings: Sequence[Timing]) -> Table:
     """Lay out how composite prompts were answered: quality and seconds by what is re-routed."""
     seconds = {
@@ -104,7 +133,10 @@ def unseen_tasks(novelties: Novelties) -> Table:
 def _difference(comparison: Comparison, system: str) -> Cell:
     if system == comparison.reference:
         return Cell("–")
-    row = comparison.differences[system]
+    return _signed(comparison.differences[system])
+
+
+def _signed(row: Difference) -> Cell:
     return Cell(f"{row.difference:+.3f}", f"{row.low:+.2f} … {row.high:+.2f}")
 
 

@@ -174,6 +174,21 @@ def test_the_interval_of_a_difference_is_paired(scores: Path, system: str) -> No
     assert row.low <= row.difference <= row.high
 
 
+def test_the_differences_of_tasks_are_paired_and_their_mean_is_the_whole(scores: Path) -> None:
+    comparison = compared(scores)
+
+    for system, by_task in comparison.task_differences.items():
+        mean = np.mean([row.difference for row in by_task.values()])
+        assert comparison.differences[system].difference == pytest.approx(mean)
+    assert comparison.task_differences["routed"]["colours"] == Difference(0.0, 0.0, 0.0)
+    row = comparison.task_differences["random"]["opposites"]
+    pairs = zip(items_of("random", "opposites"), items_of("single", "opposites"), strict=True)
+    gaps = [replace(mine, score=mine.score - best.score) for mine, best in pairs]
+    low, high = np.quantile(resampled_scores(gaps, "rougeL", seed=SEED), [0.025, 0.975])
+    assert (row.low, row.high) == pytest.approx((low, high), abs=1e-12)
+    assert row.low <= row.difference <= row.high
+
+
 def test_a_system_that_answers_as_single_does_has_a_difference_without_width(
     scores: Path,
 ) -> None:

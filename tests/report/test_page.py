@@ -18,6 +18,7 @@ from dlplora.records.training import AdapterTraining, Curve, CurvePoint
 from dlplora.report.inputs import Inputs, Timing
 from dlplora.report.page import write_report
 
+SEESAW = ["task", "single", "cgc", "less single"]
 HOSTILE = "<script>alert(1)</script>"
 ATTRIBUTE = "\"><img src=x onerror='alert(2)'>"
 TASKS = {"colours": "mcq", "opposites": "qa"}
@@ -135,6 +136,7 @@ def make_inputs() -> Inputs:
         differences={
             name: Difference(sum(SCORES[name].values()) / 2 - 0.8125, -0.4, 0.1) for name in SCORES
         },
+        task_differences={},
         routing={
             "uniform": Routing(drawn, {"2": 16}, None),
             "dlp_mlp": Routing(routed, {"1": 14, "2": 2}, 0.03125),
@@ -441,6 +443,39 @@ def test_base_and_single_alone_make_a_report(tmp_path: Path) -> None:
     assert linked
     assert all((tmp_path / "report" / link).is_file() for link in linked)
     assert [row[0] for row in markdown_tables(markdown)[0][2:]] == ["single", "base"]
+
+
+def test_joint_training_shows_what_each_task_gains_or_pays(tmp_path: Path) -> None:
+    inputs = make_inputs()
+    lone = inputs.comparison
+    cgc = replace(summary("dlp_mlp"), system="cgc")
+    gaps = {"colours": Difference(0.25, 0.125, 0.375), "opposites": Difference(-0.125, -0.5, 0.0)}
+    joint = replace(
+        lone,
+        summaries=dict(lone.summaries) | {"cgc": cgc},
+        differences=dict(lone.differences) | {"cgc": Difference(0.0625, -0.125, 0.25)},
+        task_differences={"cgc": gaps},
+    )
+
+    write_report(replace(inputs, comparison=joint), tmp_path / "report")
+
+    markdown = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    page = Page()
+    page.feed((tmp_path / "report" / "index.html").read_text(encoding="utf-8"))
+    written = next(t for t in markdown_tables(markdown) if t[0] == SEESAW)
+    assert written[2:] == [
+        ["colours", "0.875", "0.875", "+0.250 (+0.12 … +0.38)"],
+        ["opposites", "0.750", "0.625", "-0.125 (-0.50 … +0.00)"],
+        ["mean over tasks", "0.812", "0.750", "+0.062 (-0.12 … +0.25)"],
+    ]
+    assert SEESAW in [table[0] for table in page.tables]
+    drawn = (tmp_path / "report/figures/seesaw.svg").read_text(encoding="utf-8")
+    assert all(word in drawn for word in ("colours", "opposites", "cgc", "+0.250", "−0.125"))
+
+
+def test_without_joint_training_there_is_no_seesaw(report: Report) -> None:
+    assert not (report.folder / "figures/seesaw.svg").exists()
+    assert "Joint training" not in report.markdown + report.html
 
 
 def test_composites_show_quality_and_seconds(report: Report) -> None:

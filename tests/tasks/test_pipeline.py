@@ -138,6 +138,7 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
         },
         "adapters": {"opposites": {}, "colours": {}},
         "imported_adapters": {},
+        "experts": {},
         "balance": {"per_task": 20, "validation_per_task": 4, "composites": 4, "parts": [2]},
         "routers": {
             "mlp": {
@@ -161,6 +162,7 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
                 "weights": "renormalise",
             },
         },
+        "gated_systems": {},
         "unseen_tasks": {
             "letters": {"raw": "suites/letters.json", "keys": "auto", "on_bad_row": "refuse"}
         },
