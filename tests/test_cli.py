@@ -17,6 +17,7 @@ import yaml
 from dlplora import cli
 from dlplora.project import own_tasks
 from dlplora.runtime import is_supported
+from tests.answering import TASKS, write_answering_project
 from tests.tiny import choices, opposites, write_raw, write_tiny_folder
 
 ROOT = Path(__file__).parent.parent
@@ -190,7 +191,7 @@ def test_outside_a_project_a_mistake_is_one_line(run: Run, words: list[str]) -> 
         (["add-task", "mine", "absent.json"], "absent.json: No such file or directory"),
         (["add-task", "mine", "bad.json"], "bad.json: item 61 has an empty 'A'"),
         (["remove-task", "absent"], "no task 'absent'; there are: "),
-        (["use-suite", "absent"], "no suite 'absent'; there are: default, "),
+        (["use-suite", "absent"], "no suite 'absent'; there are: compare, default, "),
     ],
 )
 @pytest.mark.usefixtures("project")
@@ -306,7 +307,7 @@ def test_the_example_of_each_command_is_right_usage(run: Run, project: Path) -> 
     examples = [
         words.split()
         for name, command in COMMANDS.items()
-        if name not in ("generate", "route", "score")  # those stand in test_ask.py
+        if name not in ("generate", "route", "score", "find-clusters")  # they need a finished run
         for words in re.findall(r"Example: dlplora ([^\n]+)", command.help or "")
     ]
     assert len(examples) >= 4
@@ -318,3 +319,23 @@ def test_the_example_of_each_command_is_right_usage(run: Run, project: Path) -> 
 def test_the_commands_are_those_of_the_documentation() -> None:
     named = {"validate", "add-task", "remove-task", "prune", "repro", "use-suite", "pin"}
     assert named <= set(COMMANDS)
+
+
+def test_clusters_are_found_by_the_adapters_and_written(run: Run, tmp_path: Path) -> None:
+    write_answering_project(ROOT, tmp_path)
+    file = tmp_path / "params.yaml"
+    values = yaml.safe_load(file.read_text())
+    cluster = {"tasks": [*TASKS], "common": 1, "specific": 1, "expert_rank": 4, "embedding": 8}
+    values["experts"] = {"all": cluster | {"training": {}}}
+    file.write_text(yaml.safe_dump(values, sort_keys=False))
+    before = file.read_bytes()
+    lines = "cluster_1: [colours]\ncluster_2: [opposites]\n"
+    assert run("find-clusters", "2") == (0, lines, "")
+    assert file.read_bytes() == before
+    assert run("find-clusters", "2", "--write").out.startswith(lines)
+    written = yaml.safe_load(file.read_text())["experts"]
+    assert {name: row["tasks"] for name, row in written.items()} == {
+        "cluster_1": ["colours"],
+        "cluster_2": ["opposites"],
+    }
+    assert _mistake(run("find-clusters", "3")) == "3 clusters of 2 tasks; expected 1 to 2"

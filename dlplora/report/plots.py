@@ -135,9 +135,14 @@ def seesaw(comparison: Comparison, shown: Sequence[str]) -> Any:
         "system:N",
         scale=alt.Scale(domain=list(shown), range=[ACCENT, SECOND][: len(shown)]),
         title=None,
+        legend=alt.Legend(orient="top", symbolOpacity=1),
     )
+    room = [min(rows["low"].min(), -0.1) - 0.02, max(rows["high"].max(), 0.1) + 0.1]  # for labels
     x = alt.X(
-        "low:Q", title=f"score less that of {comparison.reference}", axis=alt.Axis(format="+")
+        "low:Q",
+        title=f"score less that of {comparison.reference}",
+        scale=alt.Scale(domain=room, nice=False),
+        axis=alt.Axis(format="+.1f", tickCount=8),
     )
     base = alt.Chart(rows)
     zero = alt.Chart().mark_rule(color=MUTED, strokeWidth=1.5).encode(x=alt.datum(0))
@@ -147,8 +152,8 @@ def seesaw(comparison: Comparison, shown: Sequence[str]) -> Any:
     dots = base.mark_circle(size=80, opacity=1).encode(
         x="difference:Q", y=y, yOffset=offset, color=colour
     )
-    text = base.mark_text(align="left", dx=8, fontSize=11, color=INK).encode(
-        x="high:Q", y=y, yOffset=offset, text="label:N"
+    text = base.mark_text(align="right", fontSize=11, color=INK).encode(
+        x=alt.datum(room[1]), y=y, yOffset=offset, text="label:N"
     )
     height = (_ROW + 16) * rows["task"].nunique()
     return (zero + bars + dots + text).properties(width=_WIDTH, height=height)

@@ -470,7 +470,7 @@ def test_joint_training_shows_what_each_task_gains_or_pays(tmp_path: Path) -> No
     ]
     assert SEESAW in [table[0] for table in page.tables]
     drawn = (tmp_path / "report/figures/seesaw.svg").read_text(encoding="utf-8")
-    assert all(word in drawn for word in ("colours", "opposites", "cgc", "+0.250", "−0.125"))
+    assert all(word in drawn for word in ("colours", "opposites", "cgc", "+0.250", "-0.125"))
 
 
 def test_without_joint_training_there_is_no_seesaw(report: Report) -> None:
