@@ -33,6 +33,7 @@ from dlplora.training.adapter import (
     mean_loss,
 )
 from dlplora.training.checkpoint import Checkpoint
+from dlplora.training.lean import lean
 from dlplora.training.loop import Schedule, fit
 from dlplora.training.parts import Parts
 
@@ -132,22 +133,23 @@ def train_experts(
             losses.append(first_answers_loss(base.model, own.validation, base.chat, parts))
         return sum(losses) / len(losses)
 
-    curve = fit(
-        parameters,
-        backward,
-        in_turns([_batches(own.train, training.batch_size, seed) for own in encoded]),
-        validation_loss=validation_loss,
-        schedule=Schedule(
-            steps=training.steps,
-            learning_rate=training.learning_rate,
-            warmup_steps=training.warmup_steps,
-            validate_every=training.validate_every,
-            patience=training.patience,
-        ),
-        checkpoint=checkpoint,
-        on_step=lambda point: advance(loss=point.loss, tokens_per_second=speed.now()),
-        title=title,
-    )
+    with lean(base.model):
+        curve = fit(
+            parameters,
+            backward,
+            in_turns([_batches(own.train, training.batch_size, seed) for own in encoded]),
+            validation_loss=validation_loss,
+            schedule=Schedule(
+                steps=training.steps,
+                learning_rate=training.learning_rate,
+                warmup_steps=training.warmup_steps,
+                validate_every=training.validate_every,
+                patience=training.patience,
+            ),
+            checkpoint=checkpoint,
+            on_step=lambda point: advance(loss=point.loss, tokens_per_second=speed.now()),
+            title=title,
+        )
     size = training.rank * sum(
         layer.downs[0].shape[1] + layer.ups[0].shape[1] for layer in layers.values()
     )
