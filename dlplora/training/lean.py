@@ -94,7 +94,7 @@ def _attend(
         )["eager_attention_forward"]
         more = told if scaling is None else told | {"scaling": scaling}
         return eager(module, query, key, value, attention_mask, dropout=dropout, **more)
-    context = _GroupedAttention.apply(query, key, value, attention_mask, scaling)
+    context = _apply(_GroupedAttention, query, key, value, attention_mask, scaling)
     return context.transpose(1, 2).contiguous(), None
 
 
@@ -141,19 +141,24 @@ class _GroupedAttention(torch.autograd.Function):
         return to_query.view(of_query), to_key.view(of_key), to_value.view(of_key), None, None
 
 
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    result: Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
+    return result
+
+
 def _lean_forward(module: nn.Module) -> Callable[..., Tensor] | None:
     """Return a leaner forward of a module, or None if it has to keep its own."""
     if _is_plain_lora(module):
         lora = cast(PeftLinear, module)
         (name,) = lora.active_adapters
         down, up = lora.lora_A[name], lora.lora_B[name]
-        return lambda x, *_, **__: _LoraLinear.apply(
-            x, lora.base_layer.weight, lora.base_layer.bias, down.weight, up.weight,
+        return lambda x, *_, **__: _apply(
+            _LoraLinear, x, lora.base_layer.weight, lora.base_layer.bias, down.weight, up.weight,
             lora.scaling[name],
         )  # fmt: skip
     if _is_rms_norm(module):
         norm: Any = module
-        return lambda x: _RmsNorm.apply(x, norm.weight, norm.variance_epsilon)
+        return lambda x: _apply(_RmsNorm, x, norm.weight, norm.variance_epsilon)
     return None
 
 
@@ -220,7 +225,7 @@ def _is_rms_norm(module: nn.Module) -> bool:
     probe = torch.linspace(-1, 1, 2 * len(weight), dtype=weight.dtype, device=weight.device)
     probe = probe.view(2, -1)
     with torch.no_grad():
-        found = _RmsNorm.apply(probe, weight, module.variance_epsilon)
+        found = _apply(_RmsNorm, probe, weight, module.variance_epsilon)
         return torch.allclose(found, module(probe), rtol=0.01, atol=1e-4)
 
 
