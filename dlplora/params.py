@@ -235,11 +235,24 @@ class Balance(Section):
 
 
 class MlpRouter(Section):
-    """The mini-MLP of DLP-LoRA over the base model's own tokens."""
+    """The mini-MLP of DLP-LoRA over the tokens of the base model that it `reads`."""
 
     kind: Literal["mlp"]
+    reads: str
     parameters: Annotated[int, Field(ge=1)]
     hidden: Count
+    max_tokens: Count
+    learning_rate: Annotated[float, Field(gt=0)]
+    batch_size: Count
+    epochs: Count
+    patience: Count
+
+
+class EncoderRouter(Section):
+    """A classifier over a pretrained encoder: `reads` is the encoder's transformers folder."""
+
+    kind: Literal["encoder"]
+    reads: str
     max_tokens: Count
     learning_rate: Annotated[float, Field(gt=0)]
     batch_size: Count
@@ -251,6 +264,7 @@ class TfidfRouter(Section):
     """TF-IDF and logistic regression: the simple router beside every learned one."""
 
     kind: Literal["tfidf"]
+    reads: str
     regularisation: Annotated[float, Field(gt=0)]
 
 
@@ -305,6 +319,23 @@ class GatedSystem(Section):
     clusters: list[Name]
 
 
+class LogoRoute(Section):
+    """A system that asks the adapters themselves, as LoGo does: the `k` loudest answer.
+
+    They are heard at `projection` of a `block` of the base model, by the norm of what they add
+    or by the inverse entropy of its softmax. With `neutral` texts each score is relative to the
+    adapter's mean over those; without, it is taken as it is.
+    """
+
+    artifact: str
+    route: Literal["logo"]
+    score: Literal["norm", "entropy"]
+    k: Count
+    block: Literal["last"] | Annotated[int, Field(ge=0)]
+    projection: str
+    neutral: list[str]
+
+
 class Evaluation(Section):
     """How answers are produced for scoring."""
 
@@ -323,9 +354,9 @@ class CompositeSetting(Section):
 
 Model = Annotated[PackageGguf | GgufFile | ModelFolder | HubModel, Field(discriminator="kind")]
 Source = Annotated[BigbenchPackage | HubDataset | DatasetFolder, Field(discriminator="kind")]
-RouterParams = Annotated[MlpRouter | TfidfRouter, Field(discriminator="kind")]
+RouterParams = Annotated[MlpRouter | EncoderRouter | TfidfRouter, Field(discriminator="kind")]
 System = Annotated[
-    DrawnRoute | TopPRoute | TopKRoute | OwnExpertRoute, Field(discriminator="route")
+    DrawnRoute | TopPRoute | TopKRoute | OwnExpertRoute | LogoRoute, Field(discriminator="route")
 ]
 
 

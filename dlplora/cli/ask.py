@@ -149,11 +149,14 @@ def _engines(
     names: list[str], data: Path, **settings: Any
 ) -> "dict[str, tuple[Engine, tuple[Route, ...]]]":
     """Load base and adapters once, and an engine for each system with the routes it is given."""
+    from dlplora.adapters import read_adapter
     from dlplora.engine.decisions import DecisionLog
     from dlplora.engine.engine import Engine
-    from dlplora.params import load_params, named
+    from dlplora.params import LogoRoute, load_params, named
     from dlplora.records.routes import BASE_ROUTE, Route
+    from dlplora.routing.base import Probe, Router
     from dlplora.routing.build import build_router
+    from dlplora.routing.logo import build_logo
     from dlplora.runtime import set_up
 
     params = load_params()
@@ -169,20 +172,26 @@ def _engines(
     settings["log"] = None if log is None else DecisionLog(log)
     settings["max_prompt_tokens"] = params.evaluation.max_prompt_tokens
     found: dict[str, tuple[Engine, tuple[Route, ...]]] = {}
+    tasks = sorted(params.tasks)
     for name in names:
         kind, _, task = name.partition(":")
-        router = None
+        router: Router | Probe | None = None
         routes: tuple[Route, ...] = (BASE_ROUTE,)
         if kind == "single":
             routes = (Route((task,), (1.0,)),)
         elif name != "base":
             system, routes = params.systems[name], ()
-            router = build_router(
-                system,
-                data / "routers" / Path(system.artifact).name,
-                data / "base",
-                tasks=sorted(params.tasks),
-                seed=params.seed,
-            )
+            if isinstance(system, LogoRoute):
+                fingerprint = loaded.base.fingerprint
+                adapters = [
+                    read_adapter(data / "adapters" / task, base_fingerprint=fingerprint)
+                    for task in tasks
+                ]
+                router = build_logo(system, loaded.base.model, adapters, loaded.inputs)
+            else:
+                artifact = data / "routers" / Path(system.artifact).name
+                router = build_router(
+                    system, artifact, data / "base", tasks=tasks, seed=params.seed
+                )
         found[name] = Engine(loaded.base, loaded.pool, router=router, **settings), routes
     return found

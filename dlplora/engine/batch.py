@@ -13,10 +13,11 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from dlplora.data.batches import Padded, pad_left, pad_right, shared_beginning
+from dlplora.errors import RouterError
 from dlplora.lora.attach import Pool
-from dlplora.lora.mix import BatchMix, Row
+from dlplora.lora.mix import BatchMix, Row, Watch
 from dlplora.models import Base, logits_at
-from dlplora.records.routes import Route
+from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.records.scores import OptionScores
 
 _OPTION_TOKENS = 1024
@@ -71,6 +72,37 @@ class Batch:
         values go to every prompt of that mix.
         """
         mix = pool.mix(routes) if rows is None else pool.mix_rows(rows)
+        return cls._read_in_parts(base, pool, prompts, routes, mix)
+
+    @classmethod
+    @torch.inference_mode()
+    def probe(
+        cls, base: Base, pool: Pool, prompts: Sequence[Sequence[int]], path: str
+    ) -> tuple["Batch", Tensor]:
+        """Read prompts by the base model alone, and see what a layer makes of them on the way.
+
+        Returns the batch, which answers as the base model, and what the layer at `path` read of
+        each prompt's last token (B, I). Raises `RouterError` if no adapter changes that layer.
+        """
+        routes = [BASE_ROUTE] * len(prompts)
+        watch = Watch(path, range(len(prompts)))
+        batch = cls._read_in_parts(base, pool, prompts, routes, pool.mix(routes).watched(watch))
+        if not watch.seen:
+            raise RouterError(
+                f"{path}: no adapter changes this layer, so nothing can be read there"
+            )
+        batch._mix = batch._mix.of(batch.rows)
+        return batch, torch.stack([watch.seen[number] for number in range(len(prompts))])
+
+    @classmethod
+    def _read_in_parts(
+        cls,
+        base: Base,
+        pool: Pool,
+        prompts: Sequence[Sequence[int]],
+        routes: Sequence[Route],
+        mix: BatchMix,
+    ) -> "Batch":
         parts = parts_to_read([len(prompt) for prompt in prompts])
         if len(parts) == 1 or not _is_plain(DynamicCache(config=base.model.config)):
             return cls._read(base, pool, prompts, routes, mix)
@@ -168,6 +200,41 @@ class Batch:
         if changed:
             mixed = [changed.get(place, earlier) for place, earlier in enumerate(self.rows)]
             self._mix = self._mix.of(mixed)
+
+    def read_anew(
+        self,
+        prompts: Sequence[Sequence[int]],
+        routes: Sequence[Route],
+        rows: Sequence[Row] | None = None,
+    ) -> "Batch":
+        """Return a batch of the same prompts by other routes; this one is used up.
+
+        A prompt whose route has the same mix as before keeps what was read, if the cache's rows
+        can be put together with others.
+        """
+        changed = [
+            place
+            for place, (route, before) in enumerate(zip(routes, self.routes, strict=True))
+            if route.mix != before.mix
+        ]
+        if len(changed) == len(self) or (changed and not self.can_join):
+            return Batch.read(self._base, self._pool, prompts, routes, rows=rows)
+        staying = [place for place in range(len(self)) if place not in changed]
+        self.routes = tuple(routes)
+        if changed:
+            self.keep(staying)
+            self.join(
+                Batch.read(
+                    self._base,
+                    self._pool,
+                    [prompts[place] for place in changed],
+                    [routes[place] for place in changed],
+                    rows=None if rows is None else [rows[place] for place in changed],
+                )
+            )
+            order = [*staying, *changed]
+            self.keep([order.index(place) for place in range(len(prompts))])
+        return self
 
     @property
     def rows(self) -> tuple[Row, ...]:

@@ -26,7 +26,7 @@ def run(
     waiting: Iterator[tuple[int, Request]],
     *,
     places: int,
-    begin: Callable[[Sequence[tuple[int, Request]]], tuple[Group | None, list[Piece]]],
+    begin: Callable[[Sequence[tuple[int, Request]]], tuple[list[Group], list[Piece]]],
     read_again: Callable[[Sequence[Writing]], Group],
     next_route: Callable[[Writing], tuple[Route, Row]],
 ) -> Iterator[Piece]:
@@ -45,8 +45,8 @@ def run(
             if entering:
                 begun, refused = begin(entering)
                 yield from refused
-                if begun is not None:
-                    _add(groups, begun)
+                for group in begun:
+                    _add(groups, group)
         if not groups and not is_waiting:
             return
         going_on: list[Group] = []

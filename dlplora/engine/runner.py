@@ -6,6 +6,8 @@ It knows nothing of tasks, metrics and folders. Routes come from a router or wit
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+from torch import Tensor
+
 from dlplora.adapters import LoraAdapter
 from dlplora.data.prompts import Prompt
 from dlplora.engine.answers import Answer, Piece, Request, raising
@@ -19,7 +21,7 @@ from dlplora.lora.mix import Row
 from dlplora.models import Base
 from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.records.scores import OptionScores
-from dlplora.routing.base import Router
+from dlplora.routing.base import Probe, Router
 from dlplora.sampling import Sampling
 
 
@@ -31,7 +33,9 @@ class Runner:
     Args:
         base: The frozen base model.
         pool: The adapters attached to it.
-        router: Chooses the routes of requests that bring none.
+        router: Chooses the routes of requests that bring none, by their texts or, as a probe, by
+            the base model's own reading of them; where the base model answers, it goes on from
+            that reading.
         places: How many sequences are written at once.
         fallback_below: Routes of less confidence go to the base model instead.
         window_chars: How many of the last characters the router reads when a sentence begins.
@@ -46,7 +50,7 @@ class Runner:
         base: Base,
         pool: Pool,
         *,
-        router: Router | None = None,
+        router: Router | Probe | None = None,
         places: int = 16,
         fallback_below: float = 0.0,
         window_chars: int = 2000,
@@ -77,6 +81,19 @@ class Runner:
     def read(self, prompts: Sequence[Prompt], routes: Sequence[Route]) -> Batch:
         """Read prompts, each by its route, once for all that follows."""
         return Batch.read(self.base, self.pool, [prompt.ids for prompt in prompts], routes)
+
+    def read_by(
+        self, router: Router | Probe, texts: Sequence[str], prompts: Sequence[Prompt]
+    ) -> Batch:
+        """Read prompts, each by the route that a router gives the text that it was made of.
+
+        What a probe has read for the base model is not read again where the base model answers.
+        """
+        if not isinstance(router, Probe):
+            return self.read(prompts, self._judged(texts, router.route(texts)))
+        ids = [prompt.ids for prompt in prompts]
+        batch, routes = self._probe(router, texts, ids)
+        return batch.read_anew(ids, routes)
 
     def finish(
         self, batch: Batch, prompts: Sequence[Prompt], requests: Sequence[Request]
@@ -118,17 +135,36 @@ class Runner:
         """Return the log-likelihood of each option as the answer to a prompt."""
         if not options or not all(self.base.chat.answer(option) for option in options):
             raise GenerationError(f"the options are {list(options)!r}, expected texts, none empty")
-        chosen = self.route([prompt])[0] if route is None else route
         longest = max(len(self.base.chat.answer(option)) for option in options)
         read = self._prompt(prompt, new_tokens=longest)
-        return self.read([read], [chosen]).score_options([options])[0]
+        if route is None:
+            batch = self.read_by(self._chooser(), [prompt], [read])
+        else:
+            batch = self.read([read], [route])
+        return batch.score_options([options])[0]
 
     def route(self, texts: Sequence[str]) -> list[Route]:
         """Return the router's route for each text; unsure ones go to the base model."""
+        router = self._chooser()
+        if isinstance(router, Probe):
+            prompts = [self._prompt(text, new_tokens=1).ids for text in texts]
+            return self._probe(router, texts, prompts)[1]
+        return self._judged(texts, router.route(texts))
+
+    def inputs(self, texts: Sequence[str], path: str) -> Tensor:
+        """Return what the layer at a path reads of each prompt's last token (B, I), base alone."""
+        prompts = [self._prompt(text, new_tokens=1).ids for text in texts]
+        return Batch.probe(self.base, self.pool, prompts, path)[1]
+
+    def _chooser(self) -> Router | Probe:
         if self._router is None:
             raise RouterError("the engine has no router; give it one, or routes to the requests")
+        return self._router
+
+    def _judged(self, texts: Sequence[str], chosen: Sequence[Route]) -> list[Route]:
+        """Send what a router is unsure of to the base model, and log all that it chose."""
         routes = []
-        for text, found in zip(texts, self._router.route(texts), strict=True):
+        for text, found in zip(texts, chosen, strict=True):
             sure = found.confidence is None or found.confidence >= self._fallback_below
             route = found if sure else Route((), (), found.confidence)
             if self._log is not None:
@@ -146,7 +182,7 @@ class Runner:
             next_route=self._next_route,
         )
 
-    def _begin(self, numbered: Sequence[tuple[int, Request]]) -> tuple[Group | None, list[Piece]]:
+    def _begin(self, numbered: Sequence[tuple[int, Request]]) -> tuple[list[Group], list[Piece]]:
         """Route and read the prompts of requests; return those refused apart."""
         writings, refused = [], []
         for (number, request), route in zip(numbered, self._first_routes(numbered), strict=True):
@@ -159,20 +195,80 @@ class Runner:
                 refused.append(Piece(number, "", BASE_ROUTE, error=error))
             else:
                 writings.append(self._writing(request, number, prompt, route, row))
-        return self._read_again(writings) if writings else None, refused
+        probed = [writing for writing in writings if self._is_probed(writing.request)]
+        routed = [writing for writing in writings if not self._is_probed(writing.request)]
+        groups = [self._read_again(routed)] if routed else []
+        if isinstance(self._router, Probe) and probed:
+            groups += self._read_probed(self._router, probed)
+            refused += [
+                Piece(writing.number, "", BASE_ROUTE, error=writing.error)
+                for writing in probed
+                if writing.error is not None
+            ]
+        return groups, refused
+
+    def _is_probed(self, request: Request) -> bool:
+        return isinstance(self._router, Probe) and not request.routes
 
     def _first_routes(
         self, numbered: Sequence[tuple[int, Request]]
     ) -> Iterator[Route | DlpLoraError]:
-        """Yield the route that each request begins with, or why the router gave none."""
-        unrouted = [request.prompt for _, request in numbered if not request.routes]
+        """Yield the route that each request begins with, or why the router gave none.
+
+        What is to be probed is the base model's at first, which reads it.
+        """
+        unrouted = [
+            request.prompt
+            for _, request in numbered
+            if not request.routes and not self._is_probed(request)
+        ]
         found: Iterator[Route | DlpLoraError]
         try:
             found = iter(self.route(unrouted) if unrouted else [])
         except DlpLoraError as error:
             found = iter([error] * len(unrouted))
         for _, request in numbered:
-            yield request.routes[0] if request.routes else next(found)
+            if request.routes:
+                yield request.routes[0]
+            else:
+                yield BASE_ROUTE if self._is_probed(request) else next(found)
+
+    def _read_probed(self, router: Probe, writings: Sequence[Writing]) -> list[Group]:
+        """Read prompts by the base model, and those that it is not to answer by their routes.
+
+        A writing whose route cannot be taken gets the error.
+        """
+        ids = [writing.ids for writing in writings]
+        texts = [writing.request.prompt for writing in writings]
+        try:
+            batch, routes = self._probe(router, texts, ids)
+        except DlpLoraError as error:
+            for writing in writings:
+                writing.error = error
+            return []
+        for writing, route in zip(writings, routes, strict=True):
+            try:
+                writing.reroute(route, self.pool.row(route))
+            except DlpLoraError as error:
+                writing.error = error
+        going_on = [place for place, writing in enumerate(writings) if writing.is_open]
+        if not going_on:
+            return []
+        writings = [writings[place] for place in going_on]
+        batch.keep(going_on)
+        batch = batch.read_anew(
+            [writing.ids for writing in writings],
+            [writing.route for writing in writings],
+            [writing.row for writing in writings],
+        )
+        return [Group(batch, list(writings))]
+
+    def _probe(
+        self, router: Probe, texts: Sequence[str], ids: Sequence[Sequence[int]]
+    ) -> tuple[Batch, list[Route]]:
+        """Read tokens by the base model, and ask a router what it makes of that."""
+        batch, inputs_BI = Batch.probe(self.base, self.pool, ids, router.path)
+        return batch, self._judged(texts, router.routes(inputs_BI))
 
     def _prompt(self, text: str, *, new_tokens: int) -> Prompt:
         """Render a prompt, cut so that the answer fits into the model's context, too."""
@@ -199,10 +295,13 @@ class Runner:
     def _next_route(self, writing: Writing) -> tuple[Route, Row]:
         """Return the route of a sentence that has begun, and its adapters."""
         request = writing.request
+        text = f"{request.prompt}\n{writing.text}"[-self._window_chars :]
         if request.routes:
             route = request.routes[min(writing.num_ended, len(request.routes) - 1)]
+        elif isinstance(self._router, Probe):
+            route = self._probe(self._router, [text], [writing.ids])[1][0]
         else:
-            route = self.route([f"{request.prompt}\n{writing.text}"[-self._window_chars :]])[0]
+            route = self.route([text])[0]
         return route, self.pool.row(route)
 
     def _writing(

@@ -11,9 +11,8 @@ from dlplora.evaluation.metrics import METRICS, check_primary, resampled_tasks, 
 from dlplora.models import Base
 from dlplora.params import Evaluation, Task
 from dlplora.records.examples import Example
-from dlplora.records.routes import Route
 from dlplora.records.scores import IID, ItemScore, Summary, write_scores
-from dlplora.routing.base import Router
+from dlplora.routing.base import Probe, Router
 from dlplora.sampling import Sampling
 from dlplora.stage import progress
 
@@ -35,11 +34,12 @@ class Test:
 class System:
     """One way of answering: a pool of adapters, and the router that each task's items get.
 
-    Most systems route by the text alone, and give every task the same router.
+    Most systems route by the text alone, or by a probe of the base model, and give every task the
+    same router.
     """
 
     adapters: Sequence[LoraAdapter]
-    router_of: Callable[[str], Router]
+    router_of: Callable[[str], Router | Probe]
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,11 @@ def answer_tests(
         Runner.over(base, system.adapters) as engine,
     ):
         for test in tests:
-            texts = [example.question for example in test.examples]
-            routes = system.router_of(test.name).route(texts)
-            for start in range(0, len(routes), size):
-                batch = slice(start, start + size)
-                items += _answer_batch(
-                    engine, test.examples[batch], routes[batch], test.task, evaluation
-                )
-                advance(len(routes[batch]), task=test.name)
+            router = system.router_of(test.name)
+            for start in range(0, len(test.examples), size):
+                examples = test.examples[start : start + size]
+                items += _answer_batch(engine, router, examples, test.task, evaluation)
+                advance(len(examples), task=test.name)
     primaries = {test.name: test.task.primary for test in tests}
     resampled = resampled_tasks(items, primaries, seed=seed)
     summary = summarise(items, primaries, resampled, setting=IID, system=name, seed=seed)
@@ -94,8 +91,8 @@ def answer_tests(
 
 def _answer_batch(
     engine: Runner,
+    router: Router | Probe,
     examples: Sequence[Example],
-    routes: Sequence[Route],
     task: Task,
     evaluation: Evaluation,
 ) -> list[ItemScore]:
@@ -104,7 +101,7 @@ def _answer_batch(
         chat.prompt(example.question, max_tokens=evaluation.max_prompt_tokens)
         for example in examples
     ]
-    batch = engine.read(prompts, routes)
+    batch = engine.read_by(router, [example.question for example in examples], prompts)
     chosen = batch.score_options([example.options for example in examples if example.options])
     greedy = Sampling(max_new_tokens=task.max_new_tokens)
     requests = [Request(example.question, greedy) for example in examples]
@@ -125,7 +122,7 @@ def _answer_batch(
                 ),
                 generated=text,
                 options=chosen[place] if chosen else None,
-                route=routes[place],
+                route=batch.routes[place],
             )
         )
     return scores

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from dlplora.adapters import LoraAdapter, read_adapter
+from dlplora.engine.runner import Runner
 from dlplora.evaluation.run import System
 from dlplora.lora.cluster import Cluster
 from dlplora.models import Base
-from dlplora.params import GatedSystem, OwnExpertRoute
+from dlplora.params import GatedSystem, LogoRoute, OwnExpertRoute
 from dlplora.params import System as SystemParams
 from dlplora.routing.build import build_router, load_classifier
 from dlplora.routing.gated import GatedRouter
+from dlplora.routing.logo import build_logo
 from dlplora.routing.simple import FixedRouter
 
 
@@ -69,10 +71,18 @@ def _by_text(params: SystemParams, inputs: Inputs) -> System:
     return System(inputs.pool(), lambda _: router)
 
 
+def _by_probe(params: LogoRoute, inputs: Inputs) -> System:
+    pool = inputs.pool()
+    with Runner.over(inputs.base, pool) as runner:
+        probe = build_logo(params, inputs.base.model, pool, runner.inputs)
+    return System(pool, lambda _: probe)
+
+
 SYSTEMS: dict[str, Callable[[Any, Inputs], System]] = {
     "random": _by_text,
     "uniform": _by_text,
     "top_p": _by_text,
     "top_k": _by_text,
     "own_expert": _own_expert,
+    "logo": _by_probe,
 }

@@ -1,6 +1,7 @@
 """The mix of a batch: which adapters each prompt has, and what they add to every layer."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -12,15 +13,35 @@ Row = tuple[tuple[PairsByPath, float], ...]  # the adapters of one prompt, with 
 Groups = Mapping[str, tuple[str, ...]]  # for each layer all that read the same input
 
 
+@dataclass(frozen=True)
+class Watch:
+    """Notes what the layer at `path` reads of each prompt's last token, by the prompt's number."""
+
+    path: str
+    numbers: Sequence[int]
+    seen: dict[int, Tensor] = field(default_factory=dict)
+
+    def select(self, rows: Sequence[int]) -> "Watch":
+        """Return what notes some of the prompts, to the same place."""
+        return replace(self, numbers=[self.numbers[row] for row in rows])
+
+    def note(self, path: str, x_BSI: Tensor) -> None:
+        """Note a layer's input if it is the layer that is watched; prompts are padded in front."""
+        if path == self.path:
+            self.seen.update(zip(self.numbers, x_BSI[:, -1], strict=True))
+
+
 class BatchMix:
     """The mix of one batch. It keeps the adapters that it needs, whatever the pool does later.
 
     The sums of layers are laid out when they are first met, and anew when the number of tokens a
     prompt changes: once for a prompt, once for all tokens that follow. A mix serves one thread.
+    With a `watch`, one layer's inputs are noted on the way.
     """
 
-    def __init__(self, rows: Sequence[Row], groups: Groups) -> None:
+    def __init__(self, rows: Sequence[Row], groups: Groups, watch: Watch | None = None) -> None:
         self.rows = tuple(rows)
+        self._watch = watch
         used = {id(pairs): pairs for row in rows for pairs, weight in row if weight}
         column = {known: number for number, known in enumerate(used)}
         weights_BU = torch.zeros(len(rows), len(used))
@@ -34,12 +55,17 @@ class BatchMix:
         self._sums: dict[str, LowRankSum | None] = {}
 
     def of(self, rows: Sequence[Row]) -> "BatchMix":
-        """Return the mix of other rows on the same model."""
+        """Return the mix of other rows on the same model, unwatched."""
         return BatchMix(rows, self._groups)
+
+    def watched(self, watch: Watch) -> "BatchMix":
+        """Return the same mix under a watch."""
+        return BatchMix(self.rows, self._groups, watch)
 
     def select(self, rows: Sequence[int]) -> "BatchMix":
         """Return the mix of some of the prompts."""
-        return self.of([self.rows[row] for row in rows])
+        watch = None if self._watch is None else self._watch.select(rows)
+        return BatchMix([self.rows[row] for row in rows], self._groups, watch)
 
     def distinct(self) -> tuple[list[int], list[int]]:
         """Return the first prompt of each different mix, and for every prompt which one it has."""
@@ -49,6 +75,8 @@ class BatchMix:
 
     def add(self, path: str, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
         """Add the sum of the layer at `path` to its output."""
+        if self._watch is not None:
+            self._watch.note(path, x_BSI)
         if x_BSI.shape[-2] != self._num_tokens:
             self._num_tokens, self._sums = x_BSI.shape[-2], {}
         if path not in self._sums:

@@ -1,14 +1,15 @@
 """What a router is, and how its probabilities become a route.
 
-Shapes: B texts, N tasks.
+Shapes: B texts, N tasks, I inputs of a layer.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dlplora.params import TopK, TopP, Weighting
 from dlplora.records.routes import Route
@@ -22,6 +23,20 @@ class Router(Protocol):
 
     def route(self, texts: Sequence[str]) -> list[Route]:
         """Return one route for each text, by the text alone."""
+        ...
+
+
+@runtime_checkable
+class Probe(Protocol):
+    """What the base model makes of prompts → routes: for routers that read no text themselves."""
+
+    @property
+    def path(self) -> str:
+        """The layer whose input at a prompt's last token is asked for."""
+        ...
+
+    def routes(self, inputs_BI: Tensor) -> list[Route]:
+        """Return one route for each prompt, by that input alone."""
         ...
 
 

@@ -45,13 +45,13 @@ def build_router(
     tasks: Sequence[str],
     seed: int,
 ) -> Router:
-    """Build the router of a system over a pool of tasks, from its artifact.
+    """Build the router of a system that reads texts alone, from its artifact.
 
-    Raises `RouterError` for a system that is told the task.
+    Raises `RouterError` for a system that is told the task, or that probes the base model.
     """
     labels = tuple(sorted(tasks))
     if isinstance(system, DrawnRoute):
         return RandomRouter(labels, seed) if system.route == "random" else UniformRouter(labels)
     if not isinstance(system, TopP | TopK):
-        raise RouterError(f"a system of route {system.route} is told the task; it reads no text")
+        raise RouterError(f"a system of route {system.route} is not routed by texts alone")
     return ClassifierRouter(load_classifier(artifact, base=base, tasks=tasks), system)
