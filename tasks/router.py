@@ -11,8 +11,8 @@ from dlplora.training.checkpoint import checkpointed
 from dlplora.training.router import train_router
 
 
-def main(name: str, router_data: Path, base: Path, out: Path, timing: Path) -> None:
-    """Train the router NAME on ROUTER_DATA, reading by the tokenizer of BASE; write it to OUT."""
+def main(name: str, router_data: Path, reads: Path, out: Path, timing: Path) -> None:
+    """Train the router NAME on ROUTER_DATA, by the tokenizer or encoder in READS; write to OUT."""
     params = load_params()
     settings = named(params.routers, name, "routers")
     set_up(params.runtime, seed=params.seed)
@@ -22,8 +22,7 @@ def main(name: str, router_data: Path, base: Path, out: Path, timing: Path) -> N
         params={"seed": params.seed, "runtime": params.runtime, "router": settings},
         inputs=[
             *sorted(router_data.glob("*.parquet")),
-            base / "base.json",
-            base / "tokenizer.json",
+            *sorted(path for path in reads.rglob("*") if path.is_file()),
         ],
     )
     with checkpointed(folder, keep=lambda: is_awaited(title)) as checkpoint:
@@ -31,7 +30,7 @@ def main(name: str, router_data: Path, base: Path, out: Path, timing: Path) -> N
             read_training_texts(router_data),
             read_labelled(router_data / "validation.parquet"),
             settings,
-            base=base,
+            reads=reads,
             seed=params.seed,
             checkpoint=checkpoint,
             title=title,

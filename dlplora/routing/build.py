@@ -9,11 +9,13 @@ from dlplora.params import DrawnRoute, System, TopK, TopP
 from dlplora.records.base_card import read_base_card
 from dlplora.records.router_card import read_router_card
 from dlplora.routing.base import Classifier, ClassifierRouter, Router
+from dlplora.routing.encoder import EncoderClassifier
 from dlplora.routing.mlp import MlpClassifier
 from dlplora.routing.simple import RandomRouter, TfidfClassifier, UniformRouter
 
 CLASSIFIERS: dict[str, Callable[[Path, Mapping[str, Any], Path], Classifier]] = {
     "mlp": lambda folder, card, base: MlpClassifier.load(folder, card, base=base),
+    "encoder": lambda folder, card, _: EncoderClassifier.load(folder, card),
     "tfidf": lambda folder, card, _: TfidfClassifier.load(folder, card),
 }
 
@@ -24,7 +26,8 @@ def load_classifier(folder: Path, *, base: Path, tasks: Sequence[str]) -> Classi
     kind, fingerprint = card["kind"], card["base_fingerprint"]
     if kind not in CLASSIFIERS:
         raise RouterError(f"{folder}: a router of kind {kind!r}; there are: {choices(CLASSIFIERS)}")
-    if fingerprint != (found := read_base_card(base).fingerprint):
+    found = read_base_card(base).fingerprint
+    if fingerprint is not None and fingerprint != found:
         raise RouterError(
             f"{folder}: trained for the base model {fingerprint[:12]}, the one here is {found[:12]}"
         )

@@ -123,7 +123,8 @@ def build_logo(
 
 def norms(outputs_BO: Tensor) -> Tensor:
     """Return the Euclidean norms of outputs (B)."""
-    return torch.linalg.vector_norm(outputs_BO.double(), dim=1)
+    norms_B: Tensor = torch.linalg.vector_norm(outputs_BO.double(), dim=1)
+    return norms_B
 
 
 def inverse_entropies(outputs_BO: Tensor) -> Tensor:

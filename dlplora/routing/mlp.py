@@ -123,11 +123,13 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], *, max_tokens: int) -> li
     rows = [
         encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)
     ]
+    return [cut(row, max_tokens) for row in rows]
+
+
+def cut(row: list[int], max_tokens: int) -> list[int]:
+    """Cut tokens out of the middle of a long text."""
     half = max_tokens // 2
-    return [
-        row if len(row) <= max_tokens else row[: max_tokens - half] + row[len(row) - half :]
-        for row in rows
-    ]
+    return row if len(row) <= max_tokens else row[: max_tokens - half] + row[len(row) - half :]
 
 
 def bag(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

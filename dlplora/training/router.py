@@ -1,23 +1,26 @@
 """Routers trained on router data, each with how well it does on held-out questions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
+from torch import Tensor, nn
 from torch.nn import functional
 
 from dlplora.data.balance import Labelled
 from dlplora.data.batches import batch_order
-from dlplora.params import MlpRouter, TfidfRouter
+from dlplora.params import EncoderRouter, MlpRouter, RouterParams, TfidfRouter
 from dlplora.records.files import write_json, written_folder
 from dlplora.records.training import Curve, curve_to_json
 from dlplora.routing.base import Classifier, calibration_error
+from dlplora.routing.encoder import EncoderClassifier, EncoderNetwork, load_encoder, load_tokenizer
+from dlplora.routing.encoder import encode as encode_for_encoder
 from dlplora.routing.mlp import MiniMlp, MlpClassifier, bag, embedding_width, encode, read_tokenizer
 from dlplora.routing.simple import fit_tfidf
+from dlplora.runtime import best_place
 from dlplora.stage import progress
 from dlplora.training.checkpoint import Checkpoint
 from dlplora.training.loop import Schedule, fit
@@ -59,18 +62,51 @@ class TrainedRouter:
 def train_router(
     train: Sequence[Labelled],
     validation: Sequence[Labelled],
-    params: MlpRouter | TfidfRouter,
+    params: RouterParams,
     *,
-    base: Path,
+    reads: Path,
     seed: int,
     checkpoint: Checkpoint | None,
     title: str,
 ) -> TrainedRouter:
-    """Train the kind of router that the params name; `title` stands on its progress bar."""
+    """Train the kind of router that the params name; `title` stands on its progress bar.
+
+    `reads` is the folder whose tokenizer, or encoder, it reads by.
+    """
+    if isinstance(params, TfidfRouter):
+        return _train_tfidf(train, validation, params, base=reads)
+    texts = _Texts(train, validation)
+    course = _Course(params, seed, checkpoint, title)
     if isinstance(params, MlpRouter):
-        return _train_mlp(
-            train, validation, params, base=base, seed=seed, checkpoint=checkpoint, title=title
-        )
+        return _train_mlp(texts, params, course, base=reads)
+    return _train_encoder(texts, params, course, folder=reads)
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """The texts to learn from and those to judge by."""
+
+    train: Sequence[Labelled]
+    validation: Sequence[Labelled]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(sorted({row.task for row in self.train}))
+
+
+@dataclass(frozen=True)
+class _Course:
+    """How a network is optimised."""
+
+    params: MlpRouter | EncoderRouter
+    seed: int
+    checkpoint: Checkpoint | None
+    title: str
+
+
+def _train_tfidf(
+    train: Sequence[Labelled], validation: Sequence[Labelled], params: TfidfRouter, *, base: Path
+) -> TrainedRouter:
     texts, tasks = [row.text for row in train], [row.task for row in train]
     classifier = fit_tfidf(texts, tasks, regularisation=params.regularisation)
     num_parameters = classifier.coefficients.size + classifier.intercepts.size
@@ -82,52 +118,98 @@ def train_router(
     )
 
 
-def _train_mlp(
-    train: Sequence[Labelled],
-    validation: Sequence[Labelled],
-    params: MlpRouter,
-    *,
-    base: Path,
-    seed: int,
-    checkpoint: Checkpoint | None,
-    title: str,
-) -> TrainedRouter:
-    tokenizer = read_tokenizer(base)
-    labels = tuple(sorted({row.task for row in train}))
-    rows, targets = _encode(train, labels, tokenizer, params.max_tokens)
-    held_out, held_out_targets = _encode(validation, labels, tokenizer, params.max_tokens)
-    torch.manual_seed(seed)
+def _train_mlp(texts: _Texts, params: MlpRouter, course: _Course, *, base: Path) -> TrainedRouter:
+    tokenizer, labels = read_tokenizer(base), texts.labels
+    torch.manual_seed(course.seed)
     model = _new_mlp(params, vocabulary=tokenizer.get_vocab_size(), num_labels=len(labels))
+    curve = _optimise(
+        model,
+        lambda rows: model(*bag(rows)),
+        lambda asked: encode(tokenizer, asked, max_tokens=params.max_tokens),
+        texts,
+        course,
+        by_length=False,  # a bag is not padded
+    )
+    classifier = MlpClassifier(model, tokenizer, labels, max_tokens=params.max_tokens)
+    quality = measure(classifier, texts.validation, _num_parameters(model))
+    return TrainedRouter(
+        classifier, lambda folder: classifier.save(folder, base=base), quality, curve
+    )
+
+
+def _train_encoder(
+    texts: _Texts, params: EncoderRouter, course: _Course, *, folder: Path
+) -> TrainedRouter:
+    tokenizer, labels = load_tokenizer(folder), texts.labels
+    encoder = load_encoder(folder, max_tokens=params.max_tokens)
+    torch.manual_seed(course.seed)
+    model = EncoderNetwork(encoder, len(labels)).to(best_place().device)
+    curve = _optimise(
+        model,
+        model,
+        lambda asked: encode_for_encoder(tokenizer, asked, max_tokens=params.max_tokens),
+        texts,
+        course,
+        by_length=True,
+    )
+    classifier = EncoderClassifier(model, tokenizer, labels, max_tokens=params.max_tokens)
+    quality = measure(classifier, texts.validation, _num_parameters(model))
+    return TrainedRouter(classifier, classifier.save, quality, curve)
+
+
+def _optimise(
+    model: nn.Module,
+    logits_of: Callable[[Sequence[list[int]]], Tensor],
+    encoded: Callable[[Sequence[str]], list[list[int]]],
+    texts: _Texts,
+    course: _Course,
+    *,
+    by_length: bool,
+) -> Curve:
+    """Minimise the cross-entropy of a network on encoded texts; it keeps its best weights."""
+    device = next(model.parameters()).device
+    number = {label: place for place, label in enumerate(texts.labels)}
+    rows, held_out = (
+        encoded([row.text for row in part]) for part in (texts.train, texts.validation)
+    )
+    targets, held_out_targets = (
+        torch.tensor([number[row.task] for row in part], device=device)
+        for part in (texts.train, texts.validation)
+    )
+    size = course.params.batch_size
 
     def backward(_: int, drawn: Sequence[int]) -> float:
-        logits = model(*bag([rows[row] for row in drawn]))
-        loss = functional.cross_entropy(logits, targets[list(drawn)])
+        model.train()
+        loss = functional.cross_entropy(logits_of([rows[row] for row in drawn]), targets[drawn])
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()
 
     @torch.no_grad()
     def validation_loss() -> float:
-        return functional.cross_entropy(model(*bag(held_out)), held_out_targets).item()
+        model.eval()
+        order = sorted(range(len(held_out)), key=lambda row: len(held_out[row]))
+        parts = [order[start : start + size] for start in range(0, len(order), size)]
+        losses = [
+            functional.cross_entropy(
+                logits_of([held_out[row] for row in part]), held_out_targets[part], reduction="sum"
+            ).item()
+            for part in parts
+        ]
+        return sum(losses) / len(order)
 
-    schedule = _schedule(params, num_rows=len(rows))
-    with progress(title, total=schedule.steps) as advance:
-        curve = fit(
+    schedule = _schedule(course.params, num_rows=len(rows))
+    lengths = [len(row) if by_length else 1 for row in rows]
+    with progress(course.title, total=schedule.steps) as advance:
+        return fit(
             list(model.parameters()),
             backward,
-            batch_order([1] * len(rows), params.batch_size, seed=seed),
+            batch_order(lengths, size, seed=course.seed),
             validation_loss=validation_loss,
             schedule=schedule,
-            checkpoint=checkpoint,
+            checkpoint=course.checkpoint,
             on_step=lambda point: advance(loss=point.loss),
-            title=title,
+            title=course.title,
         )
-    classifier = MlpClassifier(model, tokenizer, labels, max_tokens=params.max_tokens)
-    return TrainedRouter(
-        classifier,
-        lambda folder: classifier.save(folder, base=base),
-        measure(classifier, validation, _num_parameters(model)),
-        curve,
-    )
 
 
 def _new_mlp(params: MlpRouter, *, vocabulary: int, num_labels: int) -> MiniMlp:
@@ -145,11 +227,11 @@ def _new_mlp(params: MlpRouter, *, vocabulary: int, num_labels: int) -> MiniMlp:
     return model
 
 
-def _num_parameters(model: MiniMlp) -> int:
+def _num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _schedule(params: MlpRouter, *, num_rows: int) -> Schedule:
+def _schedule(params: MlpRouter | EncoderRouter, *, num_rows: int) -> Schedule:
     """Validate once an epoch and warm up for one."""
     steps_per_epoch = max(1, num_rows // params.batch_size)
     steps = params.epochs * steps_per_epoch
@@ -160,14 +242,6 @@ def _schedule(params: MlpRouter, *, num_rows: int) -> Schedule:
         validate_every=steps_per_epoch,
         patience=params.patience,
     )
-
-
-def _encode(
-    labelled: Sequence[Labelled], labels: Sequence[str], tokenizer: Tokenizer, max_tokens: int
-) -> tuple[list[list[int]], torch.Tensor]:
-    rows = encode(tokenizer, [row.text for row in labelled], max_tokens=max_tokens)
-    number: Mapping[str, int] = {label: place for place, label in enumerate(labels)}
-    return rows, torch.tensor([number[row.task] for row in labelled])
 
 
 def measure(

@@ -10,14 +10,18 @@ import torch
 from safetensors.numpy import load_file
 
 from dlplora.data.balance import Labelled, RouterData
-from dlplora.params import MlpRouter, TfidfRouter
+from dlplora.params import EncoderRouter, MlpRouter, RouterParams, TfidfRouter
 from dlplora.routing.base import Probabilities
+from dlplora.routing.encoder import EncoderClassifier, load_encoder
 from dlplora.routing.mlp import MlpClassifier
+from dlplora.training.checkpoint import Checkpoint, Progress
 from dlplora.training.router import TrainedRouter, measure, train_router
 from tests.tiny import write_tiny_tokenizer
+from tests.tiny_encoders import write_tiny_encoder
 
 MLP = MlpRouter(
     kind="mlp",
+    reads="data/base",
     parameters=4000,
     hidden=16,
     max_tokens=12,
@@ -26,7 +30,16 @@ MLP = MlpRouter(
     epochs=8,
     patience=4,
 )
-TFIDF = TfidfRouter(kind="tfidf", regularisation=10.0)
+TFIDF = TfidfRouter(kind="tfidf", reads="data/base", regularisation=10.0)
+ENCODER = EncoderRouter(
+    kind="encoder",
+    reads="data/embedders/tiny",
+    max_tokens=12,
+    learning_rate=0.01,
+    batch_size=16,
+    epochs=8,
+    patience=4,
+)
 WORDS = {
     "colour": ["red", "green", "blue", "grey"],
     "opposite": ["up", "down", "left", "right"],
@@ -53,27 +66,37 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_tokenizer(tmp_path_factory.mktemp("base"))
 
 
-@pytest.fixture(scope="module", params=[MLP, TFIDF], ids=lambda params: params.kind)
-def params(request: pytest.FixtureRequest) -> MlpRouter | TfidfRouter:
+@pytest.fixture(scope="module")
+def reads(params: RouterParams, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that a kind of router reads by."""
+    if params.kind != "encoder":
+        return base
+    return write_tiny_encoder(tmp_path_factory.mktemp("encoder"), "bert")
+
+
+@pytest.fixture(scope="module", params=[MLP, TFIDF, ENCODER], ids=lambda params: params.kind)
+def params(request: pytest.FixtureRequest) -> RouterParams:
     """The params of each kind of router in turn."""
-    found: MlpRouter | TfidfRouter = request.param
+    found: RouterParams = request.param
     return found
 
 
 @pytest.fixture(scope="module")
-def router(params: MlpRouter | TfidfRouter, base: Path) -> TrainedRouter:
+def router(params: RouterParams, reads: Path) -> TrainedRouter:
     """A router of each kind, trained with seed 0."""
-    return trained(params, base, seed=0)
+    return trained(params, reads, seed=0)
 
 
-def trained(params: MlpRouter | TfidfRouter, base: Path, *, seed: int) -> TrainedRouter:
+def trained(
+    params: RouterParams, reads: Path, *, seed: int, checkpoint: Checkpoint | None = None
+) -> TrainedRouter:
     return train_router(
         DATA.train,
         DATA.validation,
         params,
-        base=base,
+        reads=reads,
         seed=seed,
-        checkpoint=None,
+        checkpoint=checkpoint,
         title="router",
     )
 
@@ -87,15 +110,75 @@ def test_separable_tasks_are_told_apart_on_held_out_texts(router: TrainedRouter)
 
 
 def test_the_same_seed_gives_the_same_bytes_whatever_was_drawn_before(
-    params: MlpRouter | TfidfRouter, router: TrainedRouter, base: Path, tmp_path: Path
+    params: RouterParams, router: TrainedRouter, reads: Path, tmp_path: Path
 ) -> None:
     router.save(tmp_path / "first")
     torch.rand(3)
-    trained(params, base, seed=0).save(tmp_path / "second")
+    trained(params, reads, seed=0).save(tmp_path / "second")
 
-    for file in ("router.safetensors", "router.json", "training.json"):
-        first, second = (tmp_path / name / file for name in ("first", "second"))
-        assert first.read_bytes() == second.read_bytes(), file
+    same_files(tmp_path / "first", tmp_path / "second")
+
+
+def same_files(first: Path, second: Path) -> None:
+    names = sorted(path.name for path in first.iterdir())
+    assert names == sorted(path.name for path in second.iterdir())
+    assert {"router.safetensors", "router.json", "training.json"} <= set(names)
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+class KilledError(Exception):
+    pass
+
+
+class Dying(Checkpoint):
+    """A checkpoint that is saved at every step, whose training dies after some."""
+
+    def __init__(self, folder: Path, *, after: int) -> None:
+        super().__init__(folder, seconds_between=0)
+        self.left = after
+
+    def save(self, progress: Progress) -> None:
+        super().save(progress)
+        self.left -= 1
+        if not self.left:
+            raise KilledError
+
+
+@pytest.mark.parametrize("params", [MLP, ENCODER], indirect=True, ids=lambda params: params.kind)
+def test_a_network_whose_training_was_killed_ends_with_the_same_bytes(
+    params: RouterParams, router: TrainedRouter, reads: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(KilledError):
+        trained(params, reads, seed=0, checkpoint=Dying(tmp_path / "checkpoint", after=15))
+    torch.rand(3)
+    checkpoint = Checkpoint(tmp_path / "checkpoint")
+    trained(params, reads, seed=0, checkpoint=checkpoint).save(tmp_path / "second")
+    router.save(tmp_path / "first")
+
+    same_files(tmp_path / "first", tmp_path / "second")
+
+
+def test_an_encoder_begins_with_its_pretrained_weights_and_learns_from_there(
+    tmp_path: Path,
+) -> None:
+    folder = write_tiny_encoder(tmp_path / "encoder", "roberta")
+    still = ENCODER.model_copy(update={"learning_rate": 1e-30, "epochs": 1})
+    moved = ENCODER.model_copy(update={"epochs": 1})
+    states = []
+    for params in (still, moved):
+        classifier = trained(params, folder, seed=0).classifier
+        assert isinstance(classifier, EncoderClassifier)
+        states.append(classifier.model.encoder.state_dict())
+    pretrained = load_encoder(folder, max_tokens=12).state_dict()
+    assert set(states[0]) == set(pretrained)
+    for name, tensor in pretrained.items():
+        assert torch.equal(states[0][name], tensor), name
+    changed = {
+        name for name, tensor in pretrained.items() if not torch.equal(states[1][name], tensor)
+    }
+    assert "embeddings.word_embeddings.weight" in changed
+    assert "encoder.layer.0.attention.self.query.weight" in changed
 
 
 def test_another_seed_gives_another_mlp(base: Path) -> None:
@@ -110,7 +193,7 @@ def test_another_seed_gives_another_mlp(base: Path) -> None:
 
 
 def test_training_json_holds_the_quality_and_the_curve(
-    params: MlpRouter | TfidfRouter, router: TrainedRouter, tmp_path: Path
+    params: RouterParams, router: TrainedRouter, tmp_path: Path
 ) -> None:
     router.save(tmp_path / "router")
 
@@ -138,6 +221,8 @@ def test_a_router_counts_its_parameters_and_the_mlp_keeps_its_budget(
     if isinstance(router.classifier, MlpClassifier):
         sizes = [parameter.numel() for parameter in router.classifier.model.parameters()]
         assert sum(sizes) <= MLP.parameters
+    elif isinstance(router.classifier, EncoderClassifier):
+        sizes = [parameter.numel() for parameter in router.classifier.model.parameters()]
     else:
         router.save(tmp_path / "router")
         tensors = load_file(tmp_path / "router" / "router.safetensors")
@@ -146,8 +231,8 @@ def test_a_router_counts_its_parameters_and_the_mlp_keeps_its_budget(
     assert sum(sizes) == router.quality.num_parameters
 
 
-def test_saving_replaces_the_folder_and_leaves_three_files(
-    router: TrainedRouter, tmp_path: Path
+def test_saving_replaces_the_folder_and_leaves_its_own_files(
+    params: RouterParams, router: TrainedRouter, tmp_path: Path
 ) -> None:
     folder = tmp_path / "router"
     folder.mkdir()
@@ -156,7 +241,8 @@ def test_saving_replaces_the_folder_and_leaves_three_files(
     router.save(folder)
 
     files = sorted(path.name for path in folder.iterdir())
-    assert files == ["router.json", "router.safetensors", "training.json"]
+    own = ["config.json", "tokenizer.json"] if params.kind == "encoder" else []
+    assert files == sorted([*own, "router.json", "router.safetensors", "training.json"])
     assert not list(tmp_path.glob(".router*"))
 
 
