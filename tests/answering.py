@@ -11,6 +11,15 @@ from tests.peft_adapters import peft_pool
 from tests.tiny import TARGETS, tiny_model, write_tiny_folder, write_tiny_tokenizer
 
 TASKS = ("colours", "opposites")
+_LOGO = {
+    "artifact": "data/adapters",
+    "route": "logo",
+    "score": "norm",
+    "k": 2,
+    "block": "last",
+    "projection": "q_proj",
+    "neutral": [],
+}
 _TASK = {
     "raw": "data/raw/x",
     "keys": "auto",
@@ -38,6 +47,7 @@ def write_answering_project(root: Path, folder: Path) -> None:
     params = yaml.safe_load((root / "params.yaml").read_text())
     params["tasks"] = dict.fromkeys(TASKS, _TASK)
     params["adapters"] = {name: {} for name in TASKS}
+    params["systems"]["logo"] = _LOGO
     params |= {"experts": {}, "gated_systems": {}, "composites": {}, "unseen_tasks": {}}
     params["runtime"]["dtype"] = "float32"
     (folder / "params.yaml").write_text(yaml.safe_dump(params))

@@ -61,11 +61,15 @@ def test_the_trace_names_the_adapters_of_each_sentence(run: Run) -> None:
 
 
 def test_systems_are_compared_side_by_side(run: Run) -> None:
-    names = ["base", "single:colours", "dlp_mlp"]
+    names = ["base", "single:colours", "dlp_mlp", "logo"]
     _, out, _ = run("generate", "say red", "--compare", ",".join(names), "--max-new-tokens", "5")
     assert all(name in out for name in names)
     _, out, _ = run("generate", "say red", "--compare", ",".join(names), "--json")
-    assert list(json.loads(out)) == names
+    told = json.loads(out)
+    assert list(told) == names
+    (part,) = told["logo"]["parts"]
+    assert sorted(part["route"]["adapters"]) == sorted(TASKS)
+    assert part["route"]["weights"][0] > 0.5
 
 
 def test_the_prompt_may_come_from_stdin(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,14 +111,17 @@ def test_the_example_of_each_command_is_right_usage(run: Run, name: str) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["generate", "x", "--system", "none"], "no systems.none; there are: dlp_mlp"),
+        (
+            ["generate", "x", "--system", "none"],
+            "no systems.none; there are: dlp_mlp, dlp_mlp_top1, logo",
+        ),
         (["generate", "x", "--system", "single:none"], "no tasks.none; there are: colours"),
         (["generate", "x", "--compare", "base,"], "no systems.; there are"),
         (["generate", "x", "--temperature", "-1"], "temperature is -1.0, expected 0, or 0.001"),
         (["generate", "x", "--data", "absent"], "absent/base"),
         (["generate", "x", "--log", "absent/x.jsonl"], "no folder absent to log decisions in"),
         (["generate", "x", "--max-new-tokens", "9999"], "leave no place for a prompt"),
-        (["route", "x", "--system", "random"], "systems.random reads no text"),
+        (["route", "x", "--system", "random"], "systems.random has no probabilities of tasks"),
         (["route", "x", "--system", "base"], "no systems.base"),
         (["score", "x", "--option", "red", "--option", ""], "expected texts, none empty"),
     ],

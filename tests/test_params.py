@@ -120,6 +120,9 @@ def test_every_suite_trains_an_adapter_for_each_task_and_names_what_exists(
     for system in sections["gated_systems"].values():
         assert system["experts"] == "data/experts"
         assert system["router"] in routers
+    for router in sections["routers"].values():
+        in_embedders = router["reads"].startswith("data/embedders/")
+        assert in_embedders if router["kind"] == "encoder" else router["reads"] == "data/base"
     for setting in sections["composites"].values():
         assert setting["artifact"] == sections["systems"][setting["system"]]["artifact"]
 

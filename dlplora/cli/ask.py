@@ -104,7 +104,10 @@ def route(
     params = load_params()
     found = named(params.systems, system, "systems")
     if not isinstance(found, TopP | TopK):
-        raise ParamsError(f"params.yaml: systems.{system} reads no text: {found.route}")
+        raise ParamsError(
+            f"params.yaml: systems.{system} has no probabilities of tasks: "
+            f"its route is {found.route}"
+        )
     folder = data / "routers" / Path(found.artifact).name
     classifier = load_classifier(folder, base=data / "base", tasks=sorted(params.tasks))
     (row,) = classifier.probabilities([_read(text)])

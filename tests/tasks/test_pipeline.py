@@ -22,11 +22,12 @@ import yaml
 from dlplora.data.splits import places_of
 from dlplora.scratch import alone, is_awaited
 from tests.tiny import choices, opposites, write_raw, write_tiny_folder
+from tests.tiny_encoders import write_tiny_encoder
 
 ROOT = Path(__file__).parent.parent.parent
 CODE = ["dlplora", "tasks", "dvc.yaml", ".gitignore", ".dvcignore", "pyproject.toml"]
-ROUTING = {"router_data", "router@mlp", "router@tfidf"}
-SYSTEMS = {f"evaluate@{name}" for name in ("uniform", "dlp_mlp")}
+ROUTING = {"router_data", "router@mlp", "router@tfidf", "router@encoder"}
+SYSTEMS = {f"evaluate@{name}" for name in ("uniform", "dlp_mlp", "logo_norm")}
 SYSTEMS |= {"evaluate_composite@composite_2", "novelty@letters"}
 END = {"compare", "report"}
 
@@ -143,6 +144,7 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
         "routers": {
             "mlp": {
                 "kind": "mlp",
+                "reads": "data/base",
                 "parameters": 5000,
                 "hidden": 16,
                 "max_tokens": 32,
@@ -151,7 +153,16 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
                 "epochs": 4,
                 "patience": 2,
             },
-            "tfidf": {"kind": "tfidf", "regularisation": 10.0},
+            "tfidf": {"kind": "tfidf", "reads": "data/base", "regularisation": 10.0},
+            "encoder": {
+                "kind": "encoder",
+                "reads": "tiny_encoder",
+                "max_tokens": 24,
+                "learning_rate": 0.01,
+                "batch_size": 8,
+                "epochs": 1,
+                "patience": 1,
+            },
         },
         "systems": {
             "uniform": {"artifact": "data/adapters", "route": "uniform"},
@@ -160,6 +171,15 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
                 "route": "top_p",
                 "p": 0.6,
                 "weights": "renormalise",
+            },
+            "logo_norm": {
+                "artifact": "data/adapters",
+                "route": "logo",
+                "score": "norm",
+                "k": 1,
+                "block": "last",
+                "projection": "q_proj",
+                "neutral": ["say a"],
             },
         },
         "gated_systems": {},
@@ -190,6 +210,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
         else:
             shutil.copyfile(source, root / name)
     sha256 = write_tiny_folder(folder / "tiny_base")
+    write_tiny_encoder(root / "tiny_encoder", "roberta")
     write_raw(root / "suites/opposites.json", opposites(70))
     write_raw(root / "suites/colours.json", choices(70))
     write_raw(root / "suites/letters.json", opposites(70, start=900))
@@ -218,7 +239,7 @@ def place_share(question: str) -> float:
 
 def test_the_first_run_ends_with_a_comparison_and_a_report(project: Checkout) -> None:
     scores = project.scores()
-    assert set(scores) == {"base", "single", "uniform", "dlp_mlp"}
+    assert set(scores) == {"base", "single", "uniform", "dlp_mlp", "logo_norm"}
     assert scores["single"]["normalised"] == 1
     assert scores["uniform"]["routing_accuracy"] is None
     report = project.root / "data/report"
@@ -250,6 +271,17 @@ def test_p_reruns_that_system_and_a_revert_restores_it(project: Checkout) -> Non
     project.edit(lambda values: values["systems"]["dlp_mlp"].update(p=0.9))
     assert project.repro() == {"evaluate@dlp_mlp", "evaluate_composite@composite_2", *END}
     project.edit(lambda values: values["systems"]["dlp_mlp"].update(p=0.6))
+    assert project.repro() == set()
+    assert project.hashes() == before
+
+
+def test_an_encoder_that_changes_reruns_the_router_that_reads_it(project: Checkout) -> None:
+    before = project.hashes()
+    write_tiny_encoder(project.root / "tiny_encoder", "roberta", seed=1)
+    assert project.repro() == {"router@encoder", "novelty@letters", *END}
+    changed = {path for path, md5 in project.hashes().items() if md5 != before[path]}
+    assert "data/routers/encoder" in changed
+    write_tiny_encoder(project.root / "tiny_encoder", "roberta")
     assert project.repro() == set()
     assert project.hashes() == before
 

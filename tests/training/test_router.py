@@ -14,7 +14,6 @@ from dlplora.params import EncoderRouter, MlpRouter, RouterParams, TfidfRouter
 from dlplora.routing.base import Probabilities
 from dlplora.routing.encoder import EncoderClassifier, load_encoder
 from dlplora.routing.mlp import MlpClassifier
-from dlplora.training.checkpoint import Checkpoint, Progress
 from dlplora.training.router import TrainedRouter, measure, train_router
 from tests.tiny import write_tiny_tokenizer
 from tests.tiny_encoders import write_tiny_encoder
@@ -87,16 +86,14 @@ def router(params: RouterParams, reads: Path) -> TrainedRouter:
     return trained(params, reads, seed=0)
 
 
-def trained(
-    params: RouterParams, reads: Path, *, seed: int, checkpoint: Checkpoint | None = None
-) -> TrainedRouter:
+def trained(params: RouterParams, reads: Path, *, seed: int) -> TrainedRouter:
     return train_router(
         DATA.train,
         DATA.validation,
         params,
         reads=reads,
         seed=seed,
-        checkpoint=checkpoint,
+        checkpoint=None,
         title="router",
     )
 
@@ -125,38 +122,6 @@ def same_files(first: Path, second: Path) -> None:
     assert {"router.safetensors", "router.json", "training.json"} <= set(names)
     for name in names:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
-
-
-class KilledError(Exception):
-    pass
-
-
-class Dying(Checkpoint):
-    """A checkpoint that is saved at every step, whose training dies after some."""
-
-    def __init__(self, folder: Path, *, after: int) -> None:
-        super().__init__(folder, seconds_between=0)
-        self.left = after
-
-    def save(self, progress: Progress) -> None:
-        super().save(progress)
-        self.left -= 1
-        if not self.left:
-            raise KilledError
-
-
-@pytest.mark.parametrize("params", [MLP, ENCODER], indirect=True, ids=lambda params: params.kind)
-def test_a_network_whose_training_was_killed_ends_with_the_same_bytes(
-    params: RouterParams, router: TrainedRouter, reads: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(KilledError):
-        trained(params, reads, seed=0, checkpoint=Dying(tmp_path / "checkpoint", after=15))
-    torch.rand(3)
-    checkpoint = Checkpoint(tmp_path / "checkpoint")
-    trained(params, reads, seed=0, checkpoint=checkpoint).save(tmp_path / "second")
-    router.save(tmp_path / "first")
-
-    same_files(tmp_path / "first", tmp_path / "second")
 
 
 def test_an_encoder_begins_with_its_pretrained_weights_and_learns_from_there(
