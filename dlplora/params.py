@@ -17,7 +17,7 @@ from dlplora.words import Primary
 
 PARAMS_FILE = Path("params.yaml")
 T = TypeVar("T")
-Weighting = Literal["renormalise", "softmax_probabilities", "softmax_logits"]
+Weighting = Literal["renormalise", "softmax_probabilities", "softmax_logits", "equal"]
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _RESERVED = {"con", "prn", "aux", "nul", "default", "base", "single", "none"} | {
     f"{port}{number}" for port in ("com", "lpt") for number in range(10)
@@ -268,6 +268,91 @@ class TfidfRouter(Section):
     regularisation: Annotated[float, Field(gt=0)]
 
 
+class PackageFolder(Section):
+    """A sentence embedder in a folder of a package, pinned by the hash of its wheel."""
+
+    kind: Literal["package_folder"]
+    name: str
+    version: str
+    sha256: Sha256
+    folder: str
+
+
+class EmbedderFolder(Section):
+    """A sentence embedder in a local folder, pinned by the hash of what is read of it."""
+
+    kind: Literal["folder"]
+    path: str
+    sha256: Sha256
+
+
+class HubEmbedder(Section):
+    """A sentence embedder of the Hugging Face hub, pinned by its revision."""
+
+    kind: Literal["hub"]
+    id: HubId
+    revision: Revision
+
+
+class TunedEmbedder(Section):
+    """An embedder trained further, by InfoNCE, on the questions of some tasks.
+
+    The other tasks play the adapters that come later, which it was not trained for.
+    """
+
+    embedder: Name
+    tasks: Annotated[list[Name], Field(min_length=2)]
+    temperature: Annotated[float, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0)]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    steps: Count
+    batch_size: Annotated[int, Field(ge=4)]
+    validate_every: Count
+    patience: Count | None
+
+
+class Index(Section):
+    """How an adapter is embedded: the mean over so many training inputs of its task."""
+
+    inputs: Count
+    instruction: str
+
+
+class IndexedTask(Section):
+    """A task whose adapter can be retrieved."""
+
+
+class RetrieverRouter(Section):
+    """LoraRetriever: the adapters whose embeddings are most similar to the text's.
+
+    Probabilities are a softmax of the similarities over the temperature.
+    """
+
+    kind: Literal["retriever"]
+    embedder: Name
+    similarity: Literal["cosine", "inner_product"]
+    temperature: Annotated[float, Field(gt=0)]
+
+
+class KnnRouter(Section):
+    """The nearest router texts by embedding, each with one vote."""
+
+    kind: Literal["knn"]
+    embedder: Name
+    neighbours: Count
+
+
+class CentroidRouter(Section):
+    """The nearest mean of a task's router texts by embedding.
+
+    Probabilities are a softmax of the negative squared distances over the temperature.
+    """
+
+    kind: Literal["centroid"]
+    embedder: Name
+    temperature: Annotated[float, Field(gt=0)]
+
+
 class DrawnRoute(Section):
     """A system whose route reads no text: one random adapter, or all alike."""
 
@@ -336,6 +421,14 @@ class LogoRoute(Section):
     neutral: list[str]
 
 
+class FusionRoute(Section):
+    """A system that answers by the average of the k likeliest adapters' matrices."""
+
+    artifact: str
+    route: Literal["fusion"]
+    k: Count
+
+
 class Evaluation(Section):
     """How answers are produced for scoring."""
 
@@ -355,8 +448,13 @@ class CompositeSetting(Section):
 Model = Annotated[PackageGguf | GgufFile | ModelFolder | HubModel, Field(discriminator="kind")]
 Source = Annotated[BigbenchPackage | HubDataset | DatasetFolder, Field(discriminator="kind")]
 RouterParams = Annotated[MlpRouter | EncoderRouter | TfidfRouter, Field(discriminator="kind")]
+Embedder = Annotated[PackageFolder | EmbedderFolder | HubEmbedder, Field(discriminator="kind")]
+EmbeddingRouter = Annotated[
+    RetrieverRouter | KnnRouter | CentroidRouter, Field(discriminator="kind")
+]
 System = Annotated[
-    DrawnRoute | TopPRoute | TopKRoute | OwnExpertRoute | LogoRoute, Field(discriminator="route")
+    DrawnRoute | TopPRoute | TopKRoute | OwnExpertRoute | LogoRoute | FusionRoute,
+    Field(discriminator="route"),
 ]
 
 
@@ -375,11 +473,26 @@ class Params(Section):
     experts: dict[Name, Experts]
     balance: Balance
     routers: dict[Name, RouterParams]
+    embedders: dict[Name, Embedder]
+    tuned_embedders: dict[Name, TunedEmbedder]
+    index: Index
+    indexes: dict[Name, IndexedTask]
+    embedding_routers: dict[Name, EmbeddingRouter]
     systems: dict[Name, System]
     gated_systems: dict[Name, GatedSystem]
     composites: dict[Name, CompositeSetting]
     unseen_tasks: dict[Name, UnseenTask]
     evaluation: Evaluation
+
+    @property
+    def embedder_names(self) -> list[str]:
+        """All embedders, trained further or not."""
+        return sorted({**self.embedders, **self.tuned_embedders})
+
+    @property
+    def router_names(self) -> list[str]:
+        """All routers, of the base model's tokens or of an embedder's vectors."""
+        return sorted({**self.routers, **self.embedding_routers})
 
     @property
     def composite_settings(self) -> list[str]:
@@ -430,6 +543,7 @@ def parse_params(values: object, source: str) -> Params:
         )
     if known := set(params.tasks) & set(params.unseen_tasks):
         raise ParamsError(f"{source}: {choices(known)}: in tasks and in unseen_tasks")
+    _check_embedding(params, source)
     for name, setting in params.composites.items():
         if not isinstance(params.systems.get(setting.system), TopP | TopK):
             raise ParamsError(
@@ -466,6 +580,35 @@ def _check_experts(params: Params, source: str) -> None:
             raise ParamsError(
                 f"{source}: {choices(missing)}: in none of the clusters of {name} "
                 f"({choices(system.clusters)})"
+            )
+
+
+def _check_embedding(params: Params, source: str) -> None:
+    """Raise `ParamsError` unless embedders, indexes and the routers over them fit together."""
+    for one, other in (("embedders", "tuned_embedders"), ("routers", "embedding_routers")):
+        if both := set(getattr(params, one)) & set(getattr(params, other)):
+            raise ParamsError(f"{source}: {choices(both)}: in {one} and in {other}")
+    wanted = set(params.tasks) if params.embedding_routers or params.indexes else set()
+    if uneven := set(params.indexes) ^ wanted:
+        raise ParamsError(
+            f"{source}: {choices(uneven)}: expected in tasks and in indexes, for retrieval"
+        )
+    used = {f"embedding_routers.{name}": row for name, row in params.embedding_routers.items()}
+    for where, router in used.items():
+        if router.embedder not in params.embedder_names:
+            raise ParamsError(
+                f"{source}: {where}.embedder is {router.embedder}; there are: "
+                f"{choices(params.embedder_names)}"
+            )
+    for name, tuned in params.tuned_embedders.items():
+        if tuned.embedder not in params.embedders:
+            raise ParamsError(
+                f"{source}: tuned_embedders.{name}.embedder is {tuned.embedder}; there are: "
+                f"{choices(params.embedders)}"
+            )
+        if unknown := set(tuned.tasks) - set(params.tasks):
+            raise ParamsError(
+                f"{source}: tuned_embedders.{name}.tasks: {choices(unknown)}: not in tasks"
             )
 
 

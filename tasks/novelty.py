@@ -29,7 +29,7 @@ def main(
         name: measure_novelty(
             load_classifier(routers / name, base=base, tasks=tasks), known, strange
         )
-        for name in sorted(params.routers)
+        for name in params.router_names
     }
     write_novelty(out, novelty)
     write_timing(timing)

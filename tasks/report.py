@@ -22,7 +22,7 @@ def main(
         tasks=sorted(params.tasks),
         composites=params.composite_settings,
         unseen_tasks=sorted(params.unseen_tasks),
-        router_names=sorted(params.routers),
+        router_names=params.router_names,
         runtime=params.runtime.model_dump(),
     )
     write_report(inputs, out)

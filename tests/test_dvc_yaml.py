@@ -18,7 +18,16 @@ STAGES: dict[str, dict[str, Any]] = {
 GRAPH = grimp.build_graph("dlplora", "tasks")
 # What changes no result: errors, locks, what shows and times, and params, tracked by their values.
 UNTRACKED = {"dlplora.errors", "dlplora.params", "dlplora.scratch", "dlplora.stage", "dlplora.edge"}
-TRAINING = ["adapter", "experts", "router_data", "router"]
+TRAINING = [
+    "adapter",
+    "experts",
+    "router_data",
+    "router",
+    "retriever_data",
+    "tuned_embedder",
+    "index",
+    "embedding_router",
+]
 
 
 def outputs(stage: dict[str, Any]) -> list[str]:

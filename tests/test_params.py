@@ -15,6 +15,7 @@ from dlplora.errors import ParamsError
 from dlplora.params import Section, is_identifier, load_params, named, parse_params
 
 HEADER = ("seed", "runtime", "base_model")
+ROUTERS = ("routers", "embedding_routers")
 RESERVED = {"con", "prn", "aux", "nul", "default", "base"}
 RESERVED |= {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
 SUITES = sorted(path.stem for path in (Path(__file__).parent.parent / "suites").glob("*.yaml"))
@@ -115,7 +116,7 @@ def test_every_suite_trains_an_adapter_for_each_task_and_names_what_exists(
     assert fetched <= raws
     assert all((root / raw).is_file() for raw in raws - fetched)
     artifacts = {system["artifact"] for system in sections["systems"].values()}
-    routers = {f"data/routers/{router}" for router in sections["routers"]}
+    routers = {f"data/routers/{router}" for section in ROUTERS for router in sections[section]}
     assert artifacts <= {"data/adapters", "data/experts", *routers}
     for system in sections["gated_systems"].values():
         assert system["experts"] == "data/experts"

@@ -522,11 +522,24 @@ RESULTS = [
     ("data/timings/import_adapter/NAME.json", "hotel_sentiment", "gone"),
     ("data/scores/NAME/keep/items.parquet", "composite_2", "composite_9"),
     ("data/timings/evaluate_composite/NAME.json", "composite_2", "composite_9"),
+    ("data/embedders/NAME/config.json", "minilm", "gone"),
+    ("data/timings/embedder/NAME.json", "minilm", "gone"),
+    ("data/index/NAME.safetensors", "past_tense", "gone"),
+    ("data/timings/index/NAME.json", "past_tense", "gone"),
+    ("data/timings/embedding_router/NAME.json", "knn", "gone"),
+    ("data/retriever_data/NAME/train.parquet", "tuned", "gone"),
+    ("data/timings/retriever_data/NAME.json", "tuned", "gone"),
+    ("data/timings/tuned_embedder/NAME.json", "tuned", "gone"),
     ("data/scores/novelty/NAME.json", "object_counting", "gone"),
     ("data/timings/novelty/NAME.json", "object_counting", "gone"),
     ("data/fetched/NAME/any_task.json", "bigbench", "older"),
     ("data/timings/fetch/NAME.json", "bigbench", "older"),
 ]
+TUNED = (
+    "tuned_embedders: {tuned: {embedder: minilm, tasks: [past_tense, qa_wikidata, hotel_sentiment],"
+    " temperature: 0.05, learning_rate: 1.0e-5, warmup_steps: 0, steps: 1, batch_size: 4,"
+    " validate_every: 1, patience: null}}"
+)
 IMPORTED_NONE = "  hotel_sentiment: {steps: 30}\nimported_adapters: {}"
 NEVER_PRUNED = [
     "data/base/model.safetensors",
@@ -544,8 +557,10 @@ NEVER_PRUNED = [
 def test_pruning_deletes_the_results_of_what_is_no_longer_listed_and_no_others(
     project: Project,
 ) -> None:
+    use_suite(project, "compare", force=False)
     imported = "imported_adapters: {hotel_sentiment: {path: elsewhere}}"
     _edit(project, lambda text: text.replace(IMPORTED_NONE, imported))
+    _edit(project, lambda text: text.replace("tuned_embedders: {}", TUNED))
     values = _with_experts(_values(project))
     project.params_file.write_text(yaml.safe_dump(values), encoding="utf-8")
     keep = [result.replace("NAME", listed) for result, listed, _ in RESULTS] + NEVER_PRUNED
@@ -586,6 +601,30 @@ def test_the_results_named_here_are_all_that_the_pipeline_writes_by_name() -> No
     for out in outs:
         name = out.replace("${key}", "NAME")
         assert any(result == name or result.startswith(f"{name}/") for result, _, _ in RESULTS), out
+
+
+def test_retrieval_follows_the_tasks(project: Project, no_dvc: None) -> None:
+    _add(project, "early", opposites(60))
+    assert _values(project)["indexes"] == {}
+
+    use_suite(project, "compare", force=False)
+    _edit(project, lambda text: text.replace("tuned_embedders: {}", TUNED))
+    _add(project, "late", opposites(60))
+    tasks = _values(project)["tasks"]
+    assert {"early", "late", "past_tense"} < set(tasks)
+    assert set(_values(project)["indexes"]) == set(tasks)
+
+    remove_task(project, "past_tense")
+    remove_task(project, "late")
+    left = _values(project)
+    assert set(left["indexes"]) == set(tasks) - {"past_tense", "late"} == set(left["tasks"])
+    assert left["tuned_embedders"]["tuned"]["tasks"] == ["qa_wikidata", "hotel_sentiment"]
+    with pytest.raises(ParamsError, match=r"tuned_embedders\.tuned\.tasks: .*at least 2 items"):
+        remove_task(project, "qa_wikidata")
+
+    use_suite(project, "default", force=True)
+    assert _values(project)["indexes"] == {}
+    assert "early" in _values(project)["tasks"]
 
 
 def test_pruning_a_project_without_results_deletes_nothing(project: Project) -> None:

@@ -98,8 +98,7 @@ def route(
     """
     from dlplora.cli import display
     from dlplora.params import TopK, TopP, load_params, named
-    from dlplora.routing.base import select
-    from dlplora.routing.build import load_classifier
+    from dlplora.routing.build import load_classifier, router_of
 
     params = load_params()
     found = named(params.systems, system, "systems")
@@ -110,8 +109,8 @@ def route(
         )
     folder = data / "routers" / Path(found.artifact).name
     classifier = load_classifier(folder, base=data / "base", tasks=sorted(params.tasks))
-    (row,) = classifier.probabilities([_read(text)])
-    chosen = select(row, classifier.labels, found)
+    asked = [_read(text)]
+    (row,), (chosen,) = classifier.probabilities(asked), router_of(classifier, found).route(asked)
     probabilities = dict(zip(classifier.labels, row.tolist(), strict=True))
     if as_json:
         told = {"route": asdict(chosen), "probabilities": probabilities}

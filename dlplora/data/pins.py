@@ -21,11 +21,22 @@ MODEL_FILES = (
     "*.model",
     "*.jinja",
 )
+# What is read of a sentence embedder's folder: its modules beside the transformer, too.
+EMBEDDER_FILES = (
+    *MODEL_FILES,
+    "modules.json",
+    "sentence_*_config.json",
+    "config_sentence_transformers.json",
+    "[0-9]*_*/config.json",
+    "[0-9]*_*/*.safetensors",
+)
 
 
 def pin_of(path: Path, *, with_code: bool) -> str:
-    """Return the hash that pins a transformers folder, a GGUF file or a folder of data."""
+    """Return the hash that pins a transformers folder, an embedder's, a GGUF file or data."""
     if path.is_dir():
+        if (path / "modules.json").is_file():
+            return embedder_sha256(path)
         is_model = (path / "config.json").is_file()
         return folder_sha256(path, with_code=with_code) if is_model else data_folder_sha256(path)
     if not path.is_file() or path.suffix.lower() != ".gguf":
@@ -37,6 +48,20 @@ def pin_of(path: Path, *, with_code: bool) -> str:
 def folder_sha256(folder: Path, *, with_code: bool) -> str:
     """Return the hash of the names and contents of all that is read of a model's folder."""
     patterns = [*MODEL_FILES, "*.py"] if with_code else MODEL_FILES
+    return _sha256_of(folder, _files(folder, patterns))
+
+
+def embedder_sha256(folder: Path) -> str:
+    """Return the hash of the names and contents of all that is read of an embedder's folder."""
+    return _sha256_of(folder, embedder_files(folder))
+
+
+def embedder_files(folder: Path) -> list[Path]:
+    """List what is read of an embedder's folder."""
+    return _files(folder, EMBEDDER_FILES)
+
+
+def _files(folder: Path, patterns: Iterable[str]) -> list[Path]:
     found = {file for pattern in patterns for file in folder.glob(pattern)}
     files = sorted(file for file in found if file.is_file())
     if not any(file.suffix == ".safetensors" for file in files):
@@ -44,7 +69,7 @@ def folder_sha256(folder: Path, *, with_code: bool) -> str:
             f"{folder}: found no .safetensors; expected a transformers folder with them (weights "
             f"in other formats are not read: they can hold code)"
         )
-    return _sha256_of(folder, files)
+    return files
 
 
 def data_folder_sha256(folder: Path) -> str:

@@ -1,8 +1,8 @@
 """Where inputs come from: pinned, hash-checked packages of an index.
 
 A package's file is downloaded once into a folder of archives and checked by its hash on every
-use; of an archive only the wanted members are read, in one scan, and no path inside it is used
-to write.
+use; of an archive only the wanted members are read, in one scan, and no path inside it leads
+out of the folder that it is unpacked to.
 """
 
 import hashlib
@@ -59,6 +59,20 @@ def unpack_file(wheel: Path, member: str, target: Path) -> None:
             ) from None
         with source, target.open("wb") as file:
             shutil.copyfileobj(source, file)
+
+
+def unpack_folder(wheel: Path, folder: str, target: Path) -> None:
+    """Write all files of one folder of a wheel under `target`."""
+    inside = f"{folder.rstrip('/')}/"
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if name.startswith(inside)]
+        for name in names:
+            archive.extract(name, target)
+        if not names:
+            raise SourceError(
+                f"{wheel.name} has no folder {folder!r}; it has: "
+                f"{choices(archive.namelist())[:300]}"
+            )
 
 
 def read_bigbench(

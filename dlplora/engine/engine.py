@@ -10,8 +10,7 @@ from dlplora.lora.attach import Pool
 from dlplora.models import load_base
 from dlplora.params import TopK, TopP
 from dlplora.records.router_card import read_router_card
-from dlplora.routing.base import ClassifierRouter
-from dlplora.routing.build import load_classifier
+from dlplora.routing.build import load_classifier, router_of
 from dlplora.runtime import Place, best_place
 
 _USUAL = TopP(route="top_p", p=0.6, weights="renormalise")
@@ -63,6 +62,6 @@ class Engine(Runner):
                     f"{choices(pool.names)}"
                 )
             classifier = load_classifier(place_of, base=folder / "base", tasks=labels)
-            chosen = ClassifierRouter(classifier, selection)
+            chosen = router_of(classifier, selection)
         decisions = None if log is None else DecisionLog(log, with_text=log_text)
         return cls(base, pool, router=chosen, fallback_below=fallback_below, log=decisions)

@@ -94,7 +94,8 @@ def _routing(items: Sequence[ItemScore]) -> Routing:
     sizes = Counter(len(item.route.adapters) for item in items)
     confidences = [item.route.confidence for item in items]
     error = None
-    if all(confidence is not None for confidence in confidences):
+    has_firsts = any(item.route.first for item in items)
+    if has_firsts and all(confidence is not None for confidence in confidences):
         right = np.array([item.route.first == item.task for item in items])
         error = calibration_error(np.array(confidences, dtype=np.float64), right)
     return Routing(

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlplora.adapters import LoraAdapter
+from dlplora.data.prompts import Prompt
 from dlplora.engine.answers import Request
+from dlplora.engine.batch import Batch
 from dlplora.engine.runner import Runner
 from dlplora.evaluation.metrics import METRICS, check_primary, resampled_tasks, summarise
 from dlplora.models import Base
 from dlplora.params import Evaluation, Task
 from dlplora.records.examples import Example
+from dlplora.records.routes import Route
 from dlplora.records.scores import IID, ItemScore, Summary, write_scores
 from dlplora.routing.base import Probe, Router
 from dlplora.sampling import Sampling
@@ -35,11 +38,13 @@ class System:
     """One way of answering: a pool of adapters, and the router that each task's items get.
 
     Most systems route by the text alone, or by a probe of the base model, and give every task the
-    same router.
+    same router. One that merges what a route of texts names, instead of mixing, says in `build`
+    how a route becomes an adapter of a name.
     """
 
     adapters: Sequence[LoraAdapter]
     router_of: Callable[[str], Router | Probe]
+    build: Callable[[Route, str], LoraAdapter] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ def answer_tests(
             router = system.router_of(test.name)
             for start in range(0, len(test.examples), size):
                 examples = test.examples[start : start + size]
-                items += _answer_batch(engine, router, examples, test.task, evaluation)
+                items += _answer_batch(engine, system, router, examples, test.task, evaluation)
                 advance(len(examples), task=test.name)
     primaries = {test.name: test.task.primary for test in tests}
     resampled = resampled_tasks(items, primaries, seed=seed)
@@ -89,8 +94,34 @@ def answer_tests(
     return Scores(items, summary)
 
 
+def _read(
+    engine: Runner,
+    system: System,
+    router: Router | Probe,
+    texts: Sequence[str],
+    prompts: Sequence[Prompt],
+) -> tuple[Batch, Sequence[Route]]:
+    """Read prompts by what the router says of their texts; return its routes, too.
+
+    Where adapters are built, there is one for each distinct set of those that a route names.
+    """
+    if system.build is None or isinstance(router, Probe):
+        batch = engine.read_by(router, texts, prompts)
+        return batch, batch.routes
+    routes = router.route(texts)
+    names = [" + ".join(sorted(route.adapters)) for route in routes]
+    built = dict(zip(names, routes, strict=True))
+    for name, route in built.items():
+        engine.pool.add(system.build(route, name))
+    batch = engine.read(prompts, [Route((name,), (1.0,)) for name in names])
+    for name in built:  # the batch keeps what it began with
+        engine.pool.remove(name)
+    return batch, routes
+
+
 def _answer_batch(
     engine: Runner,
+    system: System,
     router: Router | Probe,
     examples: Sequence[Example],
     task: Task,
@@ -101,7 +132,8 @@ def _answer_batch(
         chat.prompt(example.question, max_tokens=evaluation.max_prompt_tokens)
         for example in examples
     ]
-    batch = engine.read_by(router, [example.question for example in examples], prompts)
+    texts = [example.question for example in examples]
+    batch, routes = _read(engine, system, router, texts, prompts)
     chosen = batch.score_options([example.options for example in examples if example.options])
     greedy = Sampling(max_new_tokens=task.max_new_tokens)
     requests = [Request(example.question, greedy) for example in examples]
@@ -122,7 +154,7 @@ def _answer_batch(
                 ),
                 generated=text,
                 options=chosen[place] if chosen else None,
-                route=batch.routes[place],
+                route=routes[place],
             )
         )
     return scores

@@ -9,10 +9,12 @@ from dlplora.adapters import LoraAdapter, read_adapter
 from dlplora.engine.runner import Runner
 from dlplora.evaluation.run import System
 from dlplora.lora.cluster import Cluster
+from dlplora.lora.fusion import fuse
 from dlplora.models import Base
-from dlplora.params import GatedSystem, LogoRoute, OwnExpertRoute
+from dlplora.params import FusionRoute, GatedSystem, LogoRoute, OwnExpertRoute, TopK
 from dlplora.params import System as SystemParams
-from dlplora.routing.build import build_router, load_classifier
+from dlplora.records.routes import Route
+from dlplora.routing.build import build_router, load_classifier, router_of
 from dlplora.routing.gated import GatedRouter
 from dlplora.routing.logo import build_logo
 from dlplora.routing.simple import FixedRouter
@@ -78,6 +80,18 @@ def _by_probe(params: LogoRoute, inputs: Inputs) -> System:
     return System(pool, lambda _: probe)
 
 
+def _fusion(params: FusionRoute, inputs: Inputs) -> System:
+    """Retrieve k adapters for a text and answer by one that averages their matrices."""
+    classifier = load_classifier(inputs.artifact, base=inputs.base_folder, tasks=inputs.tasks)
+    router = router_of(classifier, TopK(route="top_k", k=params.k, weights="equal"))
+    pool = {adapter.name: adapter for adapter in inputs.pool()}
+
+    def build(route: Route, name: str) -> LoraAdapter:
+        return fuse([pool[member] for member in sorted(route.adapters)], name=name)
+
+    return System([], lambda _: router, build)
+
+
 SYSTEMS: dict[str, Callable[[Any, Inputs], System]] = {
     "random": _by_text,
     "uniform": _by_text,
@@ -85,4 +99,5 @@ SYSTEMS: dict[str, Callable[[Any, Inputs], System]] = {
     "top_k": _by_text,
     "own_expert": _own_expert,
     "logo": _by_probe,
+    "fusion": _fusion,
 }

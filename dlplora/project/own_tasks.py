@@ -73,6 +73,8 @@ def add_task(
         listed.fa.set_flow_style()
         put(params["imported_adapters"], name, listed)
     join_cluster(params, name)
+    if params["indexes"]:  # retrieval finds the adapters of all tasks
+        put(params["indexes"], name, CommentedMap())
     text = dump(params)
     parse_params(yaml.safe_load(text), str(project.params_file))
     folder = project.root / _RAW / name
@@ -168,6 +170,10 @@ def remove_task(project: Project, name: str) -> list[Path]:
     drop(params["adapters"], name)
     drop(params["imported_adapters"], name)
     leave_cluster(params, name)
+    drop(params["indexes"], name)
+    for tuned in params["tuned_embedders"].values():
+        if name in tuned["tasks"]:
+            tuned["tasks"].remove(name)
     for source in list(params["sources"]):
         drop(params["sources"][source]["members"], name)
         if not params["sources"][source]["members"]:

@@ -42,6 +42,8 @@ def use_suite(project: Project, name: str, *, force: bool) -> list[str]:
         section = "imported_adapters" if key in params["imported_adapters"] else "adapters"
         put(values[section], key, params[section].get(key, CommentedMap()))
         join_cluster(values, key)
+        if values["indexes"]:
+            put(values["indexes"], key, CommentedMap())
     project.write(dump(values) if own else _header(project, sections) + suite)
     return sorted(own)
 
@@ -60,6 +62,7 @@ def _refuse_lost_edits(project: Project, params: Mapping[str, Any], sections: li
         now["imported_adapters"].pop(key, None)
     for cluster in now["experts"].values():
         cluster["tasks"] = [task for task in cluster["tasks"] if task not in own]
+        now["indexes"].pop(key, None)
     suites = {name: yaml.safe_load(_suite_text(project, name)) for name in suite_names(project)}
     changed = {
         name: [section for section in sections if suite.get(section) != now[section]]

@@ -10,7 +10,8 @@ from dlplora.errors import RouterError
 class Route:
     """The chosen adapters and their weights, which sum to 1; no adapter means the base model.
 
-    `confidence` is the router's probability of its first choice, where it has one.
+    `confidence` is the router's probability of its first choice, where it has one; of a retriever
+    it is the similarity of the first.
     """
 
     adapters: tuple[str, ...]

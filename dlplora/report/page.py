@@ -23,6 +23,11 @@ _SYSTEMS = {
     "tfidf": "the first choice of TF-IDF and logistic regression",
     "cgc": "CGC-LoRA, common and own experts trained jointly (it is told the task)",
     "cgc_routed": "the same experts, mixed by the mini-MLP's probabilities",
+    "retriever_selection": "the adapter most similar to the text (LoraRetriever)",
+    "retriever_mixture": "the three most similar, mixed alike",
+    "retriever_fusion": "the three most similar, their matrices averaged",
+    "knn": "the vote of the five nearest router texts by embedding",
+    "centroid": "the task of the nearest mean embedding",
 }
 
 

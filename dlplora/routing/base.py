@@ -95,9 +95,12 @@ def weigh(kept: Probabilities, weighting: Weighting) -> Probabilities:
 
     `renormalise` divides by their sum. `softmax_probabilities` takes a softmax of the
     probabilities, as DLP-LoRA's paper and code do. `softmax_logits` takes it of the logits
-    log p, which gives the same weights as `renormalise`, by another path of rounding.
+    log p, which gives the same weights as `renormalise`, by another path of rounding. `equal`
+    asks only for their number.
     """
-    if weighting == "softmax_probabilities":
+    if weighting == "equal":
+        kept = np.ones_like(kept)
+    elif weighting == "softmax_probabilities":
         kept = np.exp(kept - kept.max())
     elif weighting == "softmax_logits":
         logits = np.log(np.maximum(kept, np.finfo(np.float64).tiny))

@@ -11,12 +11,20 @@ from dlplora.records.router_card import read_router_card
 from dlplora.routing.base import Classifier, ClassifierRouter, Router
 from dlplora.routing.encoder import EncoderClassifier
 from dlplora.routing.mlp import MlpClassifier
+from dlplora.routing.nearest import CentroidClassifier, KnnClassifier
+from dlplora.routing.retriever import RetrievalRouter, Retriever
 from dlplora.routing.simple import RandomRouter, TfidfClassifier, UniformRouter
+from dlplora.runtime import best_place
 
 CLASSIFIERS: dict[str, Callable[[Path, Mapping[str, Any], Path], Classifier]] = {
     "mlp": lambda folder, card, base: MlpClassifier.load(folder, card, base=base),
     "encoder": lambda folder, card, _: EncoderClassifier.load(folder, card),
     "tfidf": lambda folder, card, _: TfidfClassifier.load(folder, card),
+    "retriever": lambda folder, card, _: Retriever.load(folder, card, device=best_place().device),
+    "knn": lambda folder, card, _: KnnClassifier.load(folder, card, device=best_place().device),
+    "centroid": lambda folder, card, _: CentroidClassifier.load(
+        folder, card, device=best_place().device
+    ),
 }
 
 
@@ -50,11 +58,19 @@ def build_router(
 ) -> Router:
     """Build the router of a system that reads texts alone, from its artifact.
 
-    Raises `RouterError` for a system that is told the task, or that probes the base model.
+    Raises `RouterError` for a system that is told the task, probes the base model, or builds
+    adapters of its own.
     """
     labels = tuple(sorted(tasks))
     if isinstance(system, DrawnRoute):
         return RandomRouter(labels, seed) if system.route == "random" else UniformRouter(labels)
     if not isinstance(system, TopP | TopK):
         raise RouterError(f"a system of route {system.route} is not routed by texts alone")
-    return ClassifierRouter(load_classifier(artifact, base=base, tasks=tasks), system)
+    return router_of(load_classifier(artifact, base=base, tasks=tasks), system)
+
+
+def router_of(classifier: Classifier, selection: TopP | TopK) -> Router:
+    """Return the router that keeps the likeliest tasks of a classifier, or the most similar."""
+    if isinstance(classifier, Retriever):
+        return RetrievalRouter(classifier, selection)
+    return ClassifierRouter(classifier, selection)

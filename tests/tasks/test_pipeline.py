@@ -164,6 +164,11 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
                 "patience": 1,
             },
         },
+        "embedders": {},
+        "tuned_embedders": {},
+        "index": {"inputs": 20, "instruction": ""},
+        "indexes": {},
+        "embedding_routers": {},
         "systems": {
             "uniform": {"artifact": "data/adapters", "route": "uniform"},
             "dlp_mlp": {

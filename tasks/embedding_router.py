@@ -1,0 +1,36 @@
+"""Stage `embedding_router`: make one router that reads by an embedder's vectors."""
+
+from pathlib import Path
+
+from dlplora.data.balance import read_labelled
+from dlplora.params import load_params, named
+from dlplora.runtime import set_up
+from dlplora.stage import run, write_timing
+from dlplora.training.embedding_router import EmbeddingRouterInputs, make_embedding_router
+
+
+def main(
+    name: str,
+    embedder: Path,
+    indexes: Path,
+    router_data: Path,
+    out: Path,
+    timing: Path,
+) -> None:
+    """Make the router NAME of an EMBEDDER with the INDEXES of all tasks or ROUTER_DATA, to OUT."""
+    params = load_params()
+    place = set_up(params.runtime, seed=params.seed)
+    inputs = EmbeddingRouterInputs(
+        embedder=embedder,
+        indexes=indexes,
+        tasks=sorted(params.tasks),
+        train=read_labelled(router_data / "train.parquet"),
+        validation=read_labelled(router_data / "validation.parquet"),
+    )
+    settings = named(params.embedding_routers, name, "embedding_routers")
+    make_embedding_router(inputs, settings, index=params.index, place=place, title=name).save(out)
+    write_timing(timing)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,25 @@
+"""Stage `retriever_data`: draw what an embedder is trained further on."""
+
+from pathlib import Path
+
+from dlplora.data.balance import balance, write_router_data
+from dlplora.params import load_params, named
+from dlplora.records.examples import examples_path, read_examples
+from dlplora.stage import run, write_timing
+
+
+def main(name: str, examples: Path, out: Path, timing: Path) -> None:
+    """Write balanced questions of the tasks that the embedder NAME learns from to OUT."""
+    params = load_params()
+    tasks = named(params.tuned_embedders, name, "tuned_embedders").tasks
+    train, validation = (
+        {task: read_examples(examples_path(examples, split, task)) for task in tasks}
+        for split in ("train", "validation")
+    )
+    settings = params.balance.model_copy(update={"composites": 0})
+    write_router_data(out, balance(train, validation, params=settings, seed=params.seed))
+    write_timing(timing)
+
+
+if __name__ == "__main__":
+    run(main)

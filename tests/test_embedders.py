@@ -1,0 +1,147 @@
+"""Embedders from a folder, a package and the hub: the same vectors, pinned, and nothing else."""
+
+import hashlib
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dlplora.data.pins import pin_of
+from dlplora.embedders import make_embedder
+from dlplora.errors import ModelError, SourceError
+from dlplora.params import EmbedderFolder, HubEmbedder, PackageFolder
+from dlplora.records.files import file_sha256
+from dlplora.routing.embedding import Embedder, Vectors
+from tests.embedders import write_tiny_embedder
+
+TEXTS = ["say red", "what is the opposite of up ?", "one plus two"]
+REVISION = "a" * 40
+Kind = EmbedderFolder | PackageFolder | HubEmbedder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("embedder") / "tiny"
+    write_tiny_embedder(folder)
+    (folder / "README.md").write_text("unread")
+    (folder / "pytorch_model.bin").write_bytes(b"could hold code")
+    return folder
+
+
+def vectors_of(folder: Path) -> Vectors:
+    return Embedder.load(folder, device=torch.device("cpu")).embed(TEXTS, normalise=True)
+
+
+def from_folder(folder: Path, _: Path) -> Kind:
+    return EmbedderFolder(kind="folder", path=str(folder), sha256=pin_of(folder, with_code=False))
+
+
+def from_package(folder: Path, downloads: Path) -> Kind:
+    """Lay a wheel out where it has been downloaded to."""
+    wheel = downloads / "tiny-embedder-1.0/tiny_embedder-1.0-py3-none-any.whl"
+    wheel.parent.mkdir(parents=True)
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tiny_embedder/__init__.py", "raise AssertionError('installed')")
+        for file in folder.rglob("*"):
+            archive.write(file, f"tiny_embedder/model/{file.relative_to(folder)}")
+    return PackageFolder(
+        kind="package_folder",
+        name="tiny-embedder",
+        version="1.0",
+        sha256=file_sha256(wheel),
+        folder="tiny_embedder/model",
+    )
+
+
+def from_hub(folder: Path, downloads: Path) -> Kind:
+    """Lay a snapshot out as the hub's client does."""
+    root = downloads / "hub/models--org--tiny"
+    for file in (file for file in folder.rglob("*") if file.is_file()):
+        blob = root / "blobs" / hashlib.sha256(str(file).encode()).hexdigest()
+        link = root / "snapshots" / REVISION / file.relative_to(folder)
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, blob)
+        link.symlink_to(blob)
+    (root / "refs").mkdir()
+    (root / "refs/main").write_text(REVISION)
+    return HubEmbedder(kind="hub", id="org/tiny", revision=REVISION)
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize("source", [from_folder, from_package, from_hub])
+def test_every_kind_gives_the_vectors_of_its_folder_and_keeps_only_what_is_read(
+    source: object, folder: Path, tmp_path: Path
+) -> None:
+    assert callable(source)
+    params = source(folder, tmp_path / "downloads")
+
+    make_embedder(params, downloads=tmp_path / "downloads", out=tmp_path / "out")
+
+    assert np.array_equal(vectors_of(tmp_path / "out"), vectors_of(folder))
+    kept = {str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out").rglob("*.*")}
+    assert not {"README.md", "pytorch_model.bin"} & kept
+    assert {"modules.json", "model.safetensors", "1_Pooling/config.json"} <= kept
+    assert pin_of(tmp_path / "out", with_code=False) == pin_of(folder, with_code=False)
+
+
+@pytest.mark.parametrize("name", ["modules.json", "1_Pooling/config.json", "model.safetensors"])
+def test_the_pin_covers_each_file_that_is_read(folder: Path, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    pin = pin_of(copy, with_code=False)
+    assert pin == pin_of(folder, with_code=False)
+
+    (copy / name).write_bytes((copy / name).read_bytes() + b" ")
+
+    assert pin_of(copy, with_code=False) != pin
+
+
+def test_a_changed_folder_is_refused_with_both_hashes(folder: Path, tmp_path: Path) -> None:
+    params = EmbedderFolder(kind="folder", path=str(folder), sha256="0" * 64)
+
+    with pytest.raises(SourceError) as caught:
+        make_embedder(params, downloads=tmp_path, out=tmp_path / "out")
+
+    pin = pin_of(folder, with_code=False)
+    assert str(caught.value) == (
+        f"{folder}: found sha256 {pin}; params.yaml: embedders has {'0' * 64}"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_a_package_does_not_hold_is_named(folder: Path, tmp_path: Path) -> None:
+    params = from_package(folder, tmp_path).model_copy(update={"folder": "elsewhere"})
+
+    with pytest.raises(SourceError, match=r"\.whl has no folder 'elsewhere'; it has: .*tiny_emb"):
+        make_embedder(params, downloads=tmp_path, out=tmp_path / "out")
+
+
+def test_weights_that_can_hold_code_are_not_read(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "model.safetensors").unlink()
+    params = EmbedderFolder(kind="folder", path=str(copy), sha256="0" * 64)
+
+    with pytest.raises(SourceError, match=r"copy: found no \.safetensors"):
+        make_embedder(params, downloads=tmp_path, out=tmp_path / "out")
+
+
+def test_weights_that_would_be_drawn_at_random_are_refused(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    tensors = load_file(copy / "model.safetensors")
+    del tensors["encoder.layer.1.output.dense.weight"]
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(ModelError, match=r"copy: lacks 1 of the \d+ weights .*layer\.1\.output"):
+        make_embedder(from_folder(copy, tmp_path), downloads=tmp_path, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
