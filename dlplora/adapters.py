@@ -14,7 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dlplora.errors import AdapterError
-from dlplora.records.training import ADAPTER_WEIGHTS, read_checked_training
+from dlplora.records.files import written_folder
+from dlplora.records.training import (
+    ADAPTER_WEIGHTS,
+    AdapterTraining,
+    read_checked_training,
+    write_adapter_training,
+)
 
 _WEIGHT = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 # Settings of PEFT's LoRA that change its forward pass beyond B A x, by the value that does not.
@@ -147,6 +153,25 @@ def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
             alpha = value
             break
     return alpha / sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+@dataclass(frozen=True)
+class WholeAdapter:
+    """All that stands in an adapter's folder: PEFT's configuration and tensors, and its training.
+
+    The base is named by `base_id`.
+    """
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    base_id: str
+    training: AdapterTraining
+
+    def save(self, folder: Path) -> None:
+        """Write PEFT's folder and training.json."""
+        with written_folder(folder) as aside:
+            write_adapter(aside, self.config, self.tensors, base_id=self.base_id)
+            write_adapter_training(aside, self.training)
 
 
 def write_adapter(

@@ -2,30 +2,21 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from dlplora.adapters import (
     LoraPair,
+    WholeAdapter,
     lora_pairs,
     read_adapter_config,
     read_adapter_tensors,
-    write_adapter,
 )
 from dlplora.errors import AdapterError, ModelError
 from dlplora.records.base_card import BaseCard, read_base_card
-from dlplora.records.files import written_folder
-from dlplora.records.training import (
-    ADAPTER_WEIGHTS,
-    AdapterTraining,
-    Curve,
-    read_checked_training,
-    write_adapter_training,
-)
+from dlplora.records.training import ADAPTER_WEIGHTS, read_checked_training, untrained
 
 # What GGUF files add to the name of the model that they hold.
 _QUANTISATION = re.compile(r"[.-](I?Q\d\w*|F16|F32|BF16|gguf)$", re.IGNORECASE)
@@ -33,23 +24,7 @@ _QUANTISATION = re.compile(r"[.-](I?Q\d\w*|F16|F32|BF16|gguf)$", re.IGNORECASE)
 _CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-@dataclass(frozen=True)
-class ImportedAdapter:
-    """A plain LoRA adapter made elsewhere that fits the base model."""
-
-    config: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
-    base_id: str
-    training: AdapterTraining
-
-    def save(self, folder: Path) -> None:
-        """Write PEFT's folder and training.json, as those of an adapter trained here."""
-        with written_folder(folder) as aside:
-            write_adapter(aside, self.config, self.tensors, base_id=self.base_id)
-            write_adapter_training(aside, self.training)
-
-
-def import_adapter(folder: Path, *, task: str, base: Path) -> ImportedAdapter:
+def import_adapter(folder: Path, *, task: str, base: Path) -> WholeAdapter:
     """Read a PEFT LoRA folder made elsewhere as the adapter of a task.
 
     Raises `AdapterError` if it was made for another base model, by its name or the shapes of
@@ -70,18 +45,13 @@ def import_adapter(folder: Path, *, task: str, base: Path) -> ImportedAdapter:
         raise AdapterError(f"{folder}: {ADAPTER_WEIGHTS} holds no LoRA matrices")
     is_transposed = bool(config.get("fan_in_fan_out"))  # GPT-2 stores (inputs, outputs)
     _check_shapes(folder, pairs, _layer_shapes(base), is_transposed=is_transposed)
-    training = AdapterTraining(
-        task=task,
+    training = untrained(
+        task,
         base_fingerprint=card.fingerprint,
         is_imported=True,
-        data_sha256=None,
-        num_examples=0,
         num_parameters=sum(tensor.numel() for tensor in tensors.values()),
-        longest_answer_tokens=0,
-        prompts_cut=0,
-        curve=Curve((), 0),
     )
-    return ImportedAdapter(config, tensors, card.id, training)
+    return WholeAdapter(config, tensors, card.id, training)
 
 
 def _check_base(folder: Path, config: Mapping[str, Any], card: BaseCard) -> None:

@@ -18,6 +18,7 @@ from dlplora.words import Primary
 PARAMS_FILE = Path("params.yaml")
 T = TypeVar("T")
 Weighting = Literal["renormalise", "softmax_probabilities", "softmax_logits", "equal"]
+MergeWeights = Literal["mean", "ones"]  # 1/N for each of N adapters, or 1
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _RESERVED = {"con", "prn", "aux", "nul", "default", "base", "single", "none"} | {
     f"{port}{number}" for port in ("com", "lpt") for number in range(10)
@@ -225,6 +226,60 @@ class ImportedAdapter(Section):
     path: str
 
 
+class CatMerge(Section):
+    """The matrices of all adapters side by side: exactly the weighted sum of what each adds."""
+
+    kind: Literal["cat"]
+    weights: MergeWeights
+
+
+class SvdMerge(Section):
+    """The weighted sum of what all adapters add, cut to its largest `rank` singular values."""
+
+    kind: Literal["svd"]
+    weights: MergeWeights
+    rank: Count
+
+
+class LinearMerge(Section):
+    """The weighted sums of the matrices A and of the matrices B, each."""
+
+    kind: Literal["linear"]
+    weights: MergeWeights
+
+
+class PrunedMerge(Section):
+    """Matrices A and B merged by TIES, or DARE-TIES, after a share `density` of each is kept.
+
+    Of each value the sign of the larger sum is kept, and the mean of those that have it.
+    """
+
+    kind: Literal["ties", "dare_ties"]
+    weights: MergeWeights
+    density: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Arrow(Section):
+    """For each token and layer the `top_k` adapters nearest to it, weighed by a softmax."""
+
+    top_k: Count
+    temperature: Annotated[float, Field(gt=0)]
+
+
+class LoraHub(Section):
+    """A search for the weights of all adapters by the loss on `shots` training examples of a task.
+
+    Weights stay between −`bound` and `bound`; `regularisation` times the mean of their absolute
+    values is added to the loss.
+    """
+
+    shots: Count
+    steps: Count
+    bound: Annotated[float, Field(gt=0)]
+    regularisation: Annotated[float, Field(ge=0)]
+    max_tokens: Count
+
+
 class Balance(Section):
     """How router data is drawn from the tasks."""
 
@@ -360,6 +415,20 @@ class DrawnRoute(Section):
     route: Literal["random", "uniform"]
 
 
+class FixedRoute(Section):
+    """A system of one adapter for every prompt: the artifact's."""
+
+    artifact: str
+    route: Literal["fixed"]
+
+
+class ByTaskRoute(Section):
+    """A system that is told the task: the artifact has an adapter for each."""
+
+    artifact: str
+    route: Literal["by_task"]
+
+
 class TopP(Section):
     """Keep the smallest set of tasks whose probability reaches `p`."""
 
@@ -452,8 +521,16 @@ Embedder = Annotated[PackageFolder | EmbedderFolder | HubEmbedder, Field(discrim
 EmbeddingRouter = Annotated[
     RetrieverRouter | KnnRouter | CentroidRouter, Field(discriminator="kind")
 ]
+Merge = Annotated[CatMerge | SvdMerge | LinearMerge | PrunedMerge, Field(discriminator="kind")]
 System = Annotated[
-    DrawnRoute | TopPRoute | TopKRoute | OwnExpertRoute | LogoRoute | FusionRoute,
+    DrawnRoute
+    | TopPRoute
+    | TopKRoute
+    | OwnExpertRoute
+    | LogoRoute
+    | FusionRoute
+    | FixedRoute
+    | ByTaskRoute,
     Field(discriminator="route"),
 ]
 
@@ -471,6 +548,10 @@ class Params(Section):
     adapters: dict[Name, dict[str, Any]]
     imported_adapters: dict[Name, ImportedAdapter]
     experts: dict[Name, Experts]
+    joint: dict[Name, dict[str, Any]]
+    merges: dict[Name, Merge]
+    arrow: dict[Name, Arrow]
+    lorahub: dict[Name, LoraHub]
     balance: Balance
     routers: dict[Name, RouterParams]
     embedders: dict[Name, Embedder]
@@ -501,9 +582,15 @@ class Params(Section):
 
     def adapter_of(self, task: str) -> Adapter:
         """Return the training parameters of one task: `adapter` with its overrides."""
-        overrides = named(self.adapters, task, "adapters")
+        return self._overridden(named(self.adapters, task, "adapters"), f"adapters.{task}")
+
+    def joint_of(self, name: str) -> Adapter:
+        """Return the training parameters of an adapter for all tasks: `adapter` with overrides."""
+        return self._overridden(named(self.joint, name, "joint"), f"joint.{name}")
+
+    def _overridden(self, overrides: dict[str, Any], source: str) -> Adapter:
         merged = self.adapter.model_dump() | overrides
-        return _checked(lambda: Adapter.model_validate(merged), f"adapters.{task}")
+        return _checked(lambda: Adapter.model_validate(merged), source)
 
     def expert_training_of(self, cluster: str) -> Adapter:
         """Return the training parameters of a cluster's experts: `adapter` with its overrides.
@@ -544,6 +631,8 @@ def parse_params(values: object, source: str) -> Params:
     if known := set(params.tasks) & set(params.unseen_tasks):
         raise ParamsError(f"{source}: {choices(known)}: in tasks and in unseen_tasks")
     _check_embedding(params, source)
+    if twice := set(params.arrow) & {*params.systems, *params.gated_systems}:
+        raise ParamsError(f"{source}: {choices(twice)}: in arrow and among the other systems")
     for name, setting in params.composites.items():
         if not isinstance(params.systems.get(setting.system), TopP | TopK):
             raise ParamsError(

@@ -32,6 +32,7 @@ def main(task: str, base: Path, examples: Path, out: Path, timing: Path) -> None
             load_base(base, place=place, attention="eager"),
             read_examples(train),
             read_examples(validation),
+            name=task,
             params=settings,
             seed=params.seed,
             checkpoint=checkpoint,

@@ -19,7 +19,7 @@ def main(scores: Path, out: Path, metrics: Path, timing: Path) -> None:
             scores,
             setting=IID,
             primaries={task: params.tasks[task].primary for task in sorted(params.tasks)},
-            systems=[*BY_TASK, *params.systems, *params.gated_systems],
+            systems=[*BY_TASK, *params.systems, *params.gated_systems, *params.arrow],
             reference="single",
             seed=params.seed,
         )

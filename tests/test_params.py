@@ -116,11 +116,13 @@ def test_every_suite_trains_an_adapter_for_each_task_and_names_what_exists(
     assert fetched <= raws
     assert all((root / raw).is_file() for raw in raws - fetched)
     artifacts = {system["artifact"] for system in sections["systems"].values()}
-    routers = {f"data/routers/{router}" for section in ROUTERS for router in sections[section]}
-    assert artifacts <= {"data/adapters", "data/experts", *routers}
+    made = {f"data/routers/{router}" for section in ROUTERS for router in sections[section]}
+    folders = {"joint": "joint", "merges": "merged", "lorahub": "lorahub"}
+    made |= {f"data/{folder}/{name}" for key, folder in folders.items() for name in sections[key]}
+    assert artifacts <= {"data/adapters", "data/experts", *made}
     for system in sections["gated_systems"].values():
         assert system["experts"] == "data/experts"
-        assert system["router"] in routers
+        assert system["router"] in made
     for router in sections["routers"].values():
         in_embedders = router["reads"].startswith("data/embedders/")
         assert in_embedders if router["kind"] == "encoder" else router["reads"] == "data/base"

@@ -72,6 +72,18 @@ def draw(size: int, count: int, rng: np.random.Generator) -> list[int]:
     return [int(row) for row in np.concatenate(passes)[:count]]
 
 
+def balanced_examples(
+    examples: Mapping[str, Sequence[Example]], count: int, *, seed: int
+) -> list[Example]:
+    """Draw `count` examples of every task; the tasks take turns."""
+    rng = np.random.default_rng(seed)
+    drawn = [
+        [examples[task][row] for row in draw(len(examples[task]), count, rng)]
+        for task in sorted(examples)
+    ]
+    return [example for turn in zip(*drawn, strict=True) for example in turn]
+
+
 def _labelled(
     examples: Mapping[str, Sequence[Example]], count: int, rng: np.random.Generator
 ) -> list[Labelled]:

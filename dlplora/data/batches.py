@@ -6,6 +6,7 @@ Shapes: B rows, S tokens.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 import numpy as np
 import torch
@@ -64,6 +65,13 @@ def batch_order(
             batches += [part[at : at + size] for at in range(0, len(part), size)]
         for number in rng.permutation(len(batches)):
             yield batches[number]
+
+
+def batches_in_order(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Yield row after row in batches, for ever; within one the shortest come first."""
+    rows = cycle(range(len(lengths)))
+    while True:
+        yield sorted(islice(rows, batch_size), key=lengths.__getitem__)
 
 
 def prefix_groups(rows: Sequence[Sequence[int]], least: int) -> list[int]:

@@ -15,6 +15,7 @@ from dlplora.evaluation.metrics import (
     summarise,
 )
 from dlplora.records.comparison import Comparison, Difference, Routing, Sample
+from dlplora.records.routes import Route
 from dlplora.records.scores import ItemScore, read_items
 from dlplora.routing.base import calibration_error
 from dlplora.words import Primary
@@ -70,7 +71,11 @@ def compare(
         summaries=summaries,
         differences=differences,
         task_differences=task_differences,
-        routing={name: _routing(rows) for name, rows in items.items() if name not in BY_TASK},
+        routing={
+            name: _routing(rows, routes)
+            for name, rows in items.items()
+            if name not in BY_TASK and (routes := [item.route for item in rows if item.route])
+        },
         samples=_samples(items, sorted(primaries), reference),
     )
 
@@ -87,16 +92,18 @@ def _system_items(folder: Path, name: str, primaries: Mapping[str, Primary]) -> 
     return [item for task in sorted(primaries) for item in read_items(folder / task)]
 
 
-def _routing(items: Sequence[ItemScore]) -> Routing:
+def _routing(items: Sequence[ItemScore], routes: Sequence[Route]) -> Routing:
     confusion: dict[str, Counter[str]] = {}
-    for item in items:
-        confusion.setdefault(item.task, Counter())[item.route.first or "none"] += 1
-    sizes = Counter(len(item.route.adapters) for item in items)
-    confidences = [item.route.confidence for item in items]
+    for item, route in zip(items, routes, strict=True):
+        confusion.setdefault(item.task, Counter())[route.first or "none"] += 1
+    sizes = Counter(len(route.adapters) for route in routes)
+    confidences = [route.confidence for route in routes]
     error = None
-    has_firsts = any(item.route.first for item in items)
+    has_firsts = any(route.first for route in routes)
     if has_firsts and all(confidence is not None for confidence in confidences):
-        right = np.array([item.route.first == item.task for item in items])
+        right = np.array(
+            [route.first == item.task for item, route in zip(items, routes, strict=True)]
+        )
         error = calibration_error(np.array(confidences, dtype=np.float64), right)
     return Routing(
         confusion={task: dict(sorted(row.items())) for task, row in sorted(confusion.items())},
@@ -117,9 +124,7 @@ def _samples(
                 name: {
                     "text": rows[place].prediction,
                     "score": rows[place].score,
-                    "route": dict(
-                        zip(rows[place].route.adapters, rows[place].route.weights, strict=True)
-                    ),
+                    "route": dict(route.mix) if (route := rows[place].route) else None,
                 }
                 for name, rows in items.items()
             }

@@ -190,15 +190,17 @@ def summarise(
 ) -> Summary:
     """Sum up the items of one system over the tasks that `primaries` names.
 
-    `resampled` is what `resampled_tasks` returns for them.
+    `resampled` is what `resampled_tasks` returns for them. There is no accuracy of routing where
+    no route names a task.
     """
     tasks = {
         task: score_task([item for item in items if item.task == task], primary, resampled[task])
         for task, primary in primaries.items()
     }
     low, high = interval(mean_over_tasks(resampled))
-    firsts = [item.route.first for item in items]
-    right = [first == item.task for first, item in zip(firsts, items, strict=True)]
+    routes = [item.route for item in items if item.route is not None]
+    firsts = {route.first for route in routes}
+    right = [item.route is not None and item.route.first == item.task for item in items]
     return Summary(
         setting=setting,
         system=system,
@@ -206,7 +208,9 @@ def summarise(
         score=float(np.mean([task.score for task in tasks.values()])),
         score_low=low,
         score_high=high,
-        routing_accuracy=float(np.mean(right)) if set(firsts) & set(primaries) else None,
-        adapters_per_prompt=float(np.mean([len(item.route.adapters) for item in items])),
+        routing_accuracy=float(np.mean(right)) if firsts & primaries.keys() else None,
+        adapters_per_prompt=(
+            float(np.mean([len(route.adapters) for route in routes])) if routes else None
+        ),
         tasks=tasks,
     )

@@ -1,7 +1,7 @@
 """One system on test items: routes, answers, scores."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dlplora.adapters import LoraAdapter
@@ -39,12 +39,14 @@ class System:
 
     Most systems route by the text alone, or by a probe of the base model, and give every task the
     same router. One that merges what a route of texts names, instead of mixing, says in `build`
-    how a route becomes an adapter of a name.
+    how a route becomes an adapter of a name. One that `weighs_tokens` has a model that weighs
+    adapters within, token by token: no route tells how.
     """
 
     adapters: Sequence[LoraAdapter]
     router_of: Callable[[str], Router | Probe]
     build: Callable[[Route, str], LoraAdapter] | None = None
+    weighs_tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def answer_tests(
     for test in tests:
         check_primary(test.task.primary, test.examples[0].kind, task=test.name)
     items: list[ItemScore] = []
-    size = evaluation.batch_size
+    size, within = evaluation.batch_size, system.weighs_tokens
     total = sum(len(test.examples) for test in tests)
     with (
         progress(f"evaluate {name}", total=total) as advance,
@@ -86,7 +88,8 @@ def answer_tests(
             router = system.router_of(test.name)
             for start in range(0, len(test.examples), size):
                 examples = test.examples[start : start + size]
-                items += _answer_batch(engine, system, router, examples, test.task, evaluation)
+                scored = _answer_batch(engine, system, router, examples, test.task, evaluation)
+                items += [replace(item, route=None) for item in scored] if within else scored
                 advance(len(examples), task=test.name)
     primaries = {test.name: test.task.primary for test in tests}
     resampled = resampled_tasks(items, primaries, seed=seed)

@@ -92,6 +92,19 @@ def _fusion(params: FusionRoute, inputs: Inputs) -> System:
     return System([], lambda _: router, build)
 
 
+def _fixed(_: SystemParams, inputs: Inputs) -> System:
+    adapter = read_adapter(inputs.artifact, base_fingerprint=inputs.base.fingerprint)
+    return System([adapter], lambda _: FixedRouter(adapter.name))
+
+
+def _by_task(_: SystemParams, inputs: Inputs) -> System:
+    adapters = [
+        read_adapter(inputs.artifact / task, base_fingerprint=inputs.base.fingerprint)
+        for task in inputs.tasks
+    ]
+    return System(adapters, FixedRouter)
+
+
 SYSTEMS: dict[str, Callable[[Any, Inputs], System]] = {
     "random": _by_text,
     "uniform": _by_text,
@@ -100,4 +113,6 @@ SYSTEMS: dict[str, Callable[[Any, Inputs], System]] = {
     "own_expert": _own_expert,
     "logo": _by_probe,
     "fusion": _fusion,
+    "fixed": _fixed,
+    "by_task": _by_task,  # told the task
 }

@@ -61,6 +61,7 @@ class ItemScore:
     """One test item as one system answered it.
 
     `prediction` is the chosen option or the generated text; `generated` is always the text.
+    There is no route where the model weighs adapters within, token by token.
     """
 
     id: str
@@ -71,7 +72,7 @@ class ItemScore:
     score: float
     generated: str
     options: OptionScores | None
-    route: Route
+    route: Route | None
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Summary:
     score_low: float
     score_high: float
     routing_accuracy: float | None
-    adapters_per_prompt: float
+    adapters_per_prompt: float | None
     tasks: Mapping[str, TaskScore]
 
 
@@ -147,7 +148,7 @@ def read_items(folder: Path) -> list[ItemScore]:
 
 
 def _item_to_row(item: ItemScore) -> dict[str, Any]:
-    options = item.options
+    options, route = item.options, item.route
     return {
         "id": item.id,
         "task": item.task,
@@ -160,14 +161,16 @@ def _item_to_row(item: ItemScore) -> dict[str, Any]:
         "option_logprobs": options and options.logprobs,
         "option_tokens": options and options.tokens,
         "option_bytes": options and options.bytes,
-        "adapters": item.route.adapters,
-        "weights": item.route.weights,
-        "confidence": item.route.confidence,
+        "adapters": route and route.adapters,
+        "weights": route and route.weights,
+        "confidence": route and route.confidence,
     }
 
 
 def _row_to_item(row: Mapping[str, Any]) -> ItemScore:
-    options = None
+    options = route = None
+    if row["adapters"] is not None:
+        route = Route(tuple(row["adapters"]), tuple(row["weights"]), row["confidence"])
     if row["options"] is not None:
         options = OptionScores(
             tuple(row["options"]),
@@ -184,5 +187,5 @@ def _row_to_item(row: Mapping[str, Any]) -> ItemScore:
         score=row["score"],
         generated=row["generated"],
         options=options,
-        route=Route(tuple(row["adapters"]), tuple(row["weights"]), row["confidence"]),
+        route=route,
     )

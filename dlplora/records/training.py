@@ -43,8 +43,9 @@ def curve_from_json(values: dict[str, Any]) -> Curve:
 class AdapterTraining:
     """How an adapter came to be: training.json in its folder.
 
-    `data_sha256` covers the training and validation examples. Of an imported adapter, trained
-    elsewhere, nothing but its size is known: its counts are 0 and its curve is empty.
+    `data_sha256` covers the training and validation examples. Of an adapter that was not trained
+    here, but imported or composed of others, there is but its size: its counts are 0 and its
+    curve is empty.
     """
 
     task: str
@@ -56,6 +57,23 @@ class AdapterTraining:
     longest_answer_tokens: int
     prompts_cut: int
     curve: Curve
+
+
+def untrained(
+    task: str, *, base_fingerprint: str, is_imported: bool, num_parameters: int
+) -> AdapterTraining:
+    """Tell of an adapter that was imported, or composed of others."""
+    return AdapterTraining(
+        task=task,
+        base_fingerprint=base_fingerprint,
+        is_imported=is_imported,
+        data_sha256=None,
+        num_examples=0,
+        num_parameters=num_parameters,
+        longest_answer_tokens=0,
+        prompts_cut=0,
+        curve=Curve((), 0),
+    )
 
 
 def write_adapter_training(folder: Path, training: AdapterTraining) -> None:

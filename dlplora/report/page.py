@@ -28,6 +28,15 @@ _SYSTEMS = {
     "retriever_fusion": "the three most similar, their matrices averaged",
     "knn": "the vote of the five nearest router texts by embedding",
     "centroid": "the task of the nearest mean embedding",
+    "multitask": "one adapter trained on all tasks together",
+    "multitask_wide": "the same with the ranks of all adapters together",
+    "merge_cat": "all adapters merged exactly, as uniform",
+    "merge_svd": "that cut to the rank of one",
+    "merge_linear": "their matrices averaged",
+    "merge_ties": "their matrices merged by TIES",
+    "merge_dare_ties": "their matrices merged by DARE and TIES",
+    "arrow": "adapters weighed token by token on each layer",
+    "lorahub": "adapters weighed for each task by five of its examples (it is told the task)",
 }
 
 

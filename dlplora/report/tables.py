@@ -43,7 +43,7 @@ def systems_by_tasks(comparison: Comparison) -> Table:
             Cell(f"{summary.score:.3f}", _span(summary.score_low, summary.score_high)),
             _difference(comparison, summary.system),
             _fraction(summary.routing_accuracy),
-            Cell(f"{summary.adapters_per_prompt:.2f}"),
+            _fraction(summary.adapters_per_prompt, digits=2),
         ]
         for task in tasks:
             score = summary.tasks[task]
@@ -140,8 +140,8 @@ def _signed(row: Difference) -> Cell:
     return Cell(f"{row.difference:+.3f}", f"{row.low:+.2f} … {row.high:+.2f}")
 
 
-def _fraction(value: float | None) -> Cell:
-    return Cell(NOT_APPLICABLE if value is None else f"{value:.3f}")
+def _fraction(value: float | None, *, digits: int = 3) -> Cell:
+    return Cell(NOT_APPLICABLE if value is None else f"{value:.{digits}f}")
 
 
 def _span(low: float, high: float) -> str:

@@ -9,7 +9,6 @@ Shapes: B examples, S tokens after the common prefix, n labelled places.
 import dataclasses
 import hashlib
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,20 +21,26 @@ from torch.nn import functional
 from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 
-from dlplora.adapters import write_adapter
-from dlplora.data.batches import batch_order, pad_right, prefix_groups, shared_beginning
+from dlplora.adapters import WholeAdapter
+from dlplora.data.batches import (
+    batch_order,
+    batches_in_order,
+    pad_right,
+    prefix_groups,
+    shared_beginning,
+)
 from dlplora.data.prompts import ChatFormat
 from dlplora.errors import DataError, ParamsError
 from dlplora.models import Base, logits_at
 from dlplora.params import Adapter
 from dlplora.records.examples import Example
-from dlplora.records.files import written_folder
-from dlplora.records.training import AdapterTraining, write_adapter_training
+from dlplora.records.training import AdapterTraining
 from dlplora.stage import Advance
 from dlplora.training.checkpoint import Checkpoint
 from dlplora.training.lean import lean
 from dlplora.training.loop import Schedule, fit
 from dlplora.training.parts import Parts
+from dlplora.training.quiet import quiet_peft
 
 _PROMPT_LEAST = 8
 
@@ -72,9 +77,7 @@ class TrainedAdapter:
         """Write PEFT's folder and training.json."""
         config = self.model.peft_config["default"].to_dict()
         tensors = get_peft_model_state_dict(self.model)
-        with written_folder(folder) as aside:
-            write_adapter(aside, config, tensors, base_id=self.base_id)
-            write_adapter_training(aside, self.training)
+        WholeAdapter(config, tensors, self.base_id, self.training).save(folder)
 
 
 def train_adapter(
@@ -82,17 +85,22 @@ def train_adapter(
     train: Sequence[Example],
     validation: Sequence[Example],
     *,
+    name: str,
     params: Adapter,
     seed: int,
+    in_order: bool = False,
     checkpoint: Checkpoint | None,
     advance: Advance,
 ) -> TrainedAdapter:
     """Train an adapter on examples; of n accepted answers, step s learns answer s mod n.
 
+    `name` is that of its task, or its own if the examples are of several tasks. Batches are drawn
+    by the seed, each of like lengths and beginnings, or are cut from the examples `in_order`.
+
     Raises `DataError` if an answer leaves no room for the question within `max_tokens`, and
     `TrainingError` if the loss is not finite or not even one example fits into memory.
     """
-    title = f"adapter {train[0].task}"
+    title = f"adapter {name}"
     torch.manual_seed(seed)
     model = _with_lora(base, params)
     pairs, num_cut = encode_pairs(train, base.chat, max_tokens=params.max_tokens)
@@ -118,7 +126,9 @@ def train_adapter(
         curve = fit(
             parameters,
             backward,
-            batch_order(
+            batches_in_order(lengths, params.batch_size)
+            if in_order
+            else batch_order(
                 lengths,
                 params.batch_size,
                 seed=seed,
@@ -137,7 +147,7 @@ def train_adapter(
             title=title,
         )
     training = AdapterTraining(
-        task=train[0].task,
+        task=name,
         base_fingerprint=base.fingerprint,
         is_imported=False,
         data_sha256=data_sha256_of([*train, *validation]),
@@ -159,9 +169,7 @@ def _with_lora(base: Base, params: Adapter) -> PeftModel:
         task_type="CAUSAL_LM",
     )
     try:
-        with warnings.catch_warnings():  # PEFT 0.21 asks transformers 5 by an old name
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
-            warnings.filterwarnings("ignore", message="fan_in_fan_out")  # it sets it rightly
+        with quiet_peft():
             return get_peft_model(base.model, config)
     except ValueError as error:
         raise ParamsError(f"params.yaml: adapter.target_modules: {error}") from error

@@ -288,6 +288,7 @@ def save_adapter(
         tiny_base(),
         EXAMPLES[:30],
         EXAMPLES[30:],
+        name="opposites",
         params=ADAPTER.model_copy(update={"steps": steps}),
         seed=0,
         checkpoint=checkpoint,

@@ -1,0 +1,178 @@
+"""Arrow in the engine: PEFT's own forward, one by one, and its formula by hand."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dlplora.adapters import LoraAdapter
+from dlplora.engine.answers import Answer, Request
+from dlplora.engine.runner import Runner
+from dlplora.errors import AdapterError
+from dlplora.models import Base
+from dlplora.params import Arrow
+from dlplora.records.routes import BASE_ROUTE
+from dlplora.records.scores import OptionScores
+from dlplora.sampling import Sampling
+from dlplora.training.arrow import put_arrow
+from tests.peft_adapters import FINGERPRINT, peft_pool
+from tests.tiny import TARGETS, tiny_base, tiny_model
+
+NAMES = ("a", "b", "c", "d")
+EQUAL = {"r": 2, "lora_alpha": 6, "target_modules": TARGETS["llama"]}
+PARAMS = Arrow(top_k=2, temperature=0.7)
+HEAD = "what is the colour opposite of sum word say a b c d e f g red green blue grey"  # shared
+TAILS = ["up", "one two three", "left right hot cold big small yes no", "up down , down"]
+OPTIONS = ["red green blue", "grey", "one two", "yes no yes"]
+IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16]])
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> list[LoraAdapter]:
+    return peft_pool(tiny_model(), dict.fromkeys(NAMES, EQUAL), tmp_path)[1]
+
+
+def arrowed(folder: Path, names: Sequence[str] = NAMES, params: Arrow = PARAMS) -> Base:
+    base = tiny_base()
+    put_arrow(base, [folder / name for name in names], params=params, seed=0)
+    return base
+
+
+@pytest.fixture
+def base(pool: list[LoraAdapter], tmp_path: Path) -> Base:
+    return arrowed(tmp_path)
+
+
+@pytest.fixture
+def engine(base: Base) -> Iterator[Runner]:
+    with Runner.over(base, []) as runner:
+        yield runner
+
+
+class ByHand(nn.Module):
+    """A linear layer that adds Arrow's sum, token by token (arXiv 2405.11157, section 4)."""
+
+    def __init__(self, linear: nn.Linear, adapters: Sequence[LoraAdapter], path: str) -> None:
+        super().__init__()
+        self.linear = linear
+        self.deltas = []
+        self.prototypes = []
+        for adapter in adapters:
+            pair = adapter.pairs[path]
+            self.deltas.append(pair.scaling * pair.up_OR @ pair.down_RI)
+            self.prototypes.append(torch.linalg.svd(pair.up_OR @ pair.down_RI).Vh[0])
+
+    def forward(self, x_BSI: Tensor) -> Tensor:
+        y_BSO = self.linear(x_BSI).clone()
+        for row, x_SI in enumerate(x_BSI):
+            for place, x_I in enumerate(x_SI):
+                near = torch.stack([(prototype @ x_I).abs() for prototype in self.prototypes])
+                chosen = near.argsort(descending=True)[: PARAMS.top_k]
+                weights = (near[chosen] / PARAMS.temperature).softmax(0)
+                for weight, number in zip(weights, chosen.tolist(), strict=True):
+                    y_BSO[row, place] += weight * (self.deltas[number] @ x_I)
+        return y_BSO
+
+
+def test_the_model_computes_the_formula(tmp_path: Path) -> None:
+    rank_1 = EQUAL | {"r": 1}  # whose singular vectors PEFT's iteration finds exactly
+    _, pool = peft_pool(tiny_model(), dict.fromkeys(NAMES, rank_1), tmp_path)
+    base = arrowed(tmp_path)
+    model = tiny_model()
+    plain = model(IDS).logits
+    for path in pool[0].pairs:
+        parent, _, name = path.rpartition(".")
+        linear = model.get_submodule(path)
+        assert isinstance(linear, nn.Linear)
+        setattr(model.get_submodule(parent), name, ByHand(linear, pool, path))
+    found = base.model(IDS).logits
+    torch.testing.assert_close(found, model(IDS).logits, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(found, plain, atol=0.1)
+
+
+def prompts(count: int = len(TAILS)) -> list[str]:
+    return [f"{HEAD} {tail}" for tail in TAILS[:count]]
+
+
+def by_peft(base: Base, prompt: str, num_tokens: int) -> list[int]:
+    """Answer greedily by PEFT's forward over all tokens, anew for each."""
+    ids = list(base.chat.prompt(prompt, max_tokens=64).ids)
+    start = len(ids)
+    while len(ids) - start < num_tokens and not set(ids[start:]) & base.end_ids:
+        ids.append(int(base.model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[start:]
+
+
+def generated(engine: Runner, texts: Sequence[str]) -> list[Answer]:
+    sampling = Sampling(max_new_tokens=6)
+    return engine.generate([Request(text, sampling, (BASE_ROUTE,)) for text in texts])
+
+
+def test_answers_of_a_batch_are_those_of_peft_without_the_engine(engine: Runner) -> None:
+    answers = generated(engine, prompts())
+    for prompt, answer in zip(prompts(), answers, strict=True):
+        ids = by_peft(engine.base, prompt, 6)
+        kept = [token for token in ids if token not in engine.base.end_ids]
+        assert answer.text == engine.base.chat.text(kept)
+    assert len({answer.text for answer in answers}) > 1
+
+
+def test_options_side_by_side_score_as_by_peft_one_by_one(engine: Runner) -> None:
+    base = engine.base
+    read = [base.chat.prompt(text, max_tokens=64) for text in prompts()]
+    batch = engine.read(read, [BASE_ROUTE] * len(read))
+    found = batch.score_options([OPTIONS] * len(read))
+    for prompt, scores in zip(read, found, strict=True):
+        expected = []
+        for option in OPTIONS:
+            answer = base.chat.answer(option)
+            logits = base.model(torch.tensor([[*prompt.ids, *answer]])).logits[0]
+            places = range(len(prompt.ids) - 1, len(prompt.ids) + len(answer) - 1)
+            expected.append(float(logits.log_softmax(-1)[places, answer].sum()))
+        assert scores.logprobs == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_batch_scores_as_its_prompts_do_alone(engine: Runner) -> None:
+    together = scored(engine, prompts())
+    alone = [scored(engine, [prompt])[0] for prompt in prompts()]
+    for one, other in zip(together, alone, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-3)
+
+
+def scored(engine: Runner, texts: Sequence[str]) -> list[OptionScores]:
+    read = [engine.base.chat.prompt(text, max_tokens=64) for text in texts]
+    return engine.read(read, [BASE_ROUTE] * len(read)).score_options([OPTIONS] * len(read))
+
+
+def test_the_order_of_adapters_does_not_matter(base: Base, tmp_path: Path) -> None:
+    other = arrowed(tmp_path, NAMES[::-1])
+    torch.testing.assert_close(base.model(IDS).logits, other.model(IDS).logits)
+
+
+def test_of_fewer_adapters_than_k_all_are_weighed(base: Base, tmp_path: Path) -> None:
+    two = arrowed(tmp_path, NAMES[:2], Arrow(top_k=5, temperature=0.7))
+    same = arrowed(tmp_path, NAMES[:2])
+    assert torch.equal(two.model(IDS).logits, same.model(IDS).logits)
+    assert not torch.equal(two.model(IDS).logits, base.model(IDS).logits)
+
+
+def test_adapters_that_differ_in_ranks_are_refused(pool: list[LoraAdapter], tmp_path: Path) -> None:
+    peft_pool(tiny_model(), {"e": EQUAL | {"r": 3}}, tmp_path)
+    with pytest.raises(AdapterError, match=r"arrow: the adapter e has rank 3 on .*, a has 2"):
+        arrowed(tmp_path, ("a", "e"))
+
+
+def test_adapters_of_some_layers_alone_are_refused(tmp_path: Path) -> None:
+    some = EQUAL | {"layers_to_transform": [0]}
+    peft_pool(tiny_model(), {"a": some, "b": some}, tmp_path)
+    with pytest.raises(AdapterError, match=r"arrow: PEFT weighs other layers than .*layers\.1"):
+        arrowed(tmp_path, ("a", "b"))
+
+
+def test_an_adapter_of_another_base_is_refused(pool: list[LoraAdapter], tmp_path: Path) -> None:
+    file = tmp_path / "b/training.json"
+    file.write_text(file.read_text().replace(FINGERPRINT, "0" * 64))
+    with pytest.raises(AdapterError, match="b: trained on the base model 000000000000"):
+        arrowed(tmp_path)
