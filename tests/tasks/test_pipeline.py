@@ -140,6 +140,10 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
         "adapters": {"opposites": {}, "colours": {}},
         "imported_adapters": {},
         "experts": {},
+        "joint": {},
+        "merges": {},
+        "arrow": {},
+        "lorahub": {},
         "balance": {"per_task": 20, "validation_per_task": 4, "composites": 4, "parts": [2]},
         "routers": {
             "mlp": {
