@@ -48,6 +48,7 @@ bench: $(VENV)/installed-bench  ## Time engine, training and scoring beside PEFT
 	@$(BIN)/python -m benchmarks.training
 	@$(BIN)/python -m benchmarks.scoring
 	@$(BIN)/python -m benchmarks.roofline
+	@$(BIN)/python -m benchmarks.retrieval
 
 pull: env       ## Fetch results and the run-cache from the DVC remote
 	@$(BIN)/dvc pull --run-cache

@@ -1,0 +1,88 @@
+"""An engine and a command that route by retrieval, from a pipeline's folder."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import dlplora
+from dlplora import cli
+from dlplora.params import TopK
+from dlplora.routing.embedding import Embedder
+from dlplora.routing.retriever import RetrievalRouter, Retriever
+from tests.answering import TASKS, write_answering_project
+from tests.embedders import write_tiny_embedder
+
+ROOT = Path(__file__).parent.parent.parent
+NEAREST = TopK(route="top_k", k=1, weights="equal")
+TEXTS = ["say red", "what is the opposite of up ?", "say blue", "one plus two"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Retriever]:
+    """A project with a retriever among its routers, and that retriever."""
+    folder = tmp_path_factory.mktemp("project")
+    write_answering_project(ROOT, folder)
+    write_tiny_embedder(folder / "embedder")
+    embedder = Embedder.load(folder / "embedder", device=torch.device("cpu"))
+    means = embedder.embed(["say red", "what is the opposite of up ?"], normalise=False)
+    retriever = Retriever(embedder, TASKS, means, "", "cosine", 0.1)
+    (folder / "data/routers/near").mkdir()
+    retriever.save(folder / "data/routers/near")
+    values = yaml.safe_load((folder / "params.yaml").read_text())
+    artifact = {"artifact": "data/routers/near"}
+    values["systems"]["nearest"] = NEAREST.model_dump() | artifact
+    values["systems"]["fused"] = {"route": "fusion", "k": 2} | artifact
+    (folder / "params.yaml").write_text(yaml.safe_dump(values))
+    return folder, retriever
+
+
+def test_an_engine_routes_by_the_retriever_of_its_folder(made: tuple[Path, Retriever]) -> None:
+    folder, retriever = made
+
+    engine = dlplora.Engine.load(folder / "data", router="near", selection=NEAREST)
+
+    assert engine.route(TEXTS) == RetrievalRouter(retriever, NEAREST).route(TEXTS)
+    (answer,) = engine.generate(["say red"], sampling=dlplora.Sampling(max_new_tokens=3))
+    assert answer.sentences[0].route.adapters == ("colours",)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_command_shows_the_route_with_its_similarity(
+    made: tuple[Path, Retriever],
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, retriever = made
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["dlplora", "route", text, "--system", "nearest", "--json"])
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+
+    told = json.loads(capsys.readouterr().out)
+    assert not ended.value.code
+    assert told["route"]["confidence"] == pytest.approx(retriever.similarities([text]).max())
+    (row,) = retriever.probabilities([text])
+    assert told["probabilities"] == pytest.approx(dict(zip(TASKS, row, strict=True)))
+
+
+def test_a_system_that_fuses_is_refused_in_one_line(
+    made: tuple[Path, Retriever],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(made[0])
+    monkeypatch.setattr(sys, "argv", ["dlplora", "generate", "say red", "--system", "fused"])
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+
+    assert ended.value.code == 1
+    err = capsys.readouterr().err.strip()
+    assert "\n" not in err
+    assert "a system of route fusion is not routed by texts alone" in err
