@@ -19,6 +19,7 @@ PARAMS_FILE = Path("params.yaml")
 T = TypeVar("T")
 Weighting = Literal["renormalise", "softmax_probabilities", "softmax_logits", "equal"]
 MergeWeights = Literal["mean", "ones"]  # 1/N for each of N adapters, or 1
+LogoScore = Literal["norm", "entropy"]
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _RESERVED = {"con", "prn", "aux", "nul", "default", "base", "single", "none"} | {
     f"{port}{number}" for port in ("com", "lpt") for number in range(10)
@@ -483,7 +484,7 @@ class LogoRoute(Section):
 
     artifact: str
     route: Literal["logo"]
-    score: Literal["norm", "entropy"]
+    score: LogoScore
     k: Count
     block: Literal["last"] | Annotated[int, Field(ge=0)]
     projection: str

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from dlplora.adapters import LoraAdapter, LoraPair
 from dlplora.errors import AdapterError, ParamsError, RouterError, choices
-from dlplora.params import LogoRoute
+from dlplora.params import LogoRoute, LogoScore
 from dlplora.records.routes import BASE_ROUTE, Route
 
-Score = Literal["norm", "entropy"]
 _BLOCK = re.compile(r"(?:^|\.)(\d+)\.")
 
 
@@ -36,12 +35,14 @@ class Logo:
     path: str
     labels: tuple[str, ...]
     pairs: tuple[LoraPair, ...]
-    score: Score
+    score: LogoScore
     k: int
     means_N: Tensor
 
     @classmethod
-    def over(cls, adapters: Sequence[LoraAdapter], path: str, *, score: Score, k: int) -> "Logo":
+    def over(
+        cls, adapters: Sequence[LoraAdapter], path: str, *, score: LogoScore, k: int
+    ) -> "Logo":
         """Read the pairs of adapters at a path; `AdapterError` names those that have none."""
         if lacking := [adapter.name for adapter in adapters if path not in adapter.pairs]:
             raise AdapterError(
@@ -134,7 +135,10 @@ def inverse_entropies(outputs_BO: Tensor) -> Tensor:
     return 1 / entropies_B.clamp(min=torch.finfo(torch.double).eps)
 
 
-_SCORES = {"norm": norms, "entropy": inverse_entropies}
+_SCORES: dict[LogoScore, Callable[[Tensor], Tensor]] = {
+    "norm": norms,
+    "entropy": inverse_entropies,
+}
 
 
 def projection_path(model: nn.Module, *, projection: str, block: Literal["last"] | int) -> str:
