@@ -557,11 +557,11 @@ NEVER_PRUNED = [
 def test_pruning_deletes_the_results_of_what_is_no_longer_listed_and_no_others(
     project: Project,
 ) -> None:
-    use_suite(project, "compare", force=False)
     imported = "imported_adapters: {hotel_sentiment: {path: elsewhere}}"
     _edit(project, lambda text: text.replace(IMPORTED_NONE, imported))
-    _edit(project, lambda text: text.replace("tuned_embedders: {}", TUNED))
-    values = _with_experts(_values(project))
+    values = _with_experts(_values(project)) | yaml.safe_load(TUNED)
+    compared = _suite(project, "compare")
+    values |= {key: compared[key] for key in ("embedders", "indexes", "embedding_routers")}
     project.params_file.write_text(yaml.safe_dump(values), encoding="utf-8")
     keep = [result.replace("NAME", listed) for result, listed, _ in RESULTS] + NEVER_PRUNED
     drop = [result.replace("NAME", gone) for result, _, gone in RESULTS]
