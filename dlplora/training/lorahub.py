@@ -143,7 +143,7 @@ def find_weights(
     loss_of_base = loss(start)
     found, lowest = Found(start, loss_of_base, loss_of_base), loss_of_base
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="COBYLA: Invalid RHOEND")  # of its own making
+        warnings.filterwarnings("ignore", message="COBYLA: Invalid")  # of its own making
         for _ in range(params.steps):
             candidate = optimiser.ask()
             weights = np.array(candidate.value)

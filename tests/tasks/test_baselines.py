@@ -37,7 +37,7 @@ SECTIONS: dict[str, Any] = {
     "lorahub": {
         "lorahub": {
             "shots": 2,
-            "steps": 3,
+            "steps": 5,
             "bound": 1.5,
             "regularisation": 0.05,
             "max_tokens": 64,

@@ -94,15 +94,16 @@ def test_what_lowers_no_loss_leaves_the_base_model() -> None:
     assert found.loss == found.loss_of_base == 1.0
 
 
-def test_there_are_as_many_steps_as_params_say() -> None:
+@pytest.mark.parametrize("steps", [1, 7, 60])
+def test_there_are_as_many_steps_as_params_say(steps: int) -> None:
     asked = []
 
     def loss(weights: Weights) -> float:
         asked.append(weights)
         return float((weights**2).sum())
 
-    found_for(loss, 2, steps=7)
-    assert len(asked) == 7 + 1  # and the base model alone
+    found_for(loss, 2, steps=steps)
+    assert len(asked) == steps + 1  # and the base model alone
 
 
 def test_matrices_are_summed_apart(pool: list[LoraAdapter]) -> None:
