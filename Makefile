@@ -7,7 +7,7 @@ export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help env repro test check bench pull push
+.PHONY: help env repro flow ui test check bench pull push
 
 help:           ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -24,6 +24,12 @@ env: $(VENV)/installed  ## Make the environment with pinned dependencies
 
 repro: env      ## Bring the pipeline up to date
 	@$(BIN)/python -m dlplora.cli repro
+
+flow: env       ## Bring the pipeline up to date by Prefect, without a server
+	@$(BIN)/python -m flows.pipeline
+
+ui: env         ## Open Prefect's pages on 127.0.0.1: watch runs and start them; Ctrl-C ends all
+	@$(BIN)/python -m flows.ui
 
 test: env       ## Run the tests
 	@$(BIN)/python -m pytest

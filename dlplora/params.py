@@ -66,6 +66,17 @@ class Runtime(Section):
     threads: Count
 
 
+class Flow(Section):
+    """How the flows run the stages: how many at once, of all and of each kind in dvc.yaml's meta.
+
+    Of the runs in worktrees of their own, the newest `keep_runs` stay checked out.
+    """
+
+    stages_at_once: Count
+    limits: dict[Name, Count]
+    keep_runs: Count
+
+
 class PackageGguf(Section):
     """A base model in a GGUF file of a package, pinned by the hash of its wheel.
 
@@ -541,6 +552,7 @@ class Params(Section):
 
     seed: int
     runtime: Runtime
+    flow: Flow
     base_model: Model
     sources: dict[Name, Source]
     tasks: dict[Name, Task]

@@ -52,11 +52,20 @@ def take_lock(name: str, *, scratch: Path = SCRATCH) -> int:
     return handle
 
 
+def is_held(name: str, *, scratch: Path = SCRATCH) -> bool:
+    """Tell whether a process holds the lock `name`."""
+    return _is_locked(_lock_file(name, scratch))
+
+
 def is_awaited(name: str, *, scratch: Path = SCRATCH) -> bool:
     """Tell whether another process waits for the lock `name`."""
+    return _is_locked(_queue(_lock_file(name, scratch)))
+
+
+def _is_locked(file: Path) -> bool:
     try:
-        with _queue(_lock_file(name, scratch)).open() as queue:
-            fcntl.flock(queue, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with file.open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except BlockingIOError:

@@ -14,7 +14,7 @@ from dlplora import params as params_module
 from dlplora.errors import ParamsError
 from dlplora.params import Section, is_identifier, load_params, named, parse_params
 
-HEADER = ("seed", "runtime", "base_model")
+HEADER = ("seed", "runtime", "flow", "base_model")
 ROUTERS = ("routers", "embedding_routers")
 RESERVED = {"con", "prn", "aux", "nul", "default", "base"}
 RESERVED |= {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}

@@ -31,7 +31,7 @@ from tests.tiny import choices, opposites, tiny_model, tiny_tokenizer, write_raw
 
 ROOT = Path(__file__).parent.parent
 SUITES = sorted(path.stem for path in (ROOT / "suites").glob("*.yaml"))
-HEADER = ("seed", "runtime", "base_model")
+HEADER = ("seed", "runtime", "flow", "base_model")
 
 
 @pytest.fixture(scope="module")

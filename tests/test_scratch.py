@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dlplora.params import Splits
-from dlplora.scratch import alone, checkpoint_folder, is_awaited
+from dlplora.scratch import alone, checkpoint_folder, is_awaited, is_held
 
 NAME = "adapter sums"
 HOLDER = """
@@ -76,8 +76,10 @@ def becomes(awaited: bool, scratch: Path) -> bool:
 def test_a_second_process_says_who_holds_the_lock_and_waits_for_it(
     tmp_path: Path, start: Start
 ) -> None:
+    assert not is_held(NAME, scratch=tmp_path)
     first = start()
     assert says(first) == "in\n"
+    assert is_held(NAME, scratch=tmp_path)
     assert not is_awaited(NAME, scratch=tmp_path)
 
     second = start()
@@ -88,6 +90,7 @@ def test_a_second_process_says_who_holds_the_lock_and_waits_for_it(
     assert says(second) == "in\n"
     assert becomes(False, tmp_path)
     release(second)
+    assert not is_held(NAME, scratch=tmp_path)
 
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, start: Start) -> None:

@@ -166,9 +166,19 @@ def remove_task(project: Project, name: str) -> list[Path]:
         raise ParamsError(f"params.yaml: no task {name!r}; there are: {choices(params['tasks'])}")
     if len(params["tasks"]) == 1:
         raise ParamsError(f"params.yaml: {name} is the only task; add another one first")
-    drop(params["tasks"], name)
-    drop(params["adapters"], name)
-    drop(params["imported_adapters"], name)
+    unlist(params, name)
+    with project.alone():
+        project.replace(dump(params))
+        for folder in (_RAW, _IMPORTED):
+            (project.root / folder / f"{name}.dvc").unlink(missing_ok=True)
+            _make_plain(project.root / folder / name)
+        return delete_unlisted(project)
+
+
+def unlist(params: CommentedMap, name: str) -> None:
+    """Take a task out of parsed params, and out of what its source is asked for."""
+    for section in ("tasks", "adapters", "imported_adapters"):
+        drop(params[section], name)
     leave_cluster(params, name)
     drop(params["indexes"], name)
     for tuned in params["tuned_embedders"].values():
@@ -178,12 +188,6 @@ def remove_task(project: Project, name: str) -> list[Path]:
         drop(params["sources"][source]["members"], name)
         if not params["sources"][source]["members"]:
             drop(params["sources"], source)
-    with project.alone():
-        project.replace(dump(params))
-        for folder in (_RAW, _IMPORTED):
-            (project.root / folder / f"{name}.dvc").unlink(missing_ok=True)
-            _make_plain(project.root / folder / name)
-        return delete_unlisted(project)
 
 
 def _dvc(project: Project, *words: str) -> None:

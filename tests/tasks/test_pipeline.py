@@ -103,6 +103,7 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
     return {
         "seed": 0,
         "runtime": {"dtype": "float32", "threads": 2},
+        "flow": {"stages_at_once": 2, "limits": {"training": 1, "evaluation": 1}, "keep_runs": 2},
         "base_model": {
             "kind": "folder",
             "path": str(base),

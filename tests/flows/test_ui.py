@@ -1,0 +1,96 @@
+"""The pages: all parts come up on loopback, a deployment runs, and no process is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from socket import AF_INET, SOCK_STREAM, socket
+
+import psutil
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.deployments import run_deployment
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from tests.flows.dummies import ROOT, Tree, make_tree, until
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    tree = make_tree(tmp_path / "project")
+    (tree.root / "prefect.yaml").write_bytes((ROOT / "prefect.yaml").read_bytes())
+    values = (tree.root / "params.yaml").read_text()
+    (tree.root / "suites/toy.yaml").write_text(values[values.index("sources:") :])
+    return tree
+
+
+def free_ports() -> int:
+    """Find a port that is free with the one after it."""
+    for port in range(14200, 14300, 2):
+        with socket(AF_INET, SOCK_STREAM) as one, socket(AF_INET, SOCK_STREAM) as other:
+            if one.connect_ex(("127.0.0.1", port)) and other.connect_ex(("127.0.0.1", port + 1)):
+                return port
+    raise AssertionError("no free ports")
+
+
+def start(tree: Tree, log: str, port: int) -> subprocess.Popen[bytes]:
+    environment = {name: value for name, value in os.environ.items() if "PREFECT" not in name}
+    with (tree.root.parent / log).open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.ui", "--port", str(port)],
+            cwd=tree.root,
+            env=environment | {"PATH": os.defpath},
+            stdout=file,
+            stderr=file,
+        )
+
+
+def marked(pid: int) -> list[psutil.Process]:
+    """List the living processes that a `flows.ui` has started."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("DLPLORA_UI") == str(pid) and process.pid != pid:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_deployment_runs_and_ctrl_c_leaves_no_process(tree: Tree) -> None:
+    port = free_ports()
+    tree.write("colours", "wait")
+    pages = start(tree, "ui.log", port)
+    try:
+        until(lambda: "Ctrl-C ends it all" in tree.lines("ui.log") or pages.poll() is not None)
+        assert f"http://127.0.0.1:{port}" in tree.lines("ui.log")
+        assert start(tree, "second.log", port).wait() == 1
+        assert tree.lines("second.log").startswith("error: the pages of this project are open")
+        with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}):
+            first = run_deployment("pipeline/this-tree", {"targets": ["base_model"]}, timeout=600)
+            assert first.state is not None
+            assert first.state.is_completed(), first.state.message
+            with get_client(sync_client=True) as client:
+                form = client.read_deployment_by_name("experiment/worktree")
+            assert form.parameter_openapi_schema is not None
+            assert form.parameter_openapi_schema["properties"]["suite"]["enum"] == ["toy"]
+            run_deployment("pipeline/this-tree", timeout=0)
+        stages = tree.root / ".scratch/prefect/worker.log"
+        until(lambda: "adapter colours: 1/4" in stages.read_text())
+        with urllib.request.urlopen(f"http://127.0.0.1:{port + 1}/") as answer:
+            assert answer.status == 200
+        listening = [
+            connection.laddr.ip
+            for process in marked(pages.pid)
+            for connection in process.net_connections()
+            if connection.status == psutil.CONN_LISTEN
+        ]
+        assert set(listening) == {"127.0.0.1"}
+    finally:
+        pages.send_signal(signal.SIGINT)
+        assert pages.wait(timeout=120) == 0
+    assert marked(pages.pid) == []
+    (tree.root / ".scratch/go").touch()
+    assert tree.flow().state.is_completed()

@@ -1,0 +1,141 @@
+"""Runs with other parameters in worktrees: a branch each, one cache, and the old ones deleted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterParentFlowRunId,
+)
+from prefect.client.schemas.objects import State
+
+from dlplora.scratch import alone
+from flows import experiment, shown
+from flows.experiment import Lora, Router
+from flows.worktrees import delete_old, open_worktree
+from tests.flows.dummies import Ended, Tree, ended, make_tree
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
+    """A tree with the suite `pairs`, up to date, as the project that experiments begin with."""
+    tree = make_tree(tmp_path / "project")
+    values = yaml.safe_load((tree.root / "params.yaml").read_text())
+    header = ("seed", "runtime", "flow", "base_model")
+    suite = {name: section for name, section in values.items() if name not in header}
+    (tree.root / "suites/pairs.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
+    assert tree.flow().state.is_completed()
+    tree.commit()
+    monkeypatch.setattr(experiment, "ROOT", tree.root)
+    monkeypatch.setattr(shown, "REPORTS", tree.root / ".scratch/reports")
+    return tree
+
+
+def stages(state: State[Any]) -> list[Ended]:
+    """Return what became of the runs that an experiment started, the first one first."""
+    run_id = state.state_details.flow_run_id
+    assert run_id is not None
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run_id])
+            )
+        )
+    runs = sorted(runs, key=lambda run: run.start_time)
+    return [ended(run.state) for run in runs if run.state is not None]
+
+
+def folders(tree: Tree) -> list[str]:
+    return sorted(folder.name for folder in (tree.root / ".scratch/runs").iterdir())
+
+
+def test_a_run_of_the_same_parameters_is_restored_from_the_shared_cache(tree: Tree) -> None:
+    state = experiment.experiment("pairs", return_state=True)
+    (run,) = stages(state)
+    assert state.is_completed(), state.message
+    assert run.named("Completed") == set()
+    (name,) = folders(tree)
+    assert f"runs/{name}" in str(state.message)
+    worktree = tree.root / ".scratch/runs" / name
+    assert (worktree / "data/report/index.html").exists()
+    assert (tree.root / ".scratch/reports" / name / "index.html").exists()
+    assert tree.run("git", "status", "--porcelain") == ""
+    assert Tree(worktree).run("git", "status", "--porcelain") == ""
+    log = tree.run("git", "log", "--format=%s", f"runs/{name}", "-1")
+    assert log == f"Set the parameters of run {name}\n"  # the results are those committed
+
+
+def test_the_form_changes_params_of_its_branch_alone(tree: Tree) -> None:
+    before = (tree.root / "params.yaml").read_bytes()
+    state = experiment.experiment(
+        "pairs",
+        tasks=["colours"],
+        lora=Lora(rank=5, steps=7),
+        router=Router(hidden=9, p=0.5),
+        seeds=[3, 4],
+        return_state=True,
+    )
+    assert state.is_completed(), state.message
+    assert (tree.root / "params.yaml").read_bytes() == before
+    runs = folders(tree)
+    for name, seed in zip(runs, (3, 4), strict=True):
+        worktree = tree.root / ".scratch/runs" / name
+        values = yaml.safe_load((worktree / "params.yaml").read_text())
+        assert name.endswith(f"-seed{seed}")
+        assert values["seed"] == seed
+        assert list(values["tasks"]) == list(values["adapters"]) == ["colours"]
+        assert (values["adapter"]["rank"], values["adapter"]["steps"]) == (5, 7)
+        assert values["adapter"]["alpha"] == 4
+        assert values["routers"]["mlp"]["hidden"] == 9
+        assert values["systems"]["dlp_mlp"]["p"] == 0.5
+    assert {"adapter@colours", "compare"} == set.intersection(
+        *(run.told("ran") for run in stages(state))
+    )
+    logs = [tree.run("git", "log", "--format=%s", f"runs/{name}", "-1") for name in runs]
+    assert logs == [f"Keep the results of run {name}\n" for name in runs]
+    shows = ended(state).artifacts
+    assert all(f"runs/{name}" in shows["runs"] for name in runs)
+    assert json.loads(shows["seeds"])[0].keys() == {"system", "mean", "seed3", "seed4"}
+    again = experiment.experiment(
+        "pairs",
+        tasks=["colours"],
+        lora=Lora(rank=5, steps=7),
+        router=Router(hidden=9, p=0.5),
+        seeds=[3],
+        return_state=True,
+    )
+    assert [len(run.told("up to date")) for run in stages(again)] == [4]
+    assert folders(tree) == runs
+
+
+def test_an_own_files_task_is_checked_out_from_the_shared_cache(tree: Tree) -> None:
+    raw = tree.root / "data/raw/mine"
+    raw.mkdir(parents=True)
+    (raw / "mine.json").write_text("[]")
+    tree.run("dvc", "add", "-q", "data/raw/mine", check=False)
+    (tree.root / ".gitignore").write_text(
+        "/data/*\n!/data/raw/\n/data/raw/*\n!/data/raw/*.dvc\n/.scratch/\n"
+    )
+    tree.run("dvc", "add", "-q", "data/raw/mine")
+    tree.commit()
+    worktree = open_worktree(tree.root, "one")
+    assert (worktree / "data/raw/mine/mine.json").read_text() == "[]"
+
+
+def test_an_unknown_task_is_one_line(tree: Tree) -> None:
+    state = experiment.experiment("pairs", tasks=["nosuch"], return_state=True)
+    assert state.is_failed()
+    assert str(state.message) == ("suite pairs: no task nosuch; there are: colours, opposites")
+
+
+def test_old_worktrees_are_deleted_but_not_those_at_work(tree: Tree) -> None:
+    made = [open_worktree(tree.root, name) for name in ("a", "b", "c", "d")]
+    with alone("repro", scratch=made[0] / ".scratch"):
+        assert delete_old(tree.root, keep=2) == ["b"]
+    assert folders(tree) == ["a", "c", "d"]
+    assert "runs/b" in tree.run("git", "branch", "--list", "runs/*")
+    assert open_worktree(tree.root, "b").is_dir()
