@@ -7,7 +7,7 @@ export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help env repro flow ui test check bench pull push
+.PHONY: help env repro compare flow ui test check bench pull push
 
 help:           ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ env: $(VENV)/installed  ## Make the environment with pinned dependencies
 
 repro: env      ## Bring the pipeline up to date
 	@$(BIN)/python -m dlplora.cli repro
+
+compare: env    ## Compare all systems, in a worktree: your own tree stays as it is
+	@$(BIN)/python -m dlplora.cli repro-suite compare
 
 flow: env       ## Bring the pipeline up to date by Prefect, without a server
 	@$(BIN)/python -m flows.pipeline

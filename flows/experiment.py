@@ -17,10 +17,16 @@ from dlplora.params import load_params
 from dlplora.project.files import Project, dump
 from dlplora.project.own_tasks import unlist
 from dlplora.project.suites import suite_names, use_suite
+from dlplora.project.worktrees import (
+    commit_all,
+    commit_of,
+    delete_old,
+    open_worktree,
+    uncommitted,
+)
 from flows.pipeline import worktree
 from flows.settings import ROOT
 from flows.shown import read_scores, report_link
-from flows.worktrees import commit_all, commit_of, delete_old, open_worktree, uncommitted
 
 _SUITES = suite_names(Project(ROOT))
 

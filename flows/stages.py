@@ -246,29 +246,3 @@ def limits_of(root: Path, steps: Sequence[Step]) -> dict[str, int]:
             f"params.yaml: flow.limits has no {choices(missing)}; there are: {choices(limits)}"
         )
     return {name: limits[name] for name in sorted(named)}
-
-
-def share_cache(root: Path, *, of: Path) -> None:
-    """Let a working tree share the cache of another one, and check out the files tracked there."""
-    cache = _told(of, "cache", "dir").strip()
-    _told(root, "cache", "dir", "--local", str(of / cache))
-    tracked = [str(path.relative_to(root)) for path in sorted((root / "data").rglob("*.dvc"))]
-    if tracked:
-        _told(root, "checkout", *tracked)
-
-
-def _told(root: Path, *words: str) -> str:
-    """Run DVC to its end; return what it printed."""
-    done = subprocess.run(
-        [*_DVC, *words],
-        cwd=root,
-        env=_environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        lines = done.stderr.splitlines()
-        raise StageError(f"dvc {words[0]}: {_reason(lines, done.returncode)}")
-    return done.stdout

@@ -24,6 +24,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     project.remove_task,
     project.prune,
     project.use_suite,
+    project.repro_suite,
     project.find_clusters,
     project.pin,
     project.check_runtime,

@@ -159,6 +159,20 @@ def repro(
     typer.echo("Data and pipelines are up to date.")
 
 
+def repro_suite(
+    suite: Annotated[str, typer.Argument(help="A suite, such as compare.")],
+) -> None:
+    """Run a suite in a git worktree under .scratch/runs: your own tree stays as it is.
+
+    Example: dlplora repro-suite compare
+    """
+    from dlplora.project.files import Project
+    from dlplora.project.repro import repro_suite as run
+
+    folder = run(Project(Path()), suite)
+    typer.echo(f"{folder}/data/comparison.json and {folder}/data/report/index.html")
+
+
 def find_clusters(
     count: Annotated[int, typer.Argument(min=1, help="How many clusters.")],
     write: Annotated[

@@ -1,4 +1,4 @@
-"""`dvc repro`, one at a time in a project."""
+"""`dvc repro`, one at a time in a project; another suite in a worktree of its own."""
 
 import os
 import subprocess
@@ -6,9 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dlplora.errors import DlpLoraError
 from dlplora.params import load_params
 from dlplora.project.files import Project
 from dlplora.project.pruning import delete_unlisted
+from dlplora.project.suites import use_suite
+from dlplora.project.worktrees import commit_all, commit_of, delete_old, open_worktree, uncommitted
 from dlplora.scratch import take_lock
 
 
@@ -31,3 +34,23 @@ def repro(project: Project, words: Sequence[str]) -> None:
     if not words and subprocess.run(status, env=environment, check=False).returncode == 0:
         return
     os.execve(dvc[0], [*dvc, "repro", *words], environment)
+
+
+def repro_suite(project: Project, suite: str) -> Path:
+    """Bring a suite up to date in a worktree of the commit that is checked out; return its folder.
+
+    The project's own files stay as they are; the worktree shares its cache, and the branch
+    `runs/…` keeps dvc.lock and the metrics. Raises `DlpLoraError` if the pipeline fails.
+    """
+    for changed in uncommitted(project.root):
+        print(f"{changed}: its uncommitted changes are not part of this run", file=sys.stderr)
+    name = f"{suite}-{commit_of(project.root)[:8]}"
+    folder = open_worktree(project.root, name)
+    use_suite(Project(folder), suite, force=True)
+    commit_all(folder, f"Use the suite {suite}")
+    words = [sys.executable, "-m", "dlplora.cli", "repro"]
+    if code := subprocess.run(words, cwd=folder, check=False).returncode:
+        raise DlpLoraError(f"{folder}: the pipeline ended with exit code {code}")
+    commit_all(folder, f"Keep the results of the suite {suite}")
+    delete_old(project.root, keep=load_params(project.params_file).flow.keep_runs)
+    return folder

@@ -13,10 +13,13 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import State
 
+from dlplora.errors import DlpLoraError
+from dlplora.project.files import Project
+from dlplora.project.repro import repro_suite
+from dlplora.project.worktrees import delete_old, open_worktree
 from dlplora.scratch import alone
 from flows import experiment, shown
 from flows.experiment import Lora, Router
-from flows.worktrees import delete_old, open_worktree
 from tests.flows.dummies import Ended, Tree, ended, make_tree
 
 
@@ -110,6 +113,34 @@ def test_the_form_changes_params_of_its_branch_alone(tree: Tree) -> None:
     )
     assert [len(run.told("up to date")) for run in stages(again)] == [4]
     assert folders(tree) == runs
+
+
+def test_a_suite_runs_in_a_worktree_and_leaves_the_tree_as_it_is(
+    tree: Tree, capfd: pytest.CaptureFixture[str]
+) -> None:
+    adapter = yaml.safe_load((tree.root / "params.yaml").read_text())["adapter"]
+    suite = yaml.safe_load((tree.root / "suites/pairs.yaml").read_text())
+    suite["adapter"] = adapter | {"steps": adapter["steps"] + 1}
+    (tree.root / "suites/longer.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
+    tree.commit()
+    (tree.root / "params.yaml").open("a").write("# a note\n")
+    folder = repro_suite(Project(tree.root), "longer")
+    assert "params.yaml: its uncommitted changes are not part of this run" in capfd.readouterr().err
+    assert tree.run("git", "status", "--porcelain") == " M params.yaml\n"
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    assert params["adapter"]["steps"] == adapter["steps"] + 1
+    assert (folder / "data/report/index.html").exists()
+    branch = f"runs/{folder.name}"
+    log = tree.run("git", "log", "--format=%s", branch, "-1")
+    assert log == "Keep the results of the suite longer\n"
+    assert repro_suite(Project(tree.root), "longer") == folder  # nothing to do
+
+
+def test_a_suite_that_fails_in_its_worktree_is_one_line(tree: Tree) -> None:
+    (tree.root / "suites/colours.txt").write_text("bad")
+    tree.commit()
+    with pytest.raises(DlpLoraError, match=r"the pipeline ended with exit code 1"):
+        repro_suite(Project(tree.root), "pairs")
 
 
 def test_an_own_files_task_is_checked_out_from_the_shared_cache(tree: Tree) -> None:

@@ -6,18 +6,19 @@ what a change does not affect is restored. Branch and cache keep the results of 
 
 import os
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from dlplora.errors import DlpLoraError
 from dlplora.scratch import is_held
-from flows.stages import share_cache
 
 _RUNS = Path(".scratch/runs")
 _DOWNLOADS = Path(".scratch/downloads")
 
 
-class GitError(DlpLoraError):
-    """Git could not do what a run in a worktree needs."""
+class WorktreeError(DlpLoraError):
+    """Git or DVC could not do what a run in a worktree needs."""
 
 
 def commit_of(root: Path) -> str:
@@ -45,7 +46,7 @@ def open_worktree(root: Path, name: str) -> Path:
     (root / _DOWNLOADS).mkdir(parents=True, exist_ok=True)
     if not downloads.exists():
         downloads.symlink_to(root / _DOWNLOADS, target_is_directory=True)
-    share_cache(folder, of=root)
+    _share_cache(folder, of=root)
     return folder
 
 
@@ -71,10 +72,29 @@ def delete_old(root: Path, *, keep: int) -> list[str]:
     return [folder.name for folder in old]
 
 
+def _share_cache(worktree: Path, *, of: Path) -> None:
+    """Let a worktree share DVC's cache, and check out the files tracked there."""
+    cache = _dvc(of, "cache", "dir")
+    _dvc(worktree, "cache", "dir", "--local", str(of / cache))
+    files = sorted((worktree / "data").rglob("*.dvc"))
+    if files:
+        _dvc(worktree, "checkout", *[str(file.relative_to(worktree)) for file in files])
+
+
+def _dvc(root: Path, *words: str) -> str:
+    return _told(root, [sys.executable, "-m", "dvc", "--wait-for-lock", *words], f"dvc {words[0]}")
+
+
 def _git(root: Path, *words: str) -> str:
+    return _told(root, ["git", *words], f"git {words[0]}")
+
+
+def _told(root: Path, words: Sequence[str], title: str) -> str:
+    """Run a command to its end; return what it printed."""
     done = subprocess.run(
-        ["git", *words], cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        words, cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise GitError(f"git {words[0]}: {' '.join(done.stderr.split())}")
+        lines = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines()]
+        raise WorktreeError(f"{title}: {' '.join(' '.join(lines).split())}")
     return done.stdout.strip()
