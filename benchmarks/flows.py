@@ -81,15 +81,19 @@ def start_server(folder: Path, environment: dict[str, str]) -> subprocess.Popen[
 
 def measure(folder: Path, *, rounds: int) -> dict[str, dict[str, dict[str, float]]]:
     """Time each way, with all stages to run and with none."""
-    alone = os.environ | {"PREFECT_HOME": str(folder / ".scratch/prefect"), "DVC_NO_ANALYTICS": "1"}
-    served = alone | {"PREFECT_API_URL": f"http://127.0.0.1:{PORT}/api"}
+    common = os.environ | {"DVC_NO_ANALYTICS": "1"}
+    alone = common | {"PREFECT_HOME": str(folder / ".scratch/alone")}
+    served = common | {
+        "PREFECT_HOME": str(folder / ".scratch/served"),
+        "PREFECT_API_URL": f"http://127.0.0.1:{PORT}/api",
+    }
     ways = {
         "dvc repro": (DVC, alone),
         "flow, own server": (FLOW, alone),
         "flow, server there": (FLOW, served),
     }
     taken: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    server = start_server(folder, alone)
+    server = start_server(folder, served)
     try:
         for number in range(rounds):
             for name, (words, environment) in ways.items():

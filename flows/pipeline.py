@@ -150,7 +150,9 @@ def run_stages(root: Path, targets: list[str], *, force: bool, name: str) -> Sta
             run = Run(tree, slots, stale=tree.stale(), force=force)
             futures: dict[str, PrefectFuture[Any]] = {}
             for step in steps:
-                futures[step.name] = run_stage.with_options(retries=step.retries).submit(
+                futures[step.name] = run_stage.with_options(
+                    name=step.name, retries=step.retries
+                ).submit(
                     step,
                     run,
                     wait_for=[futures[need] for need in step.needs],
