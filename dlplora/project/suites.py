@@ -60,9 +60,9 @@ def _refuse_lost_edits(project: Project, params: Mapping[str, Any], sections: li
         now["tasks"].pop(key)
         now["adapters"].pop(key, None)
         now["imported_adapters"].pop(key, None)
+        now["indexes"].pop(key, None)
     for cluster in now["experts"].values():
         cluster["tasks"] = [task for task in cluster["tasks"] if task not in own]
-        now["indexes"].pop(key, None)
     suites = {name: yaml.safe_load(_suite_text(project, name)) for name in suite_names(project)}
     changed = {
         name: [section for section in sections if suite.get(section) != now[section]]
