@@ -69,7 +69,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         values = params("0" * 64, root) | SECTIONS
-        Path("params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+        Path("params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
         write_tiny_folder(BASE)
         write_tiny_tokenizer(BASE)
         write_raw(Path("suites/opposites.json"), opposites(70))
