@@ -235,10 +235,11 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         wide = x.float()
-        norm: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         scale = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        return weight * (wide * scale).to(x.dtype)
+        result: Tensor = weight * (wide * scale).to(x.dtype)
+        return result
 
     @staticmethod
     @once_differentiable
