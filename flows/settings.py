@@ -27,3 +27,4 @@ def set_up_prefect() -> None:
         chosen["PREFECT_API_URL"] = API_FILE.read_text(encoding="utf-8").strip()
     for name, value in chosen.items():
         os.environ.setdefault(name, value)
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)  # Prefect makes no parents

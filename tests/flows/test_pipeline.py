@@ -178,10 +178,13 @@ def test_a_second_flow_waits_for_the_first(tree: Tree) -> None:
     assert "5 up to date" in tree.lines("second.log")
 
 
-def test_the_exit_code_tells_and_one_line_says_why(tree: Tree) -> None:
+def test_without_a_server_the_exit_code_tells_and_one_line_says_why(tree: Tree) -> None:
     tree.write("colours", "bad")
-    assert tree.start("flow.log", "adapter").wait() == 1
-    assert "suites/colours.txt: bad words" in tree.lines("flow.log")
+    shutil.rmtree(tree.root / ".scratch")
+    assert tree.start("flow.log", "adapter", with_server=False).wait() == 1
+    lines = tree.lines("flow.log")
+    assert "suites/colours.txt: bad words" in lines
+    assert "1 Failed" in lines
 
 
 def test_a_cancelled_flow_leaves_no_process(tree: Tree) -> None:
