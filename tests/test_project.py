@@ -530,11 +530,21 @@ RESULTS = [
     ("data/retriever_data/NAME/train.parquet", "tuned", "gone"),
     ("data/timings/retriever_data/NAME.json", "tuned", "gone"),
     ("data/timings/tuned_embedder/NAME.json", "tuned", "gone"),
+    ("data/joint/NAME/adapter_config.json", "multitask", "gone"),
+    ("data/timings/joint/NAME.json", "multitask", "gone"),
+    ("data/merged/NAME/adapter_config.json", "merge_cat", "gone"),
+    ("data/timings/merge/NAME.json", "merge_cat", "gone"),
+    ("data/lorahub/NAME/weights.json", "lorahub", "gone"),
+    ("data/timings/lorahub/NAME.json", "lorahub", "gone"),
+    ("data/timings/evaluate_arrow/NAME.json", "arrow", "gone"),
     ("data/scores/novelty/NAME.json", "object_counting", "gone"),
     ("data/timings/novelty/NAME.json", "object_counting", "gone"),
     ("data/fetched/NAME/any_task.json", "bigbench", "older"),
     ("data/timings/fetch/NAME.json", "bigbench", "older"),
 ]
+COMPARED = (
+    "embedders", "indexes", "embedding_routers", "joint", "merges", "lorahub", "arrow"
+)  # fmt: skip
 TUNED = (
     "tuned_embedders: {tuned: {embedder: minilm, tasks: [past_tense, qa_wikidata, hotel_sentiment],"
     " temperature: 0.05, learning_rate: 1.0e-5, warmup_steps: 0, steps: 1, batch_size: 4,"
@@ -561,7 +571,7 @@ def test_pruning_deletes_the_results_of_what_is_no_longer_listed_and_no_others(
     _edit(project, lambda text: text.replace(IMPORTED_NONE, imported))
     values = _with_experts(_values(project)) | yaml.safe_load(TUNED)
     compared = _suite(project, "compare")
-    values |= {key: compared[key] for key in ("embedders", "indexes", "embedding_routers")}
+    values |= {key: compared[key] for key in COMPARED}
     project.params_file.write_text(yaml.safe_dump(values), encoding="utf-8")
     keep = [result.replace("NAME", listed) for result, listed, _ in RESULTS] + NEVER_PRUNED
     drop = [result.replace("NAME", gone) for result, _, gone in RESULTS]
