@@ -39,6 +39,7 @@ from flows.shown import (
 from flows.stages import StageError, Step, Tree, alone_in, limits_of, plan
 
 _POLL_SECONDS = 2.0
+_TAKE_SECONDS = 60.0  # a place that is granted after that is lost for minutes
 _RETRY_SECONDS = 5
 _THREADS: TaskRunner[Any] = ThreadPoolTaskRunner()  # each only waits: as many as stages
 
@@ -71,7 +72,7 @@ class Slots:
                 there = client.read_global_concurrency_limit_by_name(kind)
                 if there.active_slots < there.limit:
                     with suppress(TimeoutError):  # another flow was faster
-                        taken = concurrency(kind, timeout_seconds=_POLL_SECONDS, strict=True)
+                        taken = concurrency(kind, timeout_seconds=_TAKE_SECONDS, strict=True)
                         stack.enter_context(taken)
                         return
                 time.sleep(_POLL_SECONDS)
