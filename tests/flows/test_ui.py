@@ -69,7 +69,9 @@ def test_a_deployment_runs_and_ctrl_c_leaves_no_process(tree: Tree) -> None:
         assert start(tree, "second.log", port).wait() == 1
         assert tree.lines("second.log").startswith("error: the pages of this project are open")
         with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}):
-            first = run_deployment("pipeline/this-tree", {"targets": ["base_model"]}, timeout=600)
+            first = run_deployment(
+                "pipeline/this-tree", parameters={"targets": ["base_model"]}, timeout=600
+            )
             assert first.state is not None
             assert first.state.is_completed(), first.state.message
             with get_client(sync_client=True) as client:
