@@ -12,6 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).parent.parent
+torch.set_num_threads(2)  # for fixtures that are made before a test's own
 
 
 @pytest.fixture

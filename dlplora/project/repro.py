@@ -42,9 +42,9 @@ def repro_suite(project: Project, suite: str) -> Path:
     The project's own files stay as they are; the worktree shares its cache, and the branch
     `runs/…` keeps dvc.lock and the metrics. Raises `DlpLoraError` if the pipeline fails.
     """
+    name = f"{suite}-{commit_of(project.root)[:8]}"
     for changed in uncommitted(project.root):
         print(f"{changed}: its uncommitted changes are not part of this run", file=sys.stderr)
-    name = f"{suite}-{commit_of(project.root)[:8]}"
     folder = open_worktree(project.root, name)
     use_suite(Project(folder), suite, force=True)
     commit_all(folder, f"Use the suite {suite}")

@@ -42,7 +42,7 @@ def loss_and_gradients(model: PeftModel) -> tuple[Tensor, ...]:
 def assert_same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
     torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=1e-5)
     one, other = (torch.cat([part.flatten() for part in parts[1:]]) for parts in (found, expected))
-    assert (one - other).norm() <= 1e-5 * other.norm()
+    assert (one - other).norm() <= 1e-4 * other.norm()  # sharp models, in float32
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out")
