@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dlplora.errors import TrainingError
+from dlplora.params import Adapter, TunedEmbedder
 from dlplora.records.training import Curve, CurvePoint
 from dlplora.training.checkpoint import Checkpoint, Progress
 
@@ -32,6 +33,17 @@ class Schedule:
     warmup_steps: int
     validate_every: int
     patience: int | None
+
+    @classmethod
+    def of(cls, params: Adapter | TunedEmbedder) -> "Schedule":
+        """Return the schedule that a section of params names."""
+        return cls(
+            steps=params.steps,
+            learning_rate=params.learning_rate,
+            warmup_steps=params.warmup_steps,
+            validate_every=params.validate_every,
+            patience=params.patience,
+        )
 
 
 def fit(
