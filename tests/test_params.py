@@ -1,7 +1,9 @@
 """Params: sections without defaults, one-line errors, names that may stand in paths."""
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from dlplora import params as params_module
+from dlplora import params as params_package
 from dlplora.errors import ParamsError
 from dlplora.params import Section, is_identifier, load_params, named, parse_params
 
@@ -47,7 +49,8 @@ def _error(file: Path, values: object) -> str:
 def test_every_pydantic_class_of_params_is_a_section() -> None:
     models = {
         value
-        for value in vars(params_module).values()
+        for module in iter_modules(params_package.__path__, "dlplora.params.")
+        for value in vars(import_module(module.name)).values()
         if isinstance(value, type) and issubclass(value, BaseModel)
     }
     assert models - {BaseModel, Section} == set(_sections())
