@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite, sqrt
 from pathlib import Path
@@ -74,6 +74,11 @@ def read_adapter(folder: Path, *, base_fingerprint: str) -> LoraAdapter:
         )
     config = read_adapter_config(folder)
     return LoraAdapter(folder.name, lora_pairs(folder, config, read_adapter_tensors(folder)))
+
+
+def read_adapters(folders: Iterable[Path], *, base_fingerprint: str) -> list[LoraAdapter]:
+    """Read adapter folders, in their order, as `read_adapter` does."""
+    return [read_adapter(folder, base_fingerprint=base_fingerprint) for folder in folders]
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dlplora.adapters import read_adapter
+from dlplora.adapters import read_adapters
 from dlplora.engine.runner import Runner
 from dlplora.evaluation.composites import answer_by_policies, draw_composites
 from dlplora.evaluation.settings import POLICIES
@@ -27,7 +27,8 @@ def main(
     )
     examples = {task: read_examples(tests / f"{task}.parquet") for task in tasks}
     composites = draw_composites(examples, parts=chosen.parts, count=chosen.count, seed=params.seed)
-    pool = [read_adapter(adapters / task, base_fingerprint=loaded.fingerprint) for task in tasks]
+    folders = [adapters / task for task in tasks]
+    pool = read_adapters(folders, base_fingerprint=loaded.fingerprint)
     with (
         attached(loaded.model, pool) as attached_pool,
         progress(setting, total=len(POLICIES) * len(composites)) as advance,

@@ -48,6 +48,8 @@ def write_answering_project(root: Path, folder: Path) -> None:
     params["tasks"] = dict.fromkeys(TASKS, _TASK)
     params["adapters"] = {name: {} for name in TASKS}
     params["systems"]["logo"] = _LOGO
+    params["systems"]["own"] = {"artifact": "data/adapters", "route": "by_task"}
+    params["systems"]["fused"] = {"artifact": "data/routers/mlp", "route": "fusion", "k": 2}
     params |= {"experts": {}, "gated_systems": {}, "composites": {}, "unseen_tasks": {}}
     params["runtime"]["dtype"] = "float32"
     (folder / "params.yaml").write_text(yaml.safe_dump(params))

@@ -72,6 +72,13 @@ def test_systems_are_compared_side_by_side(run: Run) -> None:
     assert part["route"]["weights"][0] > 0.5
 
 
+def test_what_is_told_the_task_is_named_with_it(run: Run) -> None:
+    words = ["generate", "say red", "--max-new-tokens", "5", "--json", "--system"]
+    told, expected = run(*words, "own:colours"), run(*words, "single:colours")
+    assert told == expected
+    assert told[0] == 0
+
+
 def test_the_prompt_may_come_from_stdin(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 
@@ -113,9 +120,13 @@ def test_the_example_of_each_command_is_right_usage(run: Run, name: str) -> None
     [
         (
             ["generate", "x", "--system", "none"],
-            "no systems.none; there are: dlp_mlp, dlp_mlp_top1, logo",
+            "no systems.none; there are: dlp_mlp, dlp_mlp_top1, fused, logo, own",
         ),
         (["generate", "x", "--system", "single:none"], "no tasks.none; there are: colours"),
+        (["generate", "x", "--system", "own"], "told the task: name it, such as own:colours"),
+        (["generate", "x", "--system", "own:none"], "no tasks.none; there are: colours"),
+        (["generate", "x", "--system", "dlp_mlp:colours"], "not told the task: leave out :colours"),
+        (["generate", "x", "--system", "fused"], "for each text: it is only evaluated"),
         (["generate", "x", "--compare", "base,"], "no systems.; there are"),
         (["generate", "x", "--temperature", "-1"], "temperature is -1.0, expected 0, or 0.001"),
         (["generate", "x", "--data", "absent"], "absent/base"),

@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,14 +12,15 @@ from dlplora.errors import ParamsError
 from dlplora.words import Policy
 
 if TYPE_CHECKING:
-    from dlplora.engine.engine import Engine
-    from dlplora.records.routes import Route
+    from dlplora.engine.decisions import DecisionLog
 
 PromptArgument = Annotated[str, typer.Argument(help="The prompt, or - to read it from stdin.")]
 DataOption = Annotated[Path, typer.Option(help="The folder that the pipeline writes to.")]
 SystemOption = Annotated[
     str,
-    typer.Option(help="How it is answered: base, single:TASK or a system of params.yaml."),
+    typer.Option(
+        help="How it is answered: base, single:TASK or a system of params.yaml, such as cgc:TASK."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -55,6 +56,7 @@ def generate(
     Example: dlplora generate "What is 12 plus 35?" --trace
     """
     from dlplora.cli import display
+    from dlplora.cli.asking import Asked
     from dlplora.engine.answers import Request
     from dlplora.sampling import Sampling
 
@@ -69,21 +71,22 @@ def generate(
     )
     asked = _read(prompt)
     names = compare.split(",") if compare else [system]
-    engines = _engines(names, data, fallback_below=fallback_below, log=log)
-    requests = {
-        name: Request(asked, sampling, routes, policy) for name, (_, routes) in engines.items()
-    }
+    settings = {"fallback_below": fallback_below, "log": _decision_log(log)}
+    systems = Asked(names, data)
+    request = Request(asked, sampling, policy=policy)
     if as_json or compare:
-        answers = {
-            name: engine.generate([requests[name]])[0] for name, (engine, _) in engines.items()
-        }
+        answers = {}
+        for name in names:
+            with systems.runner(name, **settings) as runner:
+                (answers[name],) = runner.generate([request])
         if as_json:
             told = {name: asdict(answer) for name, answer in answers.items()}
             typer.echo(json.dumps(told if compare else told[system], ensure_ascii=False))
         else:
             display.side_by_side(answers, trace=trace)
         return
-    display.stream(engines[system][0].stream(requests[system]), trace=trace)
+    with systems.runner(system, **settings) as runner:
+        display.stream(runner.stream(request), trace=trace)
 
 
 def route(
@@ -131,11 +134,12 @@ def score(
     Example: dlplora score "Is this balanced: ( ) )" --option valid --option invalid
     """
     from dlplora.cli import display
+    from dlplora.cli.asking import Asked
 
-    engine, routes = _engines([system], data)[system]
     asked = _read(prompt)
-    by = routes[0] if routes else engine.route([asked])[0]
-    scores = engine.score(asked, option, route=by)
+    with Asked([system], data).runner(system) as runner:
+        (by,) = runner.route([asked])
+        scores = runner.score(asked, option, route=by)
     if as_json:
         told = {"route": asdict(by), "best": scores.best, **asdict(scores)}
         typer.echo(json.dumps(told, ensure_ascii=False))
@@ -147,53 +151,7 @@ def _read(prompt: str) -> str:
     return sys.stdin.read().strip() if prompt == "-" else prompt
 
 
-def _engines(
-    names: list[str], data: Path, **settings: Any
-) -> "dict[str, tuple[Engine, tuple[Route, ...]]]":
-    """Load base and adapters once, and an engine for each system with the routes it is given."""
-    from dlplora.adapters import read_adapter
+def _decision_log(path: Path | None) -> "DecisionLog | None":
     from dlplora.engine.decisions import DecisionLog
-    from dlplora.engine.engine import Engine
-    from dlplora.params import LogoRoute, load_params, named
-    from dlplora.records.routes import BASE_ROUTE, Route
-    from dlplora.routing.base import Probe, Router
-    from dlplora.routing.build import build_router
-    from dlplora.routing.logo import build_logo
-    from dlplora.runtime import set_up
 
-    params = load_params()
-    for name in names:
-        kind, _, task = name.partition(":")
-        if kind == "single":
-            named(params.tasks, task, "tasks")
-        elif name != "base":
-            named(params.systems, name, "systems")
-    place = set_up(params.runtime, seed=params.seed)
-    loaded = Engine.load(data, place=place)
-    log = settings.pop("log", None)
-    settings["log"] = None if log is None else DecisionLog(log)
-    settings["max_prompt_tokens"] = params.evaluation.max_prompt_tokens
-    found: dict[str, tuple[Engine, tuple[Route, ...]]] = {}
-    tasks = sorted(params.tasks)
-    for name in names:
-        kind, _, task = name.partition(":")
-        router: Router | Probe | None = None
-        routes: tuple[Route, ...] = (BASE_ROUTE,)
-        if kind == "single":
-            routes = (Route((task,), (1.0,)),)
-        elif name != "base":
-            system, routes = params.systems[name], ()
-            if isinstance(system, LogoRoute):
-                fingerprint = loaded.base.fingerprint
-                adapters = [
-                    read_adapter(data / "adapters" / task, base_fingerprint=fingerprint)
-                    for task in tasks
-                ]
-                router = build_logo(system, loaded.base.model, adapters, loaded.inputs)
-            else:
-                artifact = data / "routers" / Path(system.artifact).name
-                router = build_router(
-                    system, artifact, data / "base", tasks=tasks, seed=params.seed
-                )
-        found[name] = Engine(loaded.base, loaded.pool, router=router, **settings), routes
-    return found
+    return None if path is None else DecisionLog(path)

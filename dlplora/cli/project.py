@@ -187,7 +187,7 @@ def find_clusters(
     Tasks of one cluster get experts that are trained jointly.
     Example: dlplora find-clusters 3 --write
     """
-    from dlplora.adapters import read_adapter
+    from dlplora.adapters import read_adapters
     from dlplora.lora.affinity import affinities
     from dlplora.lora.affinity import find_clusters as find
     from dlplora.params import load_params
@@ -198,8 +198,7 @@ def find_clusters(
     tasks = sorted(load_params().tasks)
     fingerprint = read_base_card(data / "base").fingerprint
     folders = [data / "adapters" / task for task in tasks]
-    pool = [read_adapter(folder, base_fingerprint=fingerprint) for folder in folders]
-    alike = affinities(pool)
+    alike = affinities(read_adapters(folders, base_fingerprint=fingerprint))
     clusters = find(tasks, alike, count=count)
     for number, cluster in enumerate(clusters, start=1):
         typer.echo(f"cluster_{number}: [{', '.join(cluster)}]")

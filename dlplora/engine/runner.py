@@ -5,6 +5,7 @@ It knows nothing of tasks, metrics and folders. Routes come from a router or wit
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor
 
@@ -73,10 +74,12 @@ class Runner:
 
     @classmethod
     @contextmanager
-    def over(cls, base: Base, adapters: Sequence[LoraAdapter]) -> Iterator["Runner"]:
-        """Run prompts without a router for the time of a `with` block."""
+    def over(
+        cls, base: Base, adapters: Sequence[LoraAdapter], **settings: Any
+    ) -> Iterator["Runner"]:
+        """Run prompts for the time of a `with` block; `settings` as for a runner."""
         with attached(base.model, adapters) as pool:
-            yield cls(base, pool)
+            yield cls(base, pool, **settings)
 
     def read(self, prompts: Sequence[Prompt], routes: Sequence[Route]) -> Batch:
         """Read prompts, each by its route, once for all that follows."""

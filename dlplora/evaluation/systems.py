@@ -1,11 +1,11 @@
 """From a system's params to its pool and its routers: the look-up table of ways to answer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlplora.adapters import LoraAdapter, read_adapter
+from dlplora.adapters import LoraAdapter, read_adapters
 from dlplora.engine.runner import Runner
 from dlplora.evaluation.run import System
 from dlplora.lora.cluster import Cluster
@@ -33,10 +33,11 @@ class Inputs:
 
     def pool(self) -> list[LoraAdapter]:
         """Read the adapters of all tasks."""
-        return [
-            read_adapter(self.adapters / task, base_fingerprint=self.base.fingerprint)
-            for task in self.tasks
-        ]
+        return self.read(self.adapters / task for task in self.tasks)
+
+    def read(self, folders: Iterable[Path]) -> list[LoraAdapter]:
+        """Read adapters of the base model."""
+        return read_adapters(folders, base_fingerprint=self.base.fingerprint)
 
 
 def build_system(params: SystemParams, inputs: Inputs) -> System:
@@ -58,12 +59,11 @@ def build_gated(
 
 def _own_expert(params: OwnExpertRoute, inputs: Inputs) -> System:
     """Build CGC-LoRA as published: it is told the task, whose folded experts answer."""
-    adapters = []
+    folders = []
     for task in inputs.tasks:
         places = [inputs.artifact / name / "adapters" / task for name in params.clusters]
-        folder = next((place for place in places if place.is_dir()), places[0])
-        adapters.append(read_adapter(folder, base_fingerprint=inputs.base.fingerprint))
-    return System(adapters, FixedRouter)
+        folders.append(next((place for place in places if place.is_dir()), places[0]))
+    return System(inputs.read(folders), FixedRouter)
 
 
 def _by_text(params: SystemParams, inputs: Inputs) -> System:
@@ -93,16 +93,12 @@ def _fusion(params: FusionRoute, inputs: Inputs) -> System:
 
 
 def _fixed(_: SystemParams, inputs: Inputs) -> System:
-    adapter = read_adapter(inputs.artifact, base_fingerprint=inputs.base.fingerprint)
+    (adapter,) = inputs.read([inputs.artifact])
     return System([adapter], lambda _: FixedRouter(adapter.name))
 
 
 def _by_task(_: SystemParams, inputs: Inputs) -> System:
-    adapters = [
-        read_adapter(inputs.artifact / task, base_fingerprint=inputs.base.fingerprint)
-        for task in inputs.tasks
-    ]
-    return System(adapters, FixedRouter)
+    return System(inputs.read(inputs.artifact / task for task in inputs.tasks), FixedRouter)
 
 
 SYSTEMS: dict[str, Callable[[Any, Inputs], System]] = {

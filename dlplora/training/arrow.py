@@ -9,7 +9,7 @@ from pathlib import Path
 
 from peft import ArrowConfig, create_arrow_model
 
-from dlplora.adapters import read_adapter
+from dlplora.adapters import read_adapters
 from dlplora.errors import AdapterError, one_line
 from dlplora.models import Base
 from dlplora.params import Arrow
@@ -26,7 +26,7 @@ def put_arrow(base: Base, folders: Sequence[Path], *, params: Arrow, seed: int) 
     vectors begins. Raises `AdapterError` if the adapters do not fit the base model or differ in
     layers or ranks, or if PEFT refuses them.
     """
-    adapters = [read_adapter(folder, base_fingerprint=base.fingerprint) for folder in folders]
+    adapters = read_adapters(folders, base_fingerprint=base.fingerprint)
     check_alike(adapters, title="arrow")
     config = ArrowConfig(
         top_k=min(params.top_k, len(folders)),

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from dlplora.adapters import LoraAdapter, LoraPair, WholeAdapter, read_adapter
+from dlplora.adapters import LoraAdapter, LoraPair, WholeAdapter, read_adapters
 from dlplora.data.prompts import ChatFormat
 from dlplora.models import Base
 from dlplora.params import LoraHub
@@ -87,7 +87,7 @@ def compose_by_examples(
     the base model or they differ in layers or ranks, and `DataError` if an answer leaves no room
     for its question.
     """
-    pool = [read_adapter(folder, base_fingerprint=base.fingerprint) for folder in folders.values()]
+    pool = read_adapters(folders.values(), base_fingerprint=base.fingerprint)
     check_alike(pool, title="lorahub")
     config = _config_of_scaling_1(next(iter(folders.values())))
     with quiet_peft():

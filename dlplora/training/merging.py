@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
-from dlplora.adapters import LoraAdapter, WholeAdapter, read_adapter
+from dlplora.adapters import LoraAdapter, WholeAdapter, read_adapters
 from dlplora.errors import AdapterError, one_line
 from dlplora.models import Base
 from dlplora.params import Merge, PrunedMerge, SvdMerge
@@ -31,7 +31,7 @@ def merge_adapters(
     Raises `AdapterError` if an adapter does not fit the base model, if they cannot be merged so –
     by the last three only adapters of equal ranks can –, or if PEFT leaves a layer out.
     """
-    adapters = [read_adapter(folder, base_fingerprint=base.fingerprint) for folder in folders]
+    adapters = read_adapters(folders, base_fingerprint=base.fingerprint)
     if params.kind in ("linear", "ties", "dare_ties"):
         check_alike(adapters, title=f"merge {name}")
     weight = 1 / len(folders) if params.weights == "mean" else 1.0
