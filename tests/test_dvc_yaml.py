@@ -4,10 +4,10 @@ import ast
 from pathlib import Path
 from typing import Any
 
-import grimp
 import pytest
 import yaml
 
+from dlplora.fingerprints import PACKAGES
 from dlplora.params import Params, load_params
 
 ROOT = Path(__file__).parent.parent
@@ -15,9 +15,6 @@ STAGES: dict[str, dict[str, Any]] = {
     name: stage.get("do", stage) | {"foreach": stage.get("foreach")}
     for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items()
 }
-GRAPH = grimp.build_graph("dlplora", "tasks")
-# What changes no result: errors, locks, what shows and times, and params, tracked by their values.
-UNTRACKED = {"dlplora.errors", "dlplora.params", "dlplora.scratch", "dlplora.stage", "dlplora.edge"}
 TRAINING = [
     "adapter",
     "experts",
@@ -40,29 +37,16 @@ def tracked(name: str) -> set[str]:
     return {param.split(".")[0] for param in STAGES[name].get("params", [])}
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_deps_are_every_module_that_the_stage_imports(name: str) -> None:
-    modules = {f"tasks.{name}"} | GRAPH.find_upstream_modules(f"tasks.{name}") - UNTRACKED
-    files = {Path(*module.split(".")).with_suffix(".py") for module in modules}
-    wanted = {str(file) for file in files if (ROOT / file).exists()}
-    listed = {dep for dep in STAGES[name]["deps"] if dep.endswith(".py")}
-    assert listed == wanted
+@pytest.mark.parametrize("name", sorted(STAGES.keys() - {"code"}))
+def test_a_stage_depends_on_the_fingerprints_of_its_own_code(name: str) -> None:
+    code = [dep for dep in STAGES[name]["deps"] if not dep.startswith(("data/", "${"))]
+    assert code == []
+    listed = [dep for dep in STAGES[name]["deps"] if dep.startswith("data/code")]
+    assert listed == [f"data/code/{name}.json"]
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_deps_hold_the_templates_beside_the_modules_of_a_stage(name: str) -> None:
-    folders = {str(Path(dep).parent) for dep in STAGES[name]["deps"] if dep.endswith(".py")}
-    wanted = {
-        str(path.relative_to(ROOT))
-        for folder in folders
-        for path in (ROOT / folder).iterdir()
-        if path.is_file() and path.suffix != ".py"
-    }
-    assert wanted == {
-        dep
-        for dep in STAGES[name]["deps"]
-        if dep.startswith(("dlplora/", "tasks/")) and not dep.endswith(".py")
-    }
+def test_the_fingerprints_depend_on_all_code() -> None:
+    assert STAGES["code"]["deps"] == list(PACKAGES)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -103,7 +87,7 @@ def test_what_trains_depends_on_no_test_file(name: str) -> None:
 def test_only_timings_and_the_report_may_differ_between_identical_runs() -> None:
     for name, stage in STAGES.items():
         timed = [out for out in outputs(stage) if out.startswith("data/timings")]
-        assert len(timed) == (name != "report"), name
+        assert len(timed) == (name not in ("code", "report")), name  # a comment draws no report
 
 
 def test_stages_that_read_a_folder_track_the_dict_that_they_iterate_over() -> None:

@@ -285,6 +285,20 @@ def test_p_reruns_that_system_and_a_revert_restores_it(project: Checkout) -> Non
     assert project.hashes() == before
 
 
+def test_code_reruns_the_stages_that_import_it_unless_it_does_the_same(project: Checkout) -> None:
+    before = project.hashes()
+    file = project.root / "dlplora/report/tables.py"
+    source = file.read_text()
+    file.write_text(f"{source}\n\n# no more\n")
+    assert project.repro() == {"code"}
+    assert project.hashes() == before
+    file.write_text(f"{source}\n_NO_MORE = True\n")
+    assert project.repro() == {"code", "report"}
+    file.write_text(source)
+    assert project.repro() == set()
+    assert project.hashes() == before
+
+
 def test_an_encoder_that_changes_reruns_the_router_that_reads_it(project: Checkout) -> None:
     before = project.hashes()
     write_tiny_encoder(project.root / "tiny_encoder", "roberta", seed=1)
