@@ -12,7 +12,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).parent.parent
+LONGEST = ("flows", "tasks")
 torch.set_num_threads(2)  # for fixtures that are made before a test's own
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep what shares a module's fixtures, or Prefect's server, in one process; longest first."""
+    for item in items:
+        folder = item.path.parent.name
+        group = folder if folder == "flows" else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.path.parent.name not in LONGEST)
 
 
 @pytest.fixture
