@@ -26,7 +26,8 @@ class Sampling:
 
     Temperature 0 takes the likeliest token. `top_k` 0 and `top_p` 1 leave none out, a
     `repetition_penalty` of 1 penalises nothing. The answer ends before the first of the `stop`
-    strings, or after `max_new_tokens`. The same seed draws the same answer.
+    strings, or after `max_new_tokens`. The same seed draws the same answer. Raises
+    `GenerationError` on values that no answer can be drawn by.
     """
 
     max_new_tokens: int = 128
@@ -40,21 +41,34 @@ class Sampling:
     def __post_init__(self) -> None:
         """Refuse what no answer can be drawn by."""
         for name, is_good, expected in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("max_new_tokens", _is_whole(self.max_new_tokens, 1), "a whole number, at least 1"),
             ("temperature", _is_temperature(self.temperature), "0, or 0.001 or more"),
-            ("top_k", self.top_k >= 0, "0 or more"),
-            ("top_p", 0 < self.top_p <= 1, "more than 0, at most 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "more than 0"),
-            ("seed", 0 <= self.seed < 2**63, "0 or more, less than 2**63"),
+            ("top_k", _is_whole(self.top_k, 0), "a whole number, 0 or more"),
+            ("top_p", _is_number(self.top_p) and 0 < self.top_p <= 1, "more than 0, at most 1"),
+            ("repetition_penalty", _is_penalty(self.repetition_penalty), "0.001 to 1000"),
+            ("seed", _is_whole(self.seed, 0), "a whole number, 0 or more, less than 2**63"),
             ("stop", _are_texts(self.stop), "a tuple of strings, none empty"),
         ):
             if not is_good:
                 raise GenerationError(f"{name} is {getattr(self, name)!r}, expected {expected}")
 
 
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _is_temperature(value: float) -> bool:
     """Tell whether logits divided by it stay finite."""
-    return value == 0 or 0.001 <= value < float("inf")
+    return _is_number(value) and (value == 0 or 0.001 <= value < float("inf"))
+
+
+def _is_penalty(value: float) -> bool:
+    """Tell whether logits divided or multiplied by it stay finite."""
+    return _is_number(value) and 0.001 <= value <= 1000
 
 
 def _are_texts(values: object) -> bool:
@@ -67,7 +81,8 @@ class Sampler:
     def __init__(self, sampling: Sampling, *, device: torch.device) -> None:
         self._processors = LogitsProcessorList()
         if sampling.repetition_penalty != 1:
-            self._processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+            penalty = float(sampling.repetition_penalty)
+            self._processors.append(RepetitionPenaltyLogitsProcessor(penalty))
         self._generator = None
         if sampling.temperature > 0:
             self._generator = torch.Generator(device).manual_seed(sampling.seed)

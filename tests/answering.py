@@ -49,6 +49,7 @@ def write_answering_project(root: Path, folder: Path) -> None:
     params["adapters"] = {name: {} for name in TASKS}
     params["systems"]["logo"] = _LOGO
     params["systems"]["own"] = {"artifact": "data/adapters", "route": "by_task"}
+    params["systems"]["elsewhere"] = params["systems"]["dlp_mlp"] | {"artifact": "elsewhere/mlp"}
     params["systems"]["fused"] = {"artifact": "data/routers/mlp", "route": "fusion", "k": 2}
     params |= {"experts": {}, "gated_systems": {}, "composites": {}, "unseen_tasks": {}}
     params["runtime"]["dtype"] = "float32"

@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import typer.main
 
 import dlplora
 from dlplora import cli
+from dlplora.engine.answers import Request
+from dlplora.runtime import Place
 from tests.answering import TASKS, write_answering_project
 
 ROOT = Path(__file__).parent.parent
@@ -40,10 +43,12 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
 
 def test_what_is_streamed_is_the_answer_of_the_engine(run: Run) -> None:
-    engine = dlplora.Engine.load("data", router="mlp")
-    (answer,) = engine.generate(["say red"], sampling=dlplora.Sampling(max_new_tokens=9))
+    place = Place(torch.device("cpu"), torch.float32)
+    engine = dlplora.Engine.load("data", router="mlp", place=place)
+    request = Request("say red", dlplora.Sampling(max_new_tokens=9), policy="keep")
+    (answer,) = engine.generate([request])
     code, out, err = run("generate", "say red", "--max-new-tokens", "9")
-    assert (code, out.split()) == (0, answer.text.split())
+    assert (code, out) == (0, f"{answer.text}\n")
     assert ("--max-new-tokens allows more" in err) == (answer.ending == "length")
 
 
@@ -120,7 +125,7 @@ def test_the_example_of_each_command_is_right_usage(run: Run, name: str) -> None
     [
         (
             ["generate", "x", "--system", "none"],
-            "no systems.none; there are: dlp_mlp, dlp_mlp_top1, fused, logo, own",
+            "no systems.none; there are: dlp_mlp, dlp_mlp_top1, elsewhere, fused, logo, own",
         ),
         (["generate", "x", "--system", "single:none"], "no tasks.none; there are: colours"),
         (["generate", "x", "--system", "own"], "told the task: name it, such as own:colours"),
@@ -132,6 +137,10 @@ def test_the_example_of_each_command_is_right_usage(run: Run, name: str) -> None
         (["generate", "x", "--data", "absent"], "absent/base"),
         (["generate", "x", "--log", "absent/x.jsonl"], "no folder absent to log decisions in"),
         (["generate", "x", "--max-new-tokens", "9999"], "leave no place for a prompt"),
+        (["generate", "x", "--log", "data"], "data: cannot be written: Is a directory"),
+        (["generate", "x\udcff"], "the prompt is not UTF-8"),
+        (["route", "x", "--system", "elsewhere"], "elsewhere/mlp is no path under data/"),
+        (["generate", "x", "--system", "elsewhere"], "elsewhere/mlp is no path under data/"),
         (["route", "x", "--system", "random"], "systems.random has no probabilities of tasks"),
         (["route", "x", "--system", "base"], "no systems.base"),
         (["score", "x", "--option", "red", "--option", ""], "expected texts, none empty"),
@@ -143,6 +152,21 @@ def test_a_mistake_is_one_line(run: Run, words: list[str], message: str) -> None
     assert message in err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+
+
+def test_an_answer_is_streamed_as_it_is_but_steers_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dlplora.cli import display
+    from dlplora.engine.answers import Piece
+    from dlplora.records.routes import BASE_ROUTE
+
+    text = "\tif [bold]:\n\t\tred \x0c\x1b[31m 你好"
+    display.stream(iter([Piece(0, text, BASE_ROUTE)]), trace=False)
+    assert capsys.readouterr().out == text
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    display.stream(iter([Piece(0, text, BASE_ROUTE)]), trace=False)
+    assert capsys.readouterr().out == text.replace("\x0c", "\\x0c").replace("\x1b", "\\x1b")
 
 
 def test_brackets_in_an_answer_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

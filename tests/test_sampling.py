@@ -57,6 +57,11 @@ def test_each_sequence_has_its_own_sampler() -> None:
     assert {(tokens[0], tokens[2]) for tokens in together} == {(1, 2)}
 
 
+def test_whole_numbers_draw_as_the_same_numbers_with_a_point() -> None:
+    whole = Sampling(temperature=2, top_p=1, repetition_penalty=2)
+    assert drawn(whole, 20) == drawn(Sampling(temperature=2.0, repetition_penalty=2.0), 20)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -68,6 +73,14 @@ def test_each_sequence_has_its_own_sampler() -> None:
         ("top_p", 1.1),
         ("repetition_penalty", 0.0),
         ("temperature", 1e-9),
+        ("temperature", "1"),
+        ("max_new_tokens", 2.5),
+        ("max_new_tokens", True),
+        ("top_k", 2.5),
+        ("top_p", None),
+        ("repetition_penalty", 1e-39),
+        ("repetition_penalty", float("inf")),
+        ("seed", 1.0),
         ("seed", 2**70),
         ("stop", ("",)),
         ("stop", "no"),

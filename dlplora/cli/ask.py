@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dlplora.errors import ParamsError
+from dlplora.errors import GenerationError, ParamsError
 from dlplora.words import Policy
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def route(
     Example: dlplora route "What is 12 plus 35?"
     """
     from dlplora.cli import display
+    from dlplora.cli.asking import artifact_in
     from dlplora.params import TopK, TopP, load_params, named
     from dlplora.routing.build import load_classifier, router_of
 
@@ -110,7 +111,7 @@ def route(
             f"params.yaml: systems.{system} has no probabilities of tasks: "
             f"its route is {found.route}"
         )
-    folder = data / "routers" / Path(found.artifact).name
+    folder = artifact_in(data, found.artifact)
     classifier = load_classifier(folder, base=data / "base", tasks=sorted(params.tasks))
     asked = [_read(text)]
     (row,), (chosen,) = classifier.probabilities(asked), router_of(classifier, found).route(asked)
@@ -148,7 +149,13 @@ def score(
 
 
 def _read(prompt: str) -> str:
-    return sys.stdin.read().strip() if prompt == "-" else prompt
+    """Return a prompt, or what is on stdin; `GenerationError` if it is not UTF-8."""
+    try:
+        text = sys.stdin.read().strip() if prompt == "-" else prompt
+        text.encode()
+    except UnicodeError as error:
+        raise GenerationError("the prompt is not UTF-8") from error
+    return text
 
 
 def _decision_log(path: Path | None) -> "DecisionLog | None":

@@ -66,8 +66,17 @@ class Asked:
         return Inputs(self._base, data / "base", data / "adapters", artifact, sorted(tasks), seed)
 
     def _place(self, artifact: str) -> Path:
-        """Return where an artifact, in params.yaml a path under data/, stands in the folder."""
-        return self._data / Path(artifact).relative_to("data")
+        return artifact_in(self._data, artifact)
+
+
+def artifact_in(data: Path, artifact: str) -> Path:
+    """Return where an artifact of params.yaml, a path under data/, stands in a folder."""
+    try:
+        return data / Path(artifact).relative_to("data")
+    except ValueError as error:
+        raise ParamsError(
+            f"params.yaml: the artifact {artifact} is no path under data/: it is only evaluated"
+        ) from error
 
 
 def _check_name(name: str, params: Params) -> None:

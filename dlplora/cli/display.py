@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping
+from unicodedata import category
 
 from rich.console import Console
 from rich.table import Table
@@ -33,8 +34,10 @@ def stream(pieces: Iterator[Piece], *, trace: bool) -> None:
     """Print an answer while it is written; with `trace`, then its sentences and their routes."""
     console, palette = Console(highlight=False), _Palette()
     for piece in pieces:
-        style = palette.style(piece.route) if trace else None
-        console.print(Text(piece.text, style or ""), end="", soft_wrap=True)
+        if trace:
+            console.print(Text(piece.text, palette.style(piece.route)), end="", soft_wrap=True)
+        else:
+            sys.stdout.write(_harmless(piece.text) if sys.stdout.isatty() else piece.text)
         sys.stdout.flush()
         if piece.answer is not None:
             console.print()
@@ -108,6 +111,14 @@ def _remark(answer: Answer) -> None:
         console.print(f"(the first {answer.num_cut} tokens of the prompt did not fit)")
     if answer.ending == "length":
         console.print(f"(ended at {answer.num_tokens} tokens; --max-new-tokens allows more)")
+
+
+def _harmless(text: str) -> str:
+    """Show control characters, which could steer the terminal, instead of sending them."""
+    return "".join(
+        f"\\x{ord(letter):02x}" if category(letter) == "Cc" and letter not in "\n\t" else letter
+        for letter in text
+    )
 
 
 def _told(route: Route) -> str:

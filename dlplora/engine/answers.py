@@ -6,11 +6,23 @@ from threading import Event
 from typing import Literal, get_args
 
 from dlplora.errors import DlpLoraError, GenerationError, choices
-from dlplora.records.routes import Route
+from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.sampling import Sampling
 from dlplora.words import Policy
 
 Ending = Literal["end", "length", "stop", "cancelled"]
+
+
+def check_text(text: object) -> None:
+    """Raise `GenerationError` unless this is a text that a tokenizer can read."""
+    if not isinstance(text, str):
+        raise GenerationError(f"a prompt is {type(text).__name__}, expected a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise GenerationError(
+            f"a prompt's character {error.start + 1} is {text[error.start]!a}, half of a character"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -27,10 +39,11 @@ class Request:
     routes: tuple[Route, ...] = ()
     policy: Policy = "route_once"
     num_answers: int = 1
-    cancelled: Event = field(default_factory=Event, compare=False, repr=False)
+    cancelled: Event = field(init=False, default_factory=Event, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be answered."""
+        check_text(self.prompt)
         if self.num_answers < 1:
             raise GenerationError(f"num_answers is {self.num_answers}, expected at least 1")
         if self.policy not in get_args(Policy):
@@ -83,6 +96,12 @@ class Piece:
     route: Route
     answer: Answer | None = None
     error: DlpLoraError | None = None
+
+
+def cancelled_before(number: int) -> Piece:
+    """Return the only piece of a request that was cancelled before it was read."""
+    nothing = (Passage("", BASE_ROUTE),)
+    return Piece(number, "", BASE_ROUTE, Answer("", nothing, (), "cancelled", 0))
 
 
 def raising(pieces: Iterable[Piece]) -> Iterator[Piece]:

@@ -13,7 +13,8 @@ from dlplora.records.routes import Route
 class DecisionLog:
     """Append one line a decision to a file: time, prompt, route and confidence.
 
-    Of the prompt its SHA-256 is written, or with `with_text` the text itself.
+    Of the prompt its SHA-256 is written, or with `with_text` the text itself. Raises
+    `GenerationError` if the file cannot be written.
     """
 
     def __init__(self, path: Path, *, with_text: bool = False) -> None:
@@ -22,6 +23,7 @@ class DecisionLog:
         self._path = path
         self._with_text = with_text
         self._writing = threading.Lock()
+        self._append("")  # refused now, not at the first decision
 
     def write(self, text: str, route: Route) -> None:
         """Write down the route that a text got."""
@@ -37,5 +39,11 @@ class DecisionLog:
             "weights": list(route.weights),
             "confidence": route.confidence,
         }
-        with self._writing, self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._append(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def _append(self, text: str) -> None:
+        try:
+            with self._writing, self._path.open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise GenerationError(f"{self._path}: cannot be written: {error.strerror}") from error

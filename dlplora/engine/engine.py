@@ -1,6 +1,7 @@
 """The engine that users load from a pipeline's folder."""
 
 from pathlib import Path
+from typing import Any
 
 from dlplora.adapters import read_adapter
 from dlplora.engine.decisions import DecisionLog
@@ -27,9 +28,9 @@ class Engine(Runner):
         router: str | None = None,
         selection: TopP | TopK = _USUAL,
         place: Place | None = None,
-        fallback_below: float = 0.0,
         log: Path | None = None,
         log_text: bool = False,
+        **settings: Any,
     ) -> "Engine":
         """Load what a pipeline made: `base`, all `adapters` and one of `routers` of a folder.
 
@@ -38,9 +39,10 @@ class Engine(Runner):
             router: The name of a trained router; without one, requests bring their routes.
             selection: How the router's probabilities become a route; by default DLP-LoRA's top-p.
             place: Device and dtype; by default the best that this machine has.
-            fallback_below: Routes of less confidence go to the base model instead.
             log: A file that every decision is appended to.
             log_text: Write the texts themselves to it, not their hashes.
+            settings: Those of a `Runner`: places, fallback_below, window_chars,
+                max_prompt_tokens, language.
 
         Raises a `DlpLoraError` if anything in the folder cannot be used.
         """
@@ -64,4 +66,4 @@ class Engine(Runner):
             classifier = load_classifier(place_of, base=folder / "base", tasks=labels)
             chosen = router_of(classifier, selection)
         decisions = None if log is None else DecisionLog(log, with_text=log_text)
-        return cls(base, pool, router=chosen, fallback_below=fallback_below, log=decisions)
+        return cls(base, pool, router=chosen, log=decisions, **settings)

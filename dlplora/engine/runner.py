@@ -5,13 +5,21 @@ It knows nothing of tasks, metrics and folders. Routes come from a router or wit
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from math import isnan
 from typing import Any
 
 from torch import Tensor
 
 from dlplora.adapters import LoraAdapter
 from dlplora.data.prompts import Prompt
-from dlplora.engine.answers import Answer, Piece, Request, raising
+from dlplora.engine.answers import (
+    Answer,
+    Piece,
+    Request,
+    cancelled_before,
+    check_text,
+    raising,
+)
 from dlplora.engine.batch import Batch
 from dlplora.engine.decisions import DecisionLog
 from dlplora.engine.loop import Group, run
@@ -59,9 +67,12 @@ class Runner:
         language: str = "en",
         log: DecisionLog | None = None,
     ) -> None:
-        for name, value in (("places", places), ("window_chars", window_chars)):
+        least_1 = {"places": places, "window_chars": window_chars}
+        for name, value in (least_1 | {"max_prompt_tokens": max_prompt_tokens}).items():
             if value < 1:
                 raise GenerationError(f"{name} is {value}, expected at least 1")
+        if isnan(fallback_below):
+            raise GenerationError("fallback_below is NaN, expected a number")
         self.base = base
         self.pool = pool
         self._router = router
@@ -114,8 +125,7 @@ class Runner:
         self, prompts: Sequence[str | Request], *, sampling: Sampling | None = None
     ) -> list[Answer]:
         """Answer prompts; `sampling` holds for those that are no requests of their own."""
-        if isinstance(prompts, str):
-            raise GenerationError("prompts is one text, expected a list of them")
+        _check_list(prompts, "prompts")
         requests = [_request(prompt, sampling) for prompt in prompts]
         return _answers(self.run(requests), len(requests))
 
@@ -126,8 +136,9 @@ class Runner:
     def run(self, requests: Iterable[Request]) -> Iterator[Piece]:
         """Answer requests as places get free, and yield what is written, in turns.
 
-        Requests are taken from the iterable when there is a place for them, and numbered in
-        their order. One that cannot be answered ends with a piece that holds its error; the
+        Requests are taken from the iterable when there are places for them, as many as there are
+        places, and numbered in their order; an iterable that waits for the next one holds up all
+        answers. One that cannot be answered ends with a piece that holds its error; the
         others go on.
         """
         return self._run([], enumerate(requests))
@@ -136,6 +147,7 @@ class Runner:
         self, prompt: str, options: Sequence[str], *, route: Route | None = None
     ) -> OptionScores:
         """Return the log-likelihood of each option as the answer to a prompt."""
+        _check_list(options, "options")
         if not options or not all(self.base.chat.answer(option) for option in options):
             raise GenerationError(f"the options are {list(options)!r}, expected texts, none empty")
         longest = max(len(self.base.chat.answer(option)) for option in options)
@@ -148,6 +160,9 @@ class Runner:
 
     def route(self, texts: Sequence[str]) -> list[Route]:
         """Return the router's route for each text; unsure ones go to the base model."""
+        _check_list(texts, "texts")
+        for text in texts:
+            check_text(text)
         router = self._chooser()
         if isinstance(router, Probe):
             prompts = [self._prompt(text, new_tokens=1).ids for text in texts]
@@ -187,7 +202,9 @@ class Runner:
 
     def _begin(self, numbered: Sequence[tuple[int, Request]]) -> tuple[list[Group], list[Piece]]:
         """Route and read the prompts of requests; return those refused apart."""
-        writings, refused = [], []
+        refused = [cancelled_before(number) for number, r in numbered if r.cancelled.is_set()]
+        numbered = [(number, r) for number, r in numbered if not r.cancelled.is_set()]
+        writings = []
         for (number, request), route in zip(numbered, self._first_routes(numbered), strict=True):
             try:
                 if isinstance(route, DlpLoraError):
@@ -305,7 +322,8 @@ class Runner:
             route = self._probe(self._router, [text], [writing.ids])[1][0]
         else:
             route = self.route([text])[0]
-        return route, self.pool.row(route)
+        stays = route.mix == writing.route.mix  # so do its adapters, also removed ones
+        return route, writing.row if stays else self.pool.row(route)
 
     def _writing(
         self, request: Request, number: int, prompt: Prompt, route: Route, row: Row
@@ -327,6 +345,12 @@ def _request(prompt: str | Request, sampling: Sampling | None) -> Request:
     if isinstance(prompt, Request):
         return prompt
     return Request(prompt) if sampling is None else Request(prompt, sampling)
+
+
+def _check_list(values: object, name: str) -> None:
+    """Refuse one text where a list of them is expected: its letters would be taken for texts."""
+    if isinstance(values, str):
+        raise GenerationError(f"{name} is one text, expected a list of them")
 
 
 def _answers(pieces: Iterator[Piece], count: int) -> list[Answer]:

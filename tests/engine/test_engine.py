@@ -4,8 +4,10 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from transformers.cache_utils import DynamicCache
 import dlplora
 from dlplora.data.prompts import ChatFormat
 from dlplora.engine.answers import Answer, Request
+from dlplora.engine.batch import Batch
 from dlplora.engine.decisions import DecisionLog
 from dlplora.engine.engine import Engine
 from dlplora.errors import GenerationError, RouterError
@@ -148,6 +151,34 @@ def test_a_cancelled_request_frees_its_place(pooled: tuple[Base, Pool]) -> None:
     assert answers[0].ending == "cancelled"
     assert answers[0].num_tokens < 6
     assert answers[1] == engine.generate([second])[0]
+
+
+def test_a_request_cancelled_before_its_turn_is_not_read(
+    pooled: tuple[Base, Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Request("say red", Sampling(max_new_tokens=5)), Request("what is up ?")
+    second.cancel()
+    read: list[int] = []
+    real = Batch.read
+
+    def counted(
+        base: Base, pool: Pool, ids: Sequence[Sequence[int]], *rest: Any, **more: Any
+    ) -> Batch:
+        read.append(len(ids))
+        return real(base, pool, ids, *rest, **more)
+
+    monkeypatch.setattr(Batch, "read", counted)
+    engine = engine_of(pooled, router=None)
+    answers = engine.generate([replace(first, routes=(ONE,)), second])
+    assert [answer.ending for answer in answers] == [answers[0].ending, "cancelled"]
+    assert (answers[1].text, answers[1].num_tokens, read) == ("", 0, [1])
+
+
+def test_a_request_made_of_another_is_cancelled_alone() -> None:
+    first = Request("say red")
+    other = replace(first, prompt="what is up ?")
+    other.cancel()
+    assert (first.cancelled.is_set(), other.cancelled.is_set()) == (False, True)
 
 
 def test_requests_are_taken_when_there_is_a_place(pooled: tuple[Base, Pool]) -> None:
@@ -287,6 +318,23 @@ def test_an_adapter_removed_after_its_prompt_was_routed_still_answers(tmp_path: 
     assert pool.names == ()
 
 
+def test_a_sentence_whose_route_stays_keeps_an_adapter_that_is_removed(
+    sentenced: tuple[Request, Answer], tmp_path: Path
+) -> None:
+    request = replace(sentenced[0], routes=(ONE,))
+    base = tiny_base()
+    configs = {"one": {"r": 2, "target_modules": TARGETS["llama"]}}
+    pool = Pool(base.model)
+    pool.add(peft_pool(base.model, configs, tmp_path)[1][0])
+    (expected,) = Engine(base, pool).generate([request])
+    assert len(expected.sentences) > 1
+    pieces = Engine(base, pool).run([request])
+    next(pieces)
+    pool.remove("one")
+    (answer,) = [piece.answer for piece in pieces if piece.answer]
+    assert answer == expected
+
+
 def test_a_sentence_routed_to_an_adapter_that_is_gone_ends_its_request_alone(
     pooled: tuple[Base, Pool], sentenced: tuple[Request, Answer]
 ) -> None:
@@ -384,6 +432,24 @@ def test_every_decision_is_logged(pooled: tuple[Base, Pool], tmp_path: Path) -> 
     assert "red" not in (tmp_path / "hash.jsonl").read_text()
 
 
+def test_a_log_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(GenerationError, match="cannot be written: Is a directory"):
+        DecisionLog(tmp_path)
+
+
+def test_a_decision_that_cannot_be_logged_ends_its_request_alone(
+    pooled: tuple[Base, Pool], tmp_path: Path
+) -> None:
+    log = DecisionLog(tmp_path / "log")
+    (tmp_path / "log").unlink()
+    (tmp_path / "log").mkdir()
+    request = Request("say red", Sampling(max_new_tokens=4))
+    requests = [replace(request, routes=(ONE,)), request]
+    last = {p.number: p for p in engine_of(pooled, log=log).run(requests) if p.answer or p.error}
+    assert [last[0].answer] == engine_of(pooled).generate(requests[:1])
+    assert isinstance(last[1].error, GenerationError)
+
+
 def test_options_score_by_the_router_s_route(pooled: tuple[Base, Pool]) -> None:
     base, pool = pooled
     scores = engine_of(pooled).score("say red", ["red", "green blue"])
@@ -423,8 +489,22 @@ def test_what_does_not_fit_the_model_is_refused_or_cut(pooled: tuple[Base, Pool]
     assert answer.num_cut > 200
     with pytest.raises(GenerationError, match="places is 0"):
         engine_of(pooled, places=0)
-    with pytest.raises(GenerationError, match="prompts is one text"):
-        engine.generate("say red")
+    for name, ask in {
+        "prompts": engine.generate,
+        "texts": engine.route,
+        "options": partial(engine.score, "say red"),
+    }.items():
+        with pytest.raises(GenerationError, match=f"{name} is one text"):
+            ask("red")
+    with pytest.raises(GenerationError, match="max_prompt_tokens is 0"):
+        engine_of(pooled, max_prompt_tokens=0)
+    with pytest.raises(GenerationError, match="fallback_below is NaN"):
+        engine_of(pooled, fallback_below=float("nan"))
+    for text, message in (("red \ud83d", "character 5 is '.ud83d'"), (b"red", "is bytes")):
+        with pytest.raises(GenerationError, match=message):
+            engine.route([text])  # type: ignore[list-item]
+        with pytest.raises(GenerationError, match=message):
+            engine.generate([text])  # type: ignore[list-item]
     bare = replace(pooled[0], chat=ChatFormat(tiny_tokenizer(template=None), ""))
     with pytest.raises(GenerationError, match="the prompt is empty"):
         Engine(bare, pooled[1], router=ByLength()).generate([""])

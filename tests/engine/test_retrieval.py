@@ -69,20 +69,3 @@ def test_the_command_shows_the_route_with_its_similarity(
     assert told["route"]["confidence"] == pytest.approx(retriever.similarities([text]).max())
     (row,) = retriever.probabilities([text])
     assert told["probabilities"] == pytest.approx(dict(zip(TASKS, row, strict=True)))
-
-
-def test_a_system_that_fuses_is_refused_in_one_line(
-    made: tuple[Path, Retriever],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(made[0])
-    monkeypatch.setattr(sys, "argv", ["dlplora", "generate", "say red", "--system", "fused"])
-
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-
-    assert ended.value.code == 1
-    err = capsys.readouterr().err.strip()
-    assert "\n" not in err
-    assert "a system of route fusion is not routed by texts alone" in err

@@ -372,7 +372,11 @@ def test_adapters_come_and_go_while_a_batch_runs(tmp_path: Path) -> None:
 
 def test_adapters_come_and_go_while_threads_generate(tmp_path: Path) -> None:
     model = tiny_model()
-    _, adapters = peft_pool(model, configs("llama"), tmp_path)
+    wider = {
+        target: {"r": 2, "target_modules": [target]}
+        for target in ("o_proj", "gate_proj", "up_proj", "down_proj")
+    }
+    _, adapters = peft_pool(model, configs("llama") | wider, tmp_path)
     pool = Pool(model)
     pool.add(adapters[0])
     route = [Route(("one",), (1.0,))] * 3
@@ -390,15 +394,15 @@ def test_adapters_come_and_go_while_threads_generate(tmp_path: Path) -> None:
     threads = [threading.Thread(target=answer) for _ in range(2)]
     for thread in threads:
         thread.start()
-    for _ in range(30):
-        pool.add(adapters[1])
-        pool.add(adapters[3])  # its target is a layer more
-        pool.remove("two")
-        pool.remove("four")
+    before = len(pool._fused)
+    for adapter in [*adapters[1:] * 4]:  # the last ones change layers that were not fused yet
+        pool.add(adapter)
+        pool.remove(adapter.name)
     ended.set()
     for thread in threads:
         thread.join()
     assert found
+    assert len(pool._fused) == before + len(wider) * model.config.num_hidden_layers
     assert all(torch.equal(logits, expected) for logits in found)
 
 
