@@ -17,11 +17,7 @@ torch.set_num_threads(2)  # for fixtures that are made before a test's own
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what shares a module's fixtures, or Prefect's server, in one process; longest first."""
-    for item in items:
-        folder = item.path.parent.name
-        group = folder if folder == "flows" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Begin with what takes longest, so that two processes end together."""
     items.sort(key=lambda item: item.path.parent.name not in LONGEST)
 
 

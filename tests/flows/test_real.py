@@ -67,7 +67,7 @@ def test_a_cancelled_training_goes_on_and_ends_with_the_same_bytes(project: Chec
     assert start(project, "again.log").wait() == 0, project.lines("again.log")
     lines = project.lines("again.log")
     assert re.search(r"adapter opposites: going on after step [1-9]", lines)
-    assert "2 up to date, 1 ran" in lines
+    assert "3 up to date, 1 ran" in lines
     interrupted = project.hashes()
     project.run("dvc", "repro", "--force", "--single-item", "adapter@opposites")
     assert project.hashes() == interrupted
