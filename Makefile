@@ -35,7 +35,7 @@ ui: env         ## Open Prefect's pages on 127.0.0.1: watch runs and start them;
 	@$(BIN)/python -m flows.ui
 
 test: env       ## Run the tests
-	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: env      ## Run the linters, types and import contracts
 	@$(BIN)/ruff format --check .

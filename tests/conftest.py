@@ -12,13 +12,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).parent.parent
-LONGEST = ("flows", "tasks")
+LONGEST = ("tasks", "flows")
 torch.set_num_threads(2)  # for fixtures that are made before a test's own
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest, so that two processes end together."""
-    items.sort(key=lambda item: item.path.parent.name not in LONGEST)
+    order = {folder: place for place, folder in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
 
 
 @pytest.fixture
