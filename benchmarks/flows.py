@@ -61,6 +61,7 @@ def timed(words: list[str], folder: Path, environment: dict[str, str]) -> tuple[
 
 def start_server(folder: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start a Prefect server and wait until it answers."""
+    Path(environment["PREFECT_HOME"]).mkdir(parents=True)
     words = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(PORT)]
     server = subprocess.Popen(
         [sys.executable, *words],
@@ -76,6 +77,8 @@ def start_server(folder: Path, environment: dict[str, str]) -> subprocess.Popen[
         ):
             break
         time.sleep(0.2)
+    if server.poll() is not None:
+        raise SystemExit("the Prefect server has ended before it answered")
     return server
 
 
