@@ -37,16 +37,16 @@ class Asked:
     @contextmanager
     def runner(self, name: str, **settings: Any) -> Iterator[Runner]:
         """Yield what answers by a system, for the time of a `with` block."""
-        system = self._system(name)
-        settings["router"] = system.router_of(name.partition(":")[2])
+        kind, _, task = name.partition(":")
+        system = self._system(kind, task)
+        settings["router"] = system.router_of(task)
         settings["max_prompt_tokens"] = self._params.evaluation.max_prompt_tokens
         with Runner.over(self._base, system.adapters, **settings) as runner:
             yield runner
 
-    def _system(self, name: str) -> System:
+    def _system(self, kind: str, task: str) -> System:
         params, data = self._params, self._data
-        kind, _, task = name.partition(":")
-        if name == "base":
+        if kind == "base":
             return System([], lambda _: BaseRouter())
         if kind == "single":
             return System(self._inputs(data / "adapters", [task]).pool(), FixedRouter)
@@ -55,18 +55,17 @@ class Asked:
                 gated,
                 self._base,
                 base_folder=data / "base",
-                experts=self._place(gated.experts),
-                router=self._place(gated.router),
+                experts=artifact_in(data, gated.experts),
+                router=artifact_in(data, gated.router),
             )
         system = params.systems[kind]
-        return build_system(system, self._inputs(self._place(system.artifact), list(params.tasks)))
+        return build_system(
+            system, self._inputs(artifact_in(data, system.artifact), list(params.tasks))
+        )
 
     def _inputs(self, artifact: Path, tasks: list[str]) -> Inputs:
         data, seed = self._data, self._params.seed
         return Inputs(self._base, data / "base", data / "adapters", artifact, sorted(tasks), seed)
-
-    def _place(self, artifact: str) -> Path:
-        return artifact_in(self._data, artifact)
 
 
 def artifact_in(data: Path, artifact: str) -> Path:

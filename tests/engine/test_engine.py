@@ -170,7 +170,7 @@ def test_a_request_cancelled_before_its_turn_is_not_read(
     monkeypatch.setattr(Batch, "read", counted)
     engine = engine_of(pooled, router=None)
     answers = engine.generate([replace(first, routes=(ONE,)), second])
-    assert [answer.ending for answer in answers] == [answers[0].ending, "cancelled"]
+    assert answers[1].ending == "cancelled"
     assert (answers[1].text, answers[1].num_tokens, read) == ("", 0, [1])
 
 
