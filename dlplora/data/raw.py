@@ -1,4 +1,4 @@
-"""Raw files as streams of rows: JSON, JSON Lines, CSV and Parquet, in bounded memory.
+"""Raw files as streams of batches of rows: JSON, JSON Lines, CSV and Parquet, in bounded memory.
 
 Rows are numbered from 1 by whoever reads them: every row of the stream counts.
 """
@@ -9,7 +9,7 @@ import re
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
 from os import SEEK_END
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import orjson
 
 from dlplora.errors import DataError, choices
 
-_BATCH = 2048
+_BATCH = 512  # rows whose text fits in a core's own cache
 _CHUNK = 2**18
 _LARGEST_ITEM = 2**25  # DuckDB reads into twice as much memory
 _DUCKDB_CONFIG: dict[str, str | bool | int | float | list[str]] = {
@@ -52,7 +52,7 @@ class Format:
     """
 
     unit: str
-    rows: Callable[[Path], Iterator[Any]]
+    batches: Callable[[Path], Iterator[list[Any]]]
     text_cells: bool = False
 
 
@@ -81,7 +81,7 @@ def format_of(file: Path) -> Format:
     if not head:
         raise DataError(f"{file}: the file is empty")
     found = FORMATS[file.suffix.lower()]
-    is_text = found.rows is not _parquet_rows
+    is_text = found.batches is not _parquet_batches
     if is_text and (head.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) or b"\0" in head[:4]):
         raise DataError(
             f"{file}: looks like UTF-16 or UTF-32, expected UTF-8; convert it first, "
@@ -90,7 +90,7 @@ def format_of(file: Path) -> Format:
     return found
 
 
-def _json_items(file: Path) -> Iterator[Any]:
+def _json_batches(file: Path) -> Iterator[list[Any]]:
     """Yield the items of a JSON list: DuckDB cuts the file into items, orjson parses each."""
     import duckdb
 
@@ -100,8 +100,7 @@ def _json_items(file: Path) -> Iterator[Any]:
         try:
             found = connection.execute(_JSON_QUERY, [pattern, _LARGEST_ITEM])
             while texts := found.fetchmany(_BATCH):
-                for (text,) in texts:
-                    yield _parsed(text)
+                yield _parsed_all([text for (text,) in texts])
         except duckdb.Error as error:
             raise DataError(f"{file}: {_json_error(str(error))}") from error
     _check_list_ends(file)
@@ -149,14 +148,28 @@ def _json_error(message: str) -> str:
     return f"not JSON: {' '.join(message.split())}"
 
 
-def _json_lines(file: Path) -> Iterator[Any]:
+def _line_batches(file: Path) -> Iterator[list[Any]]:
+    num_lines = 0
     with file.open("rb") as stream:
-        lines = iter(partial(stream.readline, _LARGEST_ITEM + 1), b"")
-        for number, line in enumerate(lines):
-            if len(line) > _LARGEST_ITEM:
-                most = f"{_LARGEST_ITEM >> 20} MiB"
-                raise DataError(f"{file}: line {number + 1} is longer than {most}, the most")
-            yield _parsed(line if number else line.removeprefix(BOM_UTF8))
+        while block := stream.read(_CHUNK):
+            block += stream.readline(_LARGEST_ITEM + 1)  # a block ends where a line does
+            if not num_lines:
+                block = block.removeprefix(BOM_UTF8)
+            lines = block.removesuffix(b"\n").split(b"\n")
+            if len(block) > _LARGEST_ITEM:
+                for number, line in enumerate(lines, start=num_lines + 1):
+                    if len(line) > _LARGEST_ITEM:
+                        most = f"{_LARGEST_ITEM >> 20} MiB"
+                        raise DataError(f"{file}: line {number} is longer than {most}, the most")
+            num_lines += len(lines)
+            yield _parsed_all(lines)
+
+
+def _parsed_all(texts: Sequence[str | bytes]) -> list[Any]:
+    try:
+        return list(map(orjson.loads, texts))
+    except orjson.JSONDecodeError:  # at least one of them
+        return list(map(_parsed, texts))
 
 
 def _parsed(text: str | bytes) -> Any:
@@ -166,6 +179,12 @@ def _parsed(text: str | bytes) -> Any:
         if not text.strip():
             return BLANK
         return Unreadable(f"is not JSON: {error.msg} (its character {error.pos + 1})")
+
+
+def _csv_batches(file: Path) -> Iterator[list[Any]]:
+    rows = _csv_rows(file)
+    while batch := list(islice(rows, _BATCH)):
+        yield batch
 
 
 def _csv_rows(file: Path) -> Iterator[Any]:
@@ -196,7 +215,7 @@ def _check_columns(file: Path, names: Sequence[str]) -> None:
         raise DataError(f"{file}: a column stands twice in the header: {list(names)}")
 
 
-def _parquet_rows(file: Path) -> Iterator[Any]:
+def _parquet_batches(file: Path) -> Iterator[list[Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -205,17 +224,17 @@ def _parquet_rows(file: Path) -> Iterator[Any]:
             names = table.schema_arrow.names
             _check_columns(file, names)
             for batch in table.iter_batches(batch_size=_BATCH, use_threads=False):
-                for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                    yield dict(zip(names, values, strict=True))
+                rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+                yield [dict(zip(names, values, strict=True)) for values in rows]
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{file}: not Parquet: {' '.join(str(error).split())}") from error
 
 
-_LINES = Format("line", _json_lines)
+_LINES = Format("line", _line_batches)
 FORMATS: dict[str, Format] = {
-    ".json": Format("item", _json_items),
+    ".json": Format("item", _json_batches),
     ".jsonl": _LINES,
     ".ndjson": _LINES,
-    ".csv": Format("row", _csv_rows, text_cells=True),
-    ".parquet": Format("row", _parquet_rows),
+    ".csv": Format("row", _csv_batches, text_cells=True),
+    ".parquet": Format("row", _parquet_batches),
 }

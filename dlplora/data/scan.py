@@ -6,7 +6,6 @@ whole file, never at the order of rows: shuffling changes nothing.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +19,6 @@ from dlplora.errors import DataError
 from dlplora.params import Keys, Splits
 from dlplora.records.examples import SPLITS, Split
 from dlplora.records.findings import Problem
-
-_BATCH = 512  # their text fits in a core's own cache
 
 
 @dataclass(frozen=True)
@@ -47,25 +44,24 @@ def scan(
     most_problems: int | None,
 ) -> Scan:
     """Read a file once, keeping no question whose place is in `without`."""
-    rows = format_of(file)
-    reader = Reader(keys, text_cells=rows.text_cells)
+    found = format_of(file)
+    reader = Reader(keys, text_cells=found.text_cells)
     tally = _Tally(splits, without, most_problems)
-    stream = rows.rows(file)
-    while batch := list(islice(stream, _BATCH)):
-        tally.add(batch, reader)
+    for rows in found.batches(file):
+        tally.add(rows, reader)
     if tally.num_rows == tally.num_blank:
-        raise DataError(f"{file}: holds no {rows.unit}s")
+        raise DataError(f"{file}: holds no {found.unit}s")
     if not reader.met_objects:
         first = tally.problems[0]
-        raise DataError(f"{file}: {rows.unit} {first.item} {first.problem}")
+        raise DataError(f"{file}: {found.unit} {first.item} {first.problem}")
     settled = reader.settled_keys(file)
     contradicting = tally.census.contradicting()
-    tally.census.check_one_kind(file, rows.unit, without=contradicting)
-    contradictions = tally.census.contradictions(rows.unit, contradicting)
+    tally.census.check_one_kind(file, found.unit, without=contradicting)
+    contradictions = tally.census.contradictions(found.unit, contradicting)
     problems = sorted([*tally.problems, *contradictions], key=lambda problem: problem.item)
     good = tally.census.questions(without=contradicting)
     return Scan(
-        unit=rows.unit,
+        unit=found.unit,
         keys=settled,
         num_rows=tally.num_rows - tally.num_blank,
         num_bad=tally.num_bad + len(contradictions),

@@ -24,7 +24,7 @@ BOM = b"\xef\xbb\xbf"
 def _rows(file: Path, content: str | bytes | None = None) -> list[Any]:
     if content is not None:
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return list(format_of(file).rows(file))
+    return [row for batch in format_of(file).batches(file) for row in batch]
 
 
 def _error(file: Path, content: str | bytes | None = None) -> str:
