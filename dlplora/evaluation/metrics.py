@@ -5,7 +5,9 @@ over items, stratified by task. Intervals cover the choice of items, not of trai
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -36,9 +38,21 @@ def sentence_bleu(text: str, references: Sequence[str]) -> float:
 
 @cache
 def _rouge_scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
+    with _as_if_absent("scipy.stats", "sklearn"):  # NLTK loads them beside its stemmer, for 2 s
+        from rouge_score.rouge_scorer import RougeScorer
     return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+
+
+@contextmanager
+def _as_if_absent(*names: str) -> Iterator[None]:
+    """Let imports of modules fail that nobody has loaded yet, for those who can do without."""
+    hidden = {name: None for name in names if name not in sys.modules}
+    sys.modules.update(hidden)  # type: ignore[arg-type]  # None is Python's own mark for it
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 def rouge(text: str, references: Sequence[str]) -> dict[str, float]:
