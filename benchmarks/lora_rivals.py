@@ -101,16 +101,11 @@ class NamedAdapters(nn.Module):
         self.model = model
         self.names = names
 
-    @property
-    def device(self) -> Any:
-        return self.model.device
-
-    @property
-    def config(self) -> Any:
-        return self.model.config
-
-    def get_output_embeddings(self) -> Any:
-        return self.model.get_output_embeddings()
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
 
     def forward(self, input_ids: Tensor, **more: Any) -> Any:
         return self.model(input_ids=input_ids, adapter_names=self.names[: len(input_ids)], **more)
