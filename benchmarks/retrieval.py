@@ -2,15 +2,17 @@
 
     python -m benchmarks.retrieval [--rounds 50]
 
-A search goes from the texts' vectors to their routes: similarities to all adapters, and the three
-most similar of each text. The vectors, of 384 dimensions as of MiniLM, are drawn at random: an
-exact search takes the same time whatever they are. Embedding the texts themselves is left out.
+A search goes from the texts' vectors to their routes, by LoraRetriever's router: cosines to all
+adapters, their probabilities, and the three most similar of each text. The vectors, of 384
+dimensions as of MiniLM, are drawn at random: an exact search takes the same time whatever they
+are. Embedding the texts themselves is left out.
 
 Writes benchmarks/results/retrieval.json.
 """
 
 import argparse
 import statistics
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -20,10 +22,8 @@ import torch
 from benchmarks.record import write_results
 from benchmarks.timing import interleaved
 from dlplora.params import TopK
-from dlplora.records.routes import Route
-from dlplora.routing.base import select
-from dlplora.routing.embedding import Vectors, unit
-from dlplora.routing.retriever import search
+from dlplora.routing.embedding import Embedder, Vectors, unit
+from dlplora.routing.retriever import RetrievalRouter, Retriever
 from dlplora.runtime import Place
 
 DIMENSIONS = 384
@@ -38,9 +38,24 @@ def drawn(count: int, seed: int) -> Vectors:
     return unit(rng.standard_normal((count, DIMENSIONS), dtype=np.float32))
 
 
-def routes(vectors_BD: Vectors, means_ND: Vectors, names: tuple[str, ...]) -> list[Route]:
-    """Return the route of each text among the adapters."""
-    return [select(row_N, names, NEAREST) for row_N in search(vectors_BD, means_ND)]
+class Drawn(Embedder):
+    """An embedder that has embedded its texts already."""
+
+    def __init__(self, vectors_BD: Vectors) -> None:
+        self.vectors_BD = vectors_BD
+
+    def embed(self, texts: Sequence[str], **_: Any) -> Vectors:
+        """Return as many vectors as texts."""
+        return self.vectors_BD[: len(texts)]
+
+
+def router_of(vectors_BD: Vectors, means_ND: Vectors) -> RetrievalRouter:
+    """Build a router over so many adapters."""
+    names = tuple(f"adapter_{number}" for number in range(len(means_ND)))
+    retriever = Retriever(
+        Drawn(vectors_BD), names, means_ND, instruction="", similarity="cosine", temperature=0.05
+    )
+    return RetrievalRouter(retriever, NEAREST)
 
 
 def main() -> None:
@@ -51,8 +66,8 @@ def main() -> None:
     torch.set_num_threads(2)
     found: dict[str, Any] = {}
     for count in ADAPTERS:
-        means_ND, names = drawn(count, 0), tuple(f"adapter_{n}" for n in range(count))
-        works = {str(size): partial(routes, drawn(size, 1), means_ND, names) for size in TEXTS}
+        router = router_of(drawn(max(TEXTS), 1), drawn(count, 0))
+        works = {str(size): partial(router.route, [""] * size) for size in TEXTS}
         seconds = interleaved(works, rounds, f"{count} adapters")
         found[str(count)] = {
             f"{size}_texts": {

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModel
 
 from dlplora.data.hub import download_model
-from dlplora.data.pins import EMBEDDER_FILES, embedder_sha256
+from dlplora.data.pins import EMBEDDER_FILES, embedder_sha256, has_modules
 from dlplora.data.sources import download_package, unpack_folder
 from dlplora.errors import ModelError, SourceError, is_disk_full, one_line
 from dlplora.models import quiet_transformers, whole_model
@@ -21,6 +21,9 @@ from dlplora.routing.embedding import Embedder, check_modules, copy_embedder
 def make_embedder(params: EmbedderParams, *, downloads: Path, out: Path) -> None:
     """Write what is read of an embedder's folder, once it has embedded a sentence.
 
+    A folder without modules of sentence-transformers is a plain encoder, for routers that learn
+    upon one; its weights are loaded once.
+
     Raises `SourceError` if it cannot be had or is not the one that the params pin, and
     `ModelError` if it cannot be used.
     """
@@ -28,15 +31,18 @@ def make_embedder(params: EmbedderParams, *, downloads: Path, out: Path) -> None
         folder = _PLACES[params.kind](params, downloads, Path(scratch))
         with written_folder(out) as aside:
             copy_embedder(folder, aside)
+            is_plain = not has_modules(aside)
+            if not is_plain:
+                check_modules(aside)
             _check_weights(aside, str(folder))
-            embedder = Embedder.load(aside, device=torch.device("cpu"))
-            embedder.embed(["a sentence"], normalise=True)
+            if not is_plain:
+                embedder = Embedder.load(aside, device=torch.device("cpu"))
+                embedder.embed(["a sentence"], normalise=True)
 
 
 def _check_weights(folder: Path, title: str) -> None:
     """Raise `ModelError` if weights are missing that vectors depend on: they would be random."""
     quiet_transformers()
-    check_modules(folder)
     try:
         model, told = AutoModel.from_pretrained(
             folder,

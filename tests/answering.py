@@ -51,6 +51,7 @@ def write_answering_project(root: Path, folder: Path) -> None:
     params["systems"]["own"] = {"artifact": "data/adapters", "route": "by_task"}
     params["systems"]["elsewhere"] = params["systems"]["dlp_mlp"] | {"artifact": "elsewhere/mlp"}
     params["systems"]["fused"] = {"artifact": "data/routers/mlp", "route": "fusion", "k": 2}
+    params["arrow"] = {"arrow": {"top_k": 2, "temperature": 1.0}}
     params |= {"experts": {}, "gated_systems": {}, "composites": {}, "unseen_tasks": {}}
     params["runtime"]["dtype"] = "float32"
     (folder / "params.yaml").write_text(yaml.safe_dump(params))

@@ -132,6 +132,7 @@ def test_the_example_of_each_command_is_right_usage(run: Run, name: str) -> None
         (["generate", "x", "--system", "own:none"], "no tasks.none; there are: colours"),
         (["generate", "x", "--system", "dlp_mlp:colours"], "not told the task: leave out :colours"),
         (["generate", "x", "--system", "fused"], "for each text: it is only evaluated"),
+        (["generate", "x", "--system", "arrow"], "arrow.arrow weighs token by token: it is only"),
         (["generate", "x", "--compare", "base,"], "no systems.; there are"),
         (["generate", "x", "--temperature", "-1"], "temperature is -1.0, expected 0, or 0.001"),
         (["generate", "x", "--data", "absent"], "absent/base"),

@@ -16,7 +16,9 @@ from dlplora.errors import ModelError, SourceError
 from dlplora.params import EmbedderFolder, HubEmbedder, PackageFolder
 from dlplora.records.files import file_sha256
 from dlplora.routing.embedding import Embedder, Vectors
+from dlplora.routing.encoder import load_encoder, load_tokenizer
 from tests.embedders import write_tiny_embedder
+from tests.tiny_encoders import write_tiny_encoder
 
 TEXTS = ["say red", "what is the opposite of up ?", "one plus two"]
 REVISION = "a" * 40
@@ -145,3 +147,29 @@ def test_weights_that_would_be_drawn_at_random_are_refused(folder: Path, tmp_pat
     with pytest.raises(ModelError, match=r"copy: lacks 1 of the \d+ weights .*layer\.1\.output"):
         make_embedder(from_folder(copy, tmp_path), downloads=tmp_path, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("source", [from_folder, from_hub])
+@pytest.mark.parametrize("kind", ["albert", "roberta"])
+def test_a_plain_encoder_is_had_with_its_own_weights_and_embeds_nothing(
+    source: object, kind: str, tmp_path: Path
+) -> None:
+    assert callable(source)
+    write_tiny_encoder(tmp_path / kind, kind, masked_lm=True)
+    params = source(tmp_path / kind, tmp_path / "downloads")
+
+    make_embedder(params, downloads=tmp_path / "downloads", out=tmp_path / "out")
+
+    made, given = (
+        load_encoder(folder, max_tokens=8) for folder in (tmp_path / "out", tmp_path / kind)
+    )
+    assert made.state_dict().keys() == given.state_dict().keys()
+    for name, tensor in given.state_dict().items():
+        assert torch.equal(made.state_dict()[name], tensor)
+    tokens = [
+        load_tokenizer(folder).encode(TEXTS[0]).ids
+        for folder in (tmp_path / "out", tmp_path / kind)
+    ]
+    assert tokens[0] == tokens[1]
+    with pytest.raises(ModelError, match=r"out: no folder of sentence-transformers"):
+        vectors_of(tmp_path / "out")

@@ -85,6 +85,8 @@ def _check_name(name: str, params: Params) -> None:
     if kind == "single":
         named(params.tasks, task, "tasks")
         return
+    if kind in params.arrow:
+        raise ParamsError(f"params.yaml: arrow.{kind} weighs token by token: it is only evaluated")
     found = named({**params.systems, **params.gated_systems}, kind, "systems")
     where = f"params.yaml: systems.{kind}"
     if isinstance(found, FusionRoute):

@@ -35,7 +35,7 @@ EMBEDDER_FILES = (
 def pin_of(path: Path, *, with_code: bool) -> str:
     """Return the hash that pins a transformers folder, an embedder's, a GGUF file or data."""
     if path.is_dir():
-        if (path / "modules.json").is_file():
+        if has_modules(path):
             return embedder_sha256(path)
         is_model = (path / "config.json").is_file()
         return folder_sha256(path, with_code=with_code) if is_model else data_folder_sha256(path)
@@ -49,6 +49,11 @@ def folder_sha256(folder: Path, *, with_code: bool) -> str:
     """Return the hash of the names and contents of all that is read of a model's folder."""
     patterns = [*MODEL_FILES, "*.py"] if with_code else MODEL_FILES
     return _sha256_of(folder, _files(folder, patterns))
+
+
+def has_modules(folder: Path) -> bool:
+    """Tell whether a folder is one of sentence-transformers."""
+    return (folder / "modules.json").is_file()
 
 
 def embedder_sha256(folder: Path) -> str:

@@ -17,10 +17,11 @@ class DecisionLog:
     `GenerationError` if the file cannot be written.
     """
 
-    def __init__(self, path: Path, *, with_text: bool = False) -> None:
-        if not path.parent.is_dir():
-            raise GenerationError(f"{path}: no folder {path.parent} to log decisions in")
-        self._path = path
+    def __init__(self, path: str | Path, *, with_text: bool = False) -> None:
+        self._path = Path(path)
+        folder = self._path.parent
+        if not folder.is_dir():
+            raise GenerationError(f"{path}: no folder {folder} to log decisions in")
         self._with_text = with_text
         self._writing = threading.Lock()
         self._append("")  # refused now, not at the first decision

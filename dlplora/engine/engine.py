@@ -28,7 +28,7 @@ class Engine(Runner):
         router: str | None = None,
         selection: TopP | TopK = _USUAL,
         place: Place | None = None,
-        log: Path | None = None,
+        log: str | Path | None = None,
         log_text: bool = False,
         **settings: Any,
     ) -> "Engine":

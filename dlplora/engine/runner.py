@@ -6,6 +6,7 @@ It knows nothing of tasks, metrics and folders. Routes come from a router or wit
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import isnan
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -51,7 +52,7 @@ class Runner:
         max_prompt_tokens: What a longer prompt is cut to, at its beginning; less if the model's
             context is smaller.
         language: The language of the answers, by which sentences are told apart.
-        log: Writes down every decision.
+        log: Writes down every decision; a path stands for a log of the texts' hashes.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Runner:
         window_chars: int = 2000,
         max_prompt_tokens: int = 1024,
         language: str = "en",
-        log: DecisionLog | None = None,
+        log: DecisionLog | str | Path | None = None,
     ) -> None:
         least_1 = {"places": places, "window_chars": window_chars}
         for name, value in (least_1 | {"max_prompt_tokens": max_prompt_tokens}).items():
@@ -81,7 +82,7 @@ class Runner:
         self._window_chars = window_chars
         self._max_prompt_tokens = max_prompt_tokens
         self._language = language
-        self._log = log
+        self._log = DecisionLog(log) if isinstance(log, str | Path) else log
 
     @classmethod
     @contextmanager
@@ -164,6 +165,8 @@ class Runner:
         for text in texts:
             check_text(text)
         router = self._chooser()
+        if not texts:
+            return []
         if isinstance(router, Probe):
             prompts = [self._prompt(text, new_tokens=1).ids for text in texts]
             return self._probe(router, texts, prompts)[1]

@@ -60,6 +60,11 @@ class Comparison:
     routing: Mapping[str, Routing]
     samples: tuple[Sample, ...]
 
+    def normalised(self, system: str) -> float | None:
+        """Return a system's score by the reference's; None if that is 0."""
+        best = self.summaries[self.reference].score
+        return self.summaries[system].score / best if best else None
+
 
 def write_comparisons(
     folder: Path, metrics: Path, comparisons: Sequence[Comparison], novelties: Novelties
@@ -91,13 +96,12 @@ def _to_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def _metrics(comparison: Comparison) -> dict[str, Any]:
-    best = comparison.summaries[comparison.reference].score
     return {
         name: {
             "score": summary.score,
             "low": summary.score_low,
             "high": summary.score_high,
-            "normalised": summary.score / best if best else None,
+            "normalised": comparison.normalised(name),
             "routing_accuracy": summary.routing_accuracy,
         }
         for name, summary in comparison.summaries.items()

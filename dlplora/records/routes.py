@@ -10,8 +10,8 @@ from dlplora.errors import RouterError
 class Route:
     """The chosen adapters and their weights, which sum to 1; no adapter means the base model.
 
-    `confidence` is the router's probability of its first choice, where it has one; of a retriever
-    it is the similarity of the first.
+    `confidence` is the router's probability of its first choice, where it has one; of LoGo, which
+    has none, it is the share of the first in the scores of all adapters.
     """
 
     adapters: tuple[str, ...]

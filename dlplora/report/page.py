@@ -20,12 +20,16 @@ _SYSTEMS = {
     "uniform": "all adapters alike",
     "dlp_mlp": "adapters by DLP-LoRA's mini-MLP, top-p",
     "dlp_mlp_top1": "its first choice alone",
+    "dlp_encoder": "adapters by DLP-LoRA's other router, a pretrained encoder",
     "tfidf": "the first choice of TF-IDF and logistic regression",
     "cgc": "CGC-LoRA, common and own experts trained jointly (it is told the task)",
     "cgc_routed": "the same experts, mixed by the mini-MLP's probabilities",
     "retriever_selection": "the adapter most similar to the text (LoraRetriever)",
     "retriever_mixture": "the three most similar, mixed alike",
     "retriever_fusion": "the three most similar, their matrices averaged",
+    "logo_norm": "the three adapters that would add most to one layer (LoGo)",
+    "logo_entropy": "the three whose addition there is the surest",
+    "logo_calibrated": "as logo_norm, relative to what each adds to texts of no task",
     "knn": "the vote of the five nearest router texts by embedding",
     "centroid": "the task of the nearest mean embedding",
     "multitask": "one adapter trained on all tasks together",
@@ -118,8 +122,8 @@ def _glossary(systems: Iterable[str]) -> str:
     """Say what a score is and what the known systems among those shown are."""
     said = "; ".join(f"{name}: {_SYSTEMS[name]}" for name in systems if name in _SYSTEMS)
     return (
-        f"A score is the mean over tasks of each task's primary metric; answers are cut at the "
-        f"task's token limit. {said}."
+        f"A score is the mean over tasks of each task's primary metric, normalised by that of "
+        f"single; answers are cut at the task's token limit. {said}."
     )
 
 

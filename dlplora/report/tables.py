@@ -41,6 +41,7 @@ def systems_by_tasks(comparison: Comparison) -> Table:
         row = [
             Cell(summary.system),
             Cell(f"{summary.score:.3f}", _span(summary.score_low, summary.score_high)),
+            _fraction(comparison.normalised(summary.system)),
             _difference(comparison, summary.system),
             _fraction(summary.routing_accuracy),
             _fraction(summary.adapters_per_prompt, digits=2),
@@ -55,7 +56,7 @@ def systems_by_tasks(comparison: Comparison) -> Table:
                 )
             )
         rows.append(row)
-    head = ["system", "score", "less single", "routing accuracy", "adapters a prompt"]
+    head = ["system", "score", "normalised", "less single", "routing accuracy", "adapters a prompt"]
     return Table([*head, *tasks], rows)
 
 

@@ -5,6 +5,7 @@ Shapes: B texts, M router texts, N tasks, D dimensions.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,17 @@ class KnnClassifier:
 
     def probabilities(self, texts: Sequence[str]) -> Probabilities:
         """Return the probability of each task (B, N)."""
+        vectors_BD = self.embedder.embed(texts, normalise=True)
+        result: Probabilities = self._fitted.predict_proba(vectors_BD)
+        return result
+
+    @cached_property
+    def _fitted(self) -> Any:
         from sklearn.neighbors import KNeighborsClassifier
 
-        model = KNeighborsClassifier(
+        return KNeighborsClassifier(
             n_neighbors=min(self.neighbours, len(self.vectors_MD)), algorithm="brute"
         ).fit(self.vectors_MD, self.targets_M)
-        result: Probabilities = model.predict_proba(self.embedder.embed(texts, normalise=True))
-        return result
 
     def save(self, folder: Path) -> None:
         """Write the vectors, router.json and the embedder."""

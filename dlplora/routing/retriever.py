@@ -6,6 +6,7 @@ needs no training of a router. Shapes: B texts, N tasks, D dimensions.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,7 +87,11 @@ class Retriever:
         """Return how similar each text is to each adapter (B, N)."""
         is_cosine = self.similarity == "cosine"
         vectors_BD = self.embedder.embed(texts, instruction=self.instruction, normalise=is_cosine)
-        return search(vectors_BD, unit(self.means_ND) if is_cosine else self.means_ND)
+        return search(vectors_BD, self._unit_means if is_cosine else self.means_ND)
+
+    @cached_property
+    def _unit_means(self) -> Vectors:
+        return unit(self.means_ND)
 
     def probabilities(self, texts: Sequence[str]) -> Probabilities:
         """Return the probability of each task (B, N)."""
@@ -128,7 +133,7 @@ class Retriever:
 class RetrievalRouter:
     """A router that keeps the adapters most similar to a text.
 
-    Confidence is the similarity of the first.
+    Confidence is the probability of the first.
     """
 
     retriever: Retriever
@@ -137,15 +142,15 @@ class RetrievalRouter:
     def route(self, texts: Sequence[str]) -> list[Route]:
         """Return one route for each text."""
         similarities_BN = self.retriever.similarities(texts)
-        ranked_BN = similarities_BN
-        if isinstance(self.selection, TopP) or self.selection.weights != "equal":
-            ranked_BN = self.retriever.posterior(similarities_BN)
+        posterior_BN = self.retriever.posterior(similarities_BN)
+        alike = isinstance(self.selection, TopK) and self.selection.weights == "equal"
+        ranked_BN = similarities_BN if alike else posterior_BN  # probabilities may round to ties
         return [
             replace(
                 select(ranked_N, self.retriever.labels, self.selection),
-                confidence=float(similarities_N.max()),
+                confidence=float(posterior_N.max()),
             )
-            for ranked_N, similarities_N in zip(ranked_BN, similarities_BN, strict=True)
+            for ranked_N, posterior_N in zip(ranked_BN, posterior_BN, strict=True)
         ]
 
 

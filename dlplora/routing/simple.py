@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,13 @@ class TfidfClassifier:
         """Return the probability of each task (B, N)."""
         from scipy.special import softmax
 
-        features = _vectoriser(self.terms, self.idf).transform(texts)
+        features = self._fitted.transform(texts)
         result: Probabilities = softmax(features @ self.coefficients.T + self.intercepts, axis=1)
         return result
+
+    @cached_property
+    def _fitted(self) -> Any:
+        return _vectoriser(self.terms, self.idf)
 
     def save(self, folder: Path, *, base: Path) -> None:
         """Write router.safetensors and router.json."""

@@ -421,10 +421,15 @@ def test_unsure_routes_fall_back_to_the_base_model(pooled: tuple[Base, Pool]) ->
     assert answer.text == by_plain_forwards(*pooled, "a text that is longer", BASE_ROUTE, 8)
 
 
+def test_no_texts_have_no_routes(pooled: tuple[Base, Pool]) -> None:
+    assert engine_of(pooled).route([]) == []
+
+
 def test_every_decision_is_logged(pooled: tuple[Base, Pool], tmp_path: Path) -> None:
     texts = ["say red", "a text that is longer"]
     engine_of(pooled, log=DecisionLog(tmp_path / "text.jsonl", with_text=True)).route(texts)
-    engine_of(pooled, log=DecisionLog(tmp_path / "hash.jsonl")).route(texts)
+    engine_of(pooled, log=str(tmp_path / "hash.jsonl")).route(texts)
+    assert len((tmp_path / "hash.jsonl").read_text().splitlines()) == len(texts)
     lines = [json.loads(line) for line in (tmp_path / "text.jsonl").read_text().splitlines()]
     assert [line["text"] for line in lines] == texts
     assert [line["adapters"] for line in lines] == [["one"], ["two", "one"]]

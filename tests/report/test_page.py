@@ -346,6 +346,17 @@ def test_what_does_not_apply_is_marked_and_single_has_no_difference(report: Repo
     assert row_of(table, "dlp_mlp")[less] == "-0.062 (-0.40 … +0.10)"
 
 
+def test_normalised_is_the_score_by_that_of_single(report: Report) -> None:
+    table = markdown_tables(report.markdown)[0]
+    place = table[0].index("normalised")
+    score = {row[0]: float(row[1].split()[0].strip("*")) for row in table[2:]}
+
+    assert row_of(table, "single")[place] == "1.000"
+    for name in ("base", "uniform", "dlp_mlp"):
+        found = float(row_of(table, name)[place])
+        assert found == pytest.approx(score[name] / score["single"], abs=2e-3)
+
+
 def test_metrics_that_a_task_does_not_have_are_left_open(report: Report) -> None:
     table = markdown_tables(report.markdown)[1]
     head = ["task", "system", "items", "accuracy", "exact_match", "bleu", "rouge1", "rougeL"]

@@ -80,7 +80,8 @@ def test_the_k_kept_are_the_set_of_the_largest_sum_with_equal_weights(k: int, te
     assert sum(map(by_task.get, route.adapters)) == pytest.approx(max(sums.values()))
     assert len(route.adapters) == size
     assert route.weights == pytest.approx((1 / size,) * size)
-    assert route.confidence == max(scores) == by_task[route.adapters[0]]
+    assert by_task[route.adapters[0]] == max(scores)
+    assert route.confidence == retriever("cosine").probabilities([text]).max()
 
 
 def test_an_inner_product_may_choose_otherwise_than_the_cosine() -> None:
@@ -115,7 +116,7 @@ def test_a_new_adapter_changes_no_other_similarity() -> None:
     assert np.array_equal(more.similarities(texts)[:, :4], retriever("cosine").similarities(texts))
 
 
-def test_top_p_keeps_by_probability_and_is_as_sure_as_it_is_similar() -> None:
+def test_top_p_keeps_by_probability_and_is_as_sure_of_the_first() -> None:
     selection = TopP(route="top_p", p=0.6, weights="renormalise")
     (route,) = RetrievalRouter(retriever("cosine"), selection).route(["e"])
 
@@ -123,7 +124,15 @@ def test_top_p_keeps_by_probability_and_is_as_sure_as_it_is_similar() -> None:
     assert probabilities[0] < 0.6 <= probabilities[0] + probabilities[1]
     assert route.adapters == ("a", "b")
     assert route.weights == pytest.approx(probabilities[:2] / probabilities[:2].sum())
-    assert route.confidence == pytest.approx(1.0)
+    assert route.confidence == probabilities[0]
+
+
+def test_probabilities_that_round_to_a_tie_leave_the_order_of_similarities() -> None:
+    sharp = replace(retriever("cosine"), temperature=1e-4)
+    (route,) = RetrievalRouter(sharp, nearest(4).selection).route(["e"])
+
+    assert np.count_nonzero(sharp.probabilities(["e"])) == 1
+    assert route.adapters == nearest(4).route(["e"])[0].adapters
 
 
 def test_an_adapter_is_the_mean_of_inputs_drawn_by_the_seed_not_scaled() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch.nn import functional
 
 from dlplora.adapters import read_adapter
@@ -23,6 +24,7 @@ from dlplora.records.routes import Route
 from dlplora.records.training import read_adapter_training
 from dlplora.sampling import Sampling
 from dlplora.training.adapter import Pair, encode_pairs, mean_loss, train_adapter
+from dlplora.training.checkpoint import Checkpoint
 from tests.tiny import opposites, tiny_base, write_raw
 
 SPLITS = Splits(train=60, validation=10, test=10, shares=(0.75, 0.1, 0.15), least=(4, 1, 1))
@@ -255,3 +257,29 @@ def test_batches_in_parts_train_as_whole_ones_do(examples: dict[str, list[Exampl
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     for one, other in zip(*weights, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
+def test_on_a_bfloat16_base_the_adapter_its_gradients_and_moments_are_float32(
+    examples: dict[str, list[Example]], tmp_path: Path
+) -> None:
+    base = tiny_base()
+    base.model.bfloat16()
+    trained = train_adapter(
+        base,
+        examples["train"],
+        examples["validation"],
+        name="opposites",
+        params=PARAMS.model_copy(update={"steps": 2}),
+        seed=0,
+        checkpoint=Checkpoint(tmp_path / "checkpoint"),
+        advance=silent,
+    )
+    saved = load_file(tmp_path / "checkpoint/state.safetensors")
+    kept = [saved[name] for name in saved if name.startswith(("parameter.", "best.", "moment."))]
+    learned = [p for p in trained.model.parameters() if p.requires_grad]
+    assert len(kept) == len(learned) * (2 + 3)  # AdamW has two moments and a count of steps
+    assert {tensor.dtype for tensor in kept} == {torch.float32}
+    assert {(p.dtype, p.grad.dtype) for p in learned if p.grad is not None} == {
+        (torch.float32,) * 2
+    }
+    assert {p.dtype for p in base.model.parameters() if not p.requires_grad} == {torch.bfloat16}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dlplora.adapters import LoraAdapter, read_adapter
@@ -368,3 +369,20 @@ def test_a_target_that_is_no_linear_layer_is_refused(
             checkpoint=None,
             advance=silent,
         )
+
+
+def test_on_a_bfloat16_base_experts_gates_and_moments_are_float32(
+    examples: dict[str, TaskExamples], tmp_path: Path
+) -> None:
+    base = tiny_base()
+    base.model.bfloat16()
+    trained(
+        examples,
+        training=TRAINING.model_copy(update={"steps": 2}),
+        checkpoint=Checkpoint(tmp_path / "checkpoint"),
+        base=base,
+    )
+    saved = load_file(tmp_path / "checkpoint/state.safetensors")
+    kept = [saved[name] for name in saved if name.startswith(("parameter.", "best.", "moment."))]
+    assert kept
+    assert {tensor.dtype for tensor in kept} == {torch.float32}
