@@ -4,9 +4,10 @@
 
 LoraRetriever (arXiv 2402.09997, section 3.2) tunes its embedder on 40 % of the tasks; the others
 play adapters that come later. Here they are tasks of BIG-bench, drawn by seed 0 among those that
-have examples enough. Each adapter is embedded by 20 training inputs; held-out inputs of every task
-are searched among all of them, before and after tuning: with the task's template around them
-(`question`), and as they stand in the task's file (`bare`), which is harder.
+have examples enough, and no more than 5,000. Each adapter is embedded by 20 training inputs;
+held-out inputs of every task are searched among all of them, before and after tuning: with the
+task's template around them (`question`), and as they stand in the task's file (`bare`), which is
+harder.
 
 Writes benchmarks/results/tuning.json.
 """
@@ -14,6 +15,7 @@ Writes benchmarks/results/tuning.json.
 import argparse
 import json
 import random
+import re
 import sys
 import tarfile
 import tempfile
@@ -24,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 from benchmarks.record import write_results
 from dlplora.data.balance import Labelled
@@ -31,7 +34,7 @@ from dlplora.data.ingest import ingest
 from dlplora.data.sources import bigbench_items, download_package
 from dlplora.embedders import make_embedder
 from dlplora.errors import DataError, SourceError
-from dlplora.params import BigbenchPackage, Index, Splits, TunedEmbedder, load_params
+from dlplora.params import BigbenchPackage, Index, Splits, TunedEmbedder, parse_params
 from dlplora.records.examples import Example, Split
 from dlplora.routing.embedding import Embedder, unit
 from dlplora.routing.retriever import embed_adapter, search
@@ -40,10 +43,12 @@ from dlplora.scratch import DOWNLOADS
 from dlplora.stage import progress
 from dlplora.training.retriever import tune_embedder
 
-SUITE = Path(__file__).parents[1] / "suites/compare.yaml"
+ROOT = Path(__file__).parents[1]
+FILES = ("params.yaml", "suites/compare.yaml")
 SHARE = 0.4  # of the tasks that the embedder is tuned on
 SPLITS = Splits(train=100, validation=10, test=50, shares=(0.6, 0.1, 0.3), least=(60, 8, 25))
 NEAREST = (1, 3)
+MOST = 5_000  # examples of a task; larger ones only take long to read
 
 Tasks = Mapping[str, Mapping[Split, Sequence[Example]]]
 Text = Callable[[Example], str]
@@ -72,7 +77,8 @@ def tasks_of(archive: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             file = tar.extractfile(member)
             assert file is not None  # a regular file
             try:
-                yield inside.removesuffix("/task.json"), bigbench_items(json.load(file))
+                name = re.sub(r"\W", "_", inside.removesuffix("/task.json"))
+                yield name, bigbench_items(json.load(file))
             except SourceError:  # a task of code, not of examples
                 continue
 
@@ -83,6 +89,8 @@ def drawn_tasks(archive: Path, count: int) -> Tasks:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "raw.json"
         for name, items in tasks_of(archive):
+            if len(items) > MOST:
+                continue
             print(f"read {name}: {len(items)} items", file=sys.stderr)
             file.write_text(json.dumps(items))
             try:
@@ -174,7 +182,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(2)
     place = Place(torch.device("cpu"), torch.float32)
-    params = load_params(SUITE)
+    sections = [yaml.safe_load((ROOT / name).read_text(encoding="utf-8")) for name in FILES]
+    params = parse_params(sections[0] | sections[1], " and ".join(FILES))
     source = params.sources["bigbench"]
     assert isinstance(source, BigbenchPackage)
     archive = download_package(
