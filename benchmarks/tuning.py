@@ -77,7 +77,7 @@ def tasks_of(archive: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             file = tar.extractfile(member)
             assert file is not None  # a regular file
             try:
-                name = re.sub(r"\W", "_", inside.removesuffix("/task.json"))
+                name = re.sub(r"\W", "_", inside.removesuffix("/task.json"))[:64]  # as params allow
                 yield name, bigbench_items(json.load(file))
             except SourceError:  # a task of code, not of examples
                 continue

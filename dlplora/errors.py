@@ -54,6 +54,13 @@ class GenerationError(DlpLoraError):
     """A request asks for what cannot be generated."""
 
 
+def unreadable(error: Exception) -> str:
+    """Say why a file that the pipeline makes cannot be read; an absent one is yet to be made."""
+    if isinstance(error, FileNotFoundError):
+        return f"{error.filename} is not there; `dlplora repro` makes it"
+    return str(error)
+
+
 def one_line(error: BaseException) -> str:
     """Return the kind of another library's error and the beginning of what it says."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(".: ")

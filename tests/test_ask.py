@@ -125,7 +125,7 @@ def test_the_example_of_each_command_is_right_usage(run: Run, name: str) -> None
     [
         (
             ["generate", "x", "--system", "none"],
-            "no systems.none; there are: dlp_mlp, dlp_mlp_top1, elsewhere, fused, logo, own",
+            "no systems.none; there are: base, single:TASK, dlp_mlp, dlp_mlp_top1",
         ),
         (["generate", "x", "--system", "single:none"], "no tasks.none; there are: colours"),
         (["generate", "x", "--system", "own"], "told the task: name it, such as own:colours"),
@@ -144,6 +144,8 @@ def test_the_example_of_each_command_is_right_usage(run: Run, name: str) -> None
         (["generate", "x", "--system", "elsewhere"], "elsewhere/mlp is no path under data/"),
         (["route", "x", "--system", "random"], "systems.random has no probabilities of tasks"),
         (["route", "x", "--system", "base"], "no systems.base"),
+        (["generate", " "], "the prompt is empty"),
+        (["score", "x", "--option", "red"], "found one option, 'red'; expected at least two"),
         (["score", "x", "--option", "red", "--option", ""], "expected texts, none empty"),
     ],
 )

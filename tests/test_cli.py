@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,7 +75,9 @@ def test_the_module_runs_as_a_program_with_mistakes_on_stderr(tmp_path: Path) ->
         check=False,
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(r"error: params\.yaml: .*No such file[^\n]*\n", done.stderr)
+    assert re.fullmatch(
+        r"error: params\.yaml: not there; run this in the project[^\n]*\n", done.stderr
+    )
 
 
 def test_a_good_file_is_called_good(run: Run) -> None:
@@ -340,3 +343,7 @@ def test_clusters_are_found_by_the_adapters_and_written(run: Run, tmp_path: Path
         "cluster_2": ["opposites"],
     }
     assert _mistake(run("find-clusters", "3")) == "3 clusters of 2 tasks; expected 1 to 2"
+
+
+def test_the_version_is_that_of_the_package(run: Run) -> None:
+    assert run("--version") == (0, f"{version('dlplora')}\n", "")

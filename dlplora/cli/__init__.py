@@ -1,6 +1,7 @@
 """The command line. Exit code 1 is a user's mistake, told in one line, 2 is wrong usage."""
 
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
@@ -29,6 +30,27 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     project.pin,
     project.check_runtime,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("dlplora"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and leave."
+        ),
+    ] = False,
+) -> None: ...
+
+
 for command in _COMMANDS:
     app.command()(command)
 app.command(context_settings={"ignore_unknown_options": True})(project.repro)

@@ -91,7 +91,9 @@ def generate(
 
 def route(
     text: PromptArgument,
-    system: SystemOption = "dlp_mlp",
+    system: Annotated[
+        str, typer.Option(help="A system of params.yaml whose router has probabilities.")
+    ] = "dlp_mlp",
     as_json: JsonOption = False,
     data: DataOption = Path("data"),
 ) -> None:
@@ -132,12 +134,14 @@ def score(
 ) -> None:
     """Weigh the options of a multiple-choice question.
 
-    Example: dlplora score "Is this balanced: ( ) )" --option valid --option invalid
+    Example: dlplora score "Is 12 plus 35 = 47?" --option yes --option no
     """
     from dlplora.cli import display
     from dlplora.cli.asking import Asked
 
     asked = _read(prompt)
+    if len(option) < 2:
+        raise GenerationError(f"found one option, {option[0]!r}; expected at least two to weigh")
     with Asked([system], data).runner(system) as runner:
         (by,) = runner.route([asked])
         scores = runner.score(asked, option, route=by)
@@ -149,12 +153,14 @@ def score(
 
 
 def _read(prompt: str) -> str:
-    """Return a prompt, or what is on stdin; `GenerationError` if it is not UTF-8."""
+    """Return a prompt, or what is on stdin; `GenerationError` if it is empty or not UTF-8."""
     try:
         text = sys.stdin.read().strip() if prompt == "-" else prompt
         text.encode()
     except UnicodeError as error:
         raise GenerationError("the prompt is not UTF-8") from error
+    if not text.strip():
+        raise GenerationError("the prompt is empty")
     return text
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dlplora.engine.runner import Runner
-from dlplora.errors import ParamsError
+from dlplora.errors import ParamsError, choices
 from dlplora.evaluation.run import System
 from dlplora.evaluation.systems import Inputs, build_gated, build_system
 from dlplora.models import load_base
@@ -87,7 +87,12 @@ def _check_name(name: str, params: Params) -> None:
         return
     if kind in params.arrow:
         raise ParamsError(f"params.yaml: arrow.{kind} weighs token by token: it is only evaluated")
-    found = named({**params.systems, **params.gated_systems}, kind, "systems")
+    known = {**params.systems, **params.gated_systems}
+    if kind not in known:
+        raise ParamsError(
+            f"params.yaml: no systems.{kind}; there are: base, single:TASK, {choices(known)}"
+        )
+    found = known[kind]
     where = f"params.yaml: systems.{kind}"
     if isinstance(found, FusionRoute):
         raise ParamsError(f"{where} makes an adapter for each text: it is only evaluated")

@@ -157,6 +157,9 @@ def repro(
 
     run(Project(Path()), words or [])
     typer.echo("Data and pipelines are up to date.")
+    report = Path("data/report/index.html")
+    if not words and report.is_file():
+        typer.echo(f"The report is {report}, the scores are in data/comparison.json.")
 
 
 def repro_suite(

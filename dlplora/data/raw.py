@@ -207,7 +207,7 @@ def _csv_rows(file: Path) -> Iterator[Any]:
         except csv.Error as error:
             raise DataError(f"{file}: line {reader.line_num}: not CSV: {error}") from error
         except UnicodeDecodeError as error:
-            raise DataError(f"{file}: not UTF-8 soon after line {reader.line_num}") from error
+            raise DataError(f"{file}: not UTF-8, somewhere after line {reader.line_num}") from error
 
 
 def _check_columns(file: Path, names: Sequence[str]) -> None:

@@ -5,7 +5,6 @@ It knows nothing of tasks, metrics and folders. Routes come from a router or wit
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +71,8 @@ class Runner:
         for name, value in (least_1 | {"max_prompt_tokens": max_prompt_tokens}).items():
             if value < 1:
                 raise GenerationError(f"{name} is {value}, expected at least 1")
-        if isnan(fallback_below):
-            raise GenerationError("fallback_below is NaN, expected a number")
+        if not 0 <= fallback_below <= 1:
+            raise GenerationError(f"fallback_below is {fallback_below}, expected 0 to 1")
         self.base = base
         self.pool = pool
         self._router = router

@@ -214,6 +214,8 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     """Read and check the parameters file."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ParamsError(f"{path}: not there; run this in the project's folder") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ParamsError(f"{path}: {' '.join(str(error).split())}") from error
     return parse_params(values, str(path))

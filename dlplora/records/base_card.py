@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dlplora.errors import ModelError
+from dlplora.errors import ModelError, unreadable
 from dlplora.records.files import read_json, write_json
 
 _FILE = "base.json"
@@ -33,4 +33,4 @@ def read_base_card(folder: Path) -> BaseCard:
     try:
         return BaseCard(**read_json(folder / _FILE))
     except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"{folder}: no base model of this project: {error}") from error
+        raise ModelError(f"{folder}: no base model of this project: {unreadable(error)}") from error

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dlplora.errors import RouterError
+from dlplora.errors import RouterError, unreadable
 from dlplora.records.files import file_sha256, read_json, write_json
 
 ROUTER_WEIGHTS = "router.safetensors"
@@ -25,7 +25,7 @@ def read_router_card(folder: Path) -> dict[str, Any]:
         found = file_sha256(folder / ROUTER_WEIGHTS)
         missing = sorted(_KEYS - set(card))
     except (OSError, ValueError, TypeError) as error:
-        raise RouterError(f"{folder}: no usable router: {error}") from error
+        raise RouterError(f"{folder}: no usable router: {unreadable(error)}") from error
     if missing:
         raise RouterError(f"{folder}: no usable router: {_CARD} has no {missing[0]!r}")
     if found != card["weights_sha256"]:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dlplora.errors import AdapterError
+from dlplora.errors import AdapterError, unreadable
 from dlplora.records.files import file_sha256, read_json, write_json
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -120,5 +120,5 @@ def _read_training(folder: Path) -> dict[str, Any]:
         if set(values) == {field.name for field in fields(AdapterTraining)} | {"weights_sha256"}:
             return values
     except (OSError, ValueError, TypeError) as error:
-        raise AdapterError(f"{folder}: no adapter of this project: {error}") from error
+        raise AdapterError(f"{folder}: no adapter of this project: {unreadable(error)}") from error
     raise AdapterError(f"{file}: not the {_TRAINING} of an adapter of this project")

@@ -43,7 +43,7 @@ def load_classifier(folder: Path, *, base: Path, tasks: Sequence[str]) -> Classi
     if set(classifier.labels) != set(tasks):
         raise RouterError(
             f"{folder}: trained for the tasks {choices(classifier.labels)}; "
-            f"the pool has {choices(tasks)}"
+            f"the pool has {choices(tasks)}; `dlplora repro` brings it up to date"
         )
     return classifier
 

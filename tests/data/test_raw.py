@@ -354,8 +354,8 @@ def test_a_ragged_row_is_refused_or_skipped(tmp_path: Path) -> None:
         ("Q,A,Q\nup,down,left\n", "a column stands twice in the header: ['Q', 'A', 'Q']"),
         ('Q,A\n"up,down\n', "line 2: not CSV: unexpected end of data"),
         ('Q,A\n"up"x,down\n', "line 2: not CSV: "),
-        (b"Q,A\nup,down\nleft,\xff\n", "not UTF-8 soon after line "),
-        (b"Q,A\nup,down\n" + b"left,right\n" * 9999 + b"\xc3", "not UTF-8 soon after line "),
+        (b"Q,A\nup,down\nleft,\xff\n", "not UTF-8, somewhere after line "),
+        (b"Q,A\nup,down\n" + b"left,right\n" * 9999 + b"\xc3", "not UTF-8, somewhere after line "),
     ],
 )
 def test_a_file_that_is_no_csv_is_named(

@@ -503,8 +503,9 @@ def test_what_does_not_fit_the_model_is_refused_or_cut(pooled: tuple[Base, Pool]
             ask("red")
     with pytest.raises(GenerationError, match="max_prompt_tokens is 0"):
         engine_of(pooled, max_prompt_tokens=0)
-    with pytest.raises(GenerationError, match="fallback_below is NaN"):
-        engine_of(pooled, fallback_below=float("nan"))
+    for value in (float("nan"), -0.1, 7.0):
+        with pytest.raises(GenerationError, match=f"fallback_below is {value}, expected 0 to 1"):
+            engine_of(pooled, fallback_below=value)
     for text, message in (("red \ud83d", "character 5 is '.ud83d'"), (b"red", "is bytes")):
         with pytest.raises(GenerationError, match=message):
             engine.route([text])  # type: ignore[list-item]
