@@ -51,7 +51,7 @@ def test_an_engine_routes_by_the_retriever_of_its_folder(made: tuple[Path, Retri
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_the_command_shows_the_route_with_its_similarity(
+def test_the_command_shows_the_route_as_sure_as_its_probability(
     made: tuple[Path, Retriever],
     text: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -66,6 +66,6 @@ def test_the_command_shows_the_route_with_its_similarity(
 
     told = json.loads(capsys.readouterr().out)
     assert not ended.value.code
-    assert told["route"]["confidence"] == pytest.approx(retriever.similarities([text]).max())
     (row,) = retriever.probabilities([text])
+    assert told["route"]["confidence"] == pytest.approx(row.max())
     assert told["probabilities"] == pytest.approx(dict(zip(TASKS, row, strict=True)))
