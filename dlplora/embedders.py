@@ -15,7 +15,7 @@ from dlplora.models import quiet_transformers, whole_model
 from dlplora.params import Embedder as EmbedderParams
 from dlplora.params import EmbedderFolder, HubEmbedder, PackageFolder
 from dlplora.records.files import written_folder
-from dlplora.routing.embedding import Embedder, check_modules, copy_embedder
+from dlplora.routing.embedding import Embedder, copy_embedder
 
 
 def make_embedder(params: EmbedderParams, *, downloads: Path, out: Path) -> None:
@@ -31,11 +31,8 @@ def make_embedder(params: EmbedderParams, *, downloads: Path, out: Path) -> None
         folder = _PLACES[params.kind](params, downloads, Path(scratch))
         with written_folder(out) as aside:
             copy_embedder(folder, aside)
-            is_plain = not has_modules(aside)
-            if not is_plain:
-                check_modules(aside)
             _check_weights(aside, str(folder))
-            if not is_plain:
+            if has_modules(aside):
                 embedder = Embedder.load(aside, device=torch.device("cpu"))
                 embedder.embed(["a sentence"], normalise=True)
 
