@@ -27,7 +27,7 @@ from dlplora.lora.attach import Pool
 from dlplora.models import Base, load_base
 from dlplora.records.routes import BASE_ROUTE
 from dlplora.runtime import Place, best_place
-from dlplora.training.adapter import mean_loss
+from dlplora.training.loss import mean_loss
 
 SIZES = (512, 1024, 2048, 4096)
 PROMPTS = (16, 64)

@@ -38,9 +38,10 @@ from dlplora.data.batches import batch_order
 from dlplora.models import Base, load_base
 from dlplora.records.examples import read_examples
 from dlplora.runtime import Place, best_place
-from dlplora.training.adapter import Pair, encode_pairs, mean_loss
 from dlplora.training.lean import lean
 from dlplora.training.loop import Schedule, fit, rate_at
+from dlplora.training.loss import mean_loss
+from dlplora.training.pairs import Pair, encode_pairs
 
 TASKS = {"templated": "intent_recognition", "plain": "restaurant_description"}
 RANK, ALPHA, TARGETS, BATCH, MAX_TOKENS = 8, 16, ("q_proj", "v_proj"), 16, 320

@@ -1,10 +1,4 @@
-"""One LoRA adapter for one task, by PEFT, on a frozen base model.
-
-The loss is the mean over answer tokens, the end token among them: the logits at a place predict
-the token after it, and no prompt token is a target.
-
-Shapes: B examples, S tokens after the common prefix, n labelled places.
-"""
+"""One LoRA adapter for one task, by PEFT, on a frozen base model."""
 
 import dataclasses
 import hashlib
@@ -12,26 +6,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from torch import Tensor
-from torch.nn import functional
-from transformers import PreTrainedConfig
-from transformers.cache_utils import DynamicCache
 
 from dlplora.adapters import WholeAdapter
 from dlplora.data.batches import (
     batch_order,
     batches_in_order,
-    pad_right,
     prefix_groups,
-    shared_beginning,
 )
-from dlplora.data.prompts import ChatFormat
-from dlplora.errors import DataError, ParamsError
-from dlplora.models import Base, logits_at
+from dlplora.errors import ParamsError
+from dlplora.models import Base
 from dlplora.params import Adapter
 from dlplora.records.examples import Example
 from dlplora.records.training import AdapterTraining
@@ -39,18 +25,10 @@ from dlplora.stage import Advance
 from dlplora.training.checkpoint import Checkpoint
 from dlplora.training.lean import lean
 from dlplora.training.loop import Schedule, fit
+from dlplora.training.loss import first_answers_loss, mean_loss
+from dlplora.training.pairs import encode_pairs
 from dlplora.training.parts import Parts
 from dlplora.training.quiet import quiet_peft
-
-_PROMPT_LEAST = 8
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The tokens of a question and of the answer to learn, its end token included."""
-
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
 
 
 class Speed:
@@ -167,87 +145,6 @@ def _with_lora(base: Base, params: Adapter) -> PeftModel:
             return get_peft_model(base.model, config)
     except ValueError as error:
         raise ParamsError(f"params.yaml: adapter.target_modules: {error}") from error
-
-
-def encode_pairs(
-    examples: Sequence[Example], chat: ChatFormat, *, max_tokens: int
-) -> tuple[list[list[Pair]], int]:
-    """Tokenise each example with each of its answers; return how many questions were cut."""
-    encoded = []
-    num_cut = 0
-    for example in examples:
-        answers = [(*chat.answer(answer), chat.end_id) for answer in example.answers]
-        room = max_tokens - max(map(len, answers))
-        if room < _PROMPT_LEAST:
-            raise DataError(
-                f"task {example.task}: an answer of {max_tokens - room} tokens leaves {room} of "
-                f"adapter.max_tokens ({max_tokens}) for its question: {example.question[:60]!r}"
-            )
-        prompt = chat.prompt(example.question, max_tokens=room)
-        num_cut += prompt.num_cut > 0
-        encoded.append([Pair(prompt.ids, answer) for answer in answers])
-    return encoded, num_cut
-
-
-def mean_loss(
-    model: torch.nn.Module, pairs: Sequence[Pair], chat: ChatFormat, *, always_share: bool = False
-) -> Tensor:
-    """Return the mean cross-entropy of the answer tokens of a batch.
-
-    What all prompts of the batch begin with is computed once, and its keys and values are
-    repeated for every row; the gradients of all rows sum into the one prefix. Dropout would drop
-    the one prefix alike for all rows: then it is shared only if `always_share`.
-    """
-    prompts = [pair.prompt for pair in pairs]
-    shared = 0
-    if always_share or not _has_dropout(model):
-        shared = shared_beginning(prompts)
-    rows = [pair.prompt[shared:] + pair.answer for pair in pairs]
-    padded = pad_right(rows, chat.pad_id)
-    starts_B = torch.tensor([len(prompt) - shared for prompt in prompts])
-    ends_B = torch.tensor([len(row) for row in rows])
-    places_S = torch.arange(padded.ids_BS.shape[1])
-    is_answer_BS = (places_S >= starts_B[:, None]) & (places_S < ends_B[:, None])
-    keep_BS = torch.cat([is_answer_BS[:, 1:], torch.zeros(len(rows), 1, dtype=torch.bool)], 1)
-    targets_n = padded.ids_BS[:, 1:][is_answer_BS[:, 1:]]
-
-    device = next(model.parameters()).device
-    cache = DynamicCache(config=cast(PreTrainedConfig, model.config))
-    if shared:
-        prefix = pad_right([prompts[0][:shared]], chat.pad_id).to(device)
-        no_logits = torch.zeros_like(prefix.mask_BS, dtype=torch.bool)
-        logits_at(model, prefix, no_logits, past_key_values=cache, use_cache=True)
-        cache.batch_repeat_interleave(len(rows))
-    prefix_mask = torch.ones(len(rows), shared, dtype=padded.mask_BS.dtype)
-    batch = dataclasses.replace(padded, positions_BS=padded.positions_BS + shared).to(device)
-    logits_nV = logits_at(
-        model,
-        batch,
-        keep_BS.to(device),
-        attention_mask=torch.cat([prefix_mask.to(device), batch.mask_BS], 1),
-        past_key_values=cache,
-        use_cache=True,
-    )
-    return functional.cross_entropy(logits_nV.float(), targets_n.to(device))
-
-
-def _has_dropout(model: torch.nn.Module) -> bool:
-    return model.training and any(
-        isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules()
-    )
-
-
-def first_answers_loss(
-    model: torch.nn.Module, pairs: Sequence[Sequence[Pair]], chat: ChatFormat, parts: Parts
-) -> float:
-    """Return the mean loss of the tokens of the first answers."""
-    model.eval()
-    first = sorted((options[0] for options in pairs), key=lambda pair: len(pair.prompt))
-    return parts.mean(
-        first,
-        lambda part: mean_loss(model, part, chat),
-        weight=lambda pair: len(pair.answer),
-    )
 
 
 def data_sha256_of(examples: Sequence[Example]) -> str:

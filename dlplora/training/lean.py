@@ -3,8 +3,8 @@
 On two cores a third of a plain training step goes into passes over single values and into keys
 repeated for heads that share them. In a `lean` block
 
-* heads that share keys and values are multiplied with them as rows of one product, so that
-  neither keys nor their gradients are repeated (grouped-query attention, arXiv 2305.13245);
+* batches are packs, in which nothing is padded, and heads that share keys and values (arXiv
+  2305.13245) are multiplied with them as rows of one product (`dlplora.training.packing`);
 * an adapted linear layer and its low-rank pair (arXiv 2106.09685) add into one output and into
   one gradient, in the dtype of the base, as the engine computes them;
 * RMSNorm (arXiv 1910.07467) and the halves of rotary embeddings (arXiv 2104.09864) have gradients
@@ -12,8 +12,7 @@ repeated for heads that share them. In a `lean` block
 
 A layer that does not compute one of these keeps its own form.
 
-Shapes: B rows, H heads of queries, K of keys, G = H / K, S places, T places and those before,
-D width of a head; n tokens, I inputs, O outputs, R ranks.
+Shapes: n tokens, I inputs, O outputs, R ranks.
 """
 
 import sys
@@ -22,23 +21,18 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
 from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-_ATTENTION = "grouped"
-# What transformers tells every attention and what its mask says already.
-_TOLD = {"position_ids", "use_cache", "cache_position", "sliding_window", "is_causal"}
+from dlplora.training.packing import packing
 
 
 @contextmanager
 def lean(model: nn.Module) -> Iterator[None]:
     """Compute the layers of a model, with one adapter of PEFT's or none, leaner in the block."""
     with ExitStack() as stack:
-        stack.enter_context(_grouped_attention(model))
+        stack.enter_context(packing(model))
         for module in model.modules():
             forward = _lean_forward(module)
             if forward is not None:
@@ -60,85 +54,6 @@ def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
             delattr(owner, name)
         else:
             setattr(owner, name, own)
-
-
-@contextmanager
-def _grouped_attention(model: nn.Module) -> Iterator[None]:
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    plain = inner.config._attn_implementation
-    if not getattr(inner, "_supports_attention_backend", False):
-        yield
-        return
-    inner.set_attn_implementation(_ATTENTION)
-    try:
-        yield
-    finally:
-        inner.set_attn_implementation(plain)
-
-
-def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **told: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """Attend as transformers' eager functions do; what is not known here, by the model's own."""
-    unknown = [name for name, value in told.items() if value is not None and name not in _TOLD]
-    if dropout or unknown or scaling is None or attention_mask is None:
-        eager: Callable[..., tuple[Tensor, Tensor | None]] = vars(
-            sys.modules[type(module).__module__]
-        )["eager_attention_forward"]
-        more = told if scaling is None else told | {"scaling": scaling}
-        return eager(module, query, key, value, attention_mask, dropout=dropout, **more)
-    context = _apply(_GroupedAttention, query, key, value, attention_mask, scaling)
-    return context.transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(_ATTENTION, _attend)
-AttentionMaskInterface.register(_ATTENTION, eager_mask)
-
-
-class _GroupedAttention(torch.autograd.Function):
-    """Softmax(q kᵀ + mask) v, with the G heads of one key as rows of one product."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query_BHSD: Tensor,
-        key_BKTD: Tensor,
-        value_BKTD: Tensor,
-        mask_B1ST: Tensor,
-        scaling: float,
-    ) -> Tensor:
-        rows, heads, places, width = query_BHSD.shape
-        groups, seen = key_BKTD.shape[1:3]
-        query = (query_BHSD * scaling).reshape(rows * groups, -1, width)
-        key = key_BKTD.reshape(rows * groups, seen, width)
-        value = value_BKTD.reshape(rows * groups, seen, width)
-        scores_BHST = torch.bmm(query, key.transpose(1, 2)).view(rows, heads, places, seen)
-        scores_BHST += mask_B1ST[..., :seen]
-        shares = torch.softmax(scores_BHST, -1, dtype=torch.float32).to(query.dtype)
-        shares = shares.view(rows * groups, -1, seen)
-        ctx.save_for_backward(query, key, value, shares)
-        ctx.scaling, ctx.shapes = scaling, (query_BHSD.shape, key_BKTD.shape)
-        return torch.bmm(shares, value).view_as(query_BHSD)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient_BHSD: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, shares = ctx.saved_tensors
-        of_query, of_key = ctx.shapes
-        gradient = gradient_BHSD.reshape(query.shape)
-        to_value = torch.bmm(shares.transpose(1, 2), gradient)
-        to_shares = torch.bmm(gradient, value.transpose(1, 2))
-        to_scores = torch._softmax_backward_data(to_shares, shares, -1, shares.dtype)
-        to_query = torch.bmm(to_scores, key).mul_(ctx.scaling)
-        to_key = torch.bmm(to_scores.transpose(1, 2), query)
-        return to_query.view(of_query), to_key.view(of_key), to_value.view(of_key), None, None
 
 
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:

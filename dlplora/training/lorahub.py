@@ -31,8 +31,9 @@ from dlplora.records.examples import Example
 from dlplora.records.files import write_json, written_folder
 from dlplora.records.training import untrained
 from dlplora.stage import Advance
-from dlplora.training.adapter import Pair, encode_pairs, mean_loss
+from dlplora.training.loss import mean_loss
 from dlplora.training.merging import check_alike
+from dlplora.training.pairs import Pair, encode_pairs
 from dlplora.training.quiet import quiet_peft
 
 Weights = NDArray[np.float64]

@@ -23,8 +23,10 @@ from dlplora.records.examples import Example
 from dlplora.records.routes import Route
 from dlplora.records.training import read_adapter_training
 from dlplora.sampling import Sampling
-from dlplora.training.adapter import Pair, encode_pairs, mean_loss, train_adapter
+from dlplora.training.adapter import train_adapter
 from dlplora.training.checkpoint import Checkpoint
+from dlplora.training.loss import mean_loss
+from dlplora.training.pairs import Pair, encode_pairs
 from tests.tiny import opposites, tiny_base, write_raw
 
 SPLITS = Splits(train=60, validation=10, test=10, shares=(0.75, 0.1, 0.15), least=(4, 1, 1))

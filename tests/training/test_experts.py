@@ -22,9 +22,10 @@ from dlplora.lora.experts import ExpertLinear, TaskGate, attach_experts
 from dlplora.models import Base
 from dlplora.params import Adapter, Experts
 from dlplora.records.routes import Route
-from dlplora.training.adapter import encode_pairs, mean_loss
 from dlplora.training.checkpoint import Checkpoint
 from dlplora.training.experts import TaskExamples, TrainedExperts, in_turns, train_experts
+from dlplora.training.loss import mean_loss
+from dlplora.training.pairs import encode_pairs
 from tests.tiny import FAN_IN_FAN_OUT, TARGETS, choices, opposites, tiny_base, write_raw
 from tests.training.test_adapter import PARAMS as ADAPTER
 from tests.training.test_adapter import SPLITS, plain_loss, silent

@@ -6,12 +6,13 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
-from transformers import Gemma2Config, Gemma2ForCausalLM
 from transformers.models.llama import modeling_llama
 
 from dlplora.data.prompts import ChatFormat
-from dlplora.training.adapter import Pair, mean_loss
 from dlplora.training.lean import lean
+from dlplora.training.loss import mean_loss
+from dlplora.training.packing import is_packing
+from dlplora.training.pairs import Pair
 from tests.tiny import TARGETS, tiny_model, tiny_tokenizer
 
 CHAT = ChatFormat(tiny_tokenizer(), "")
@@ -83,9 +84,9 @@ def test_every_layer_of_a_llama_is_replaced_and_put_back() -> None:
         ]
         assert len(replaced) == 5 + 4  # norms of two layers and the last, q and v twice
         assert modeling_llama.rotate_half is not own
-        assert model.config._attn_implementation == "grouped"
+        assert is_packing(model)
     assert modeling_llama.rotate_half is own
-    assert model.config._attn_implementation != "grouped"
+    assert not is_packing(model)
     assert [module for module in model.modules() if "forward" in vars(module)] == plain
 
 
@@ -97,24 +98,3 @@ def test_an_adapter_that_is_more_than_a_pair_keeps_its_own_forward(more: dict[st
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
     with lean(model):
         assert "forward" not in vars(layer)
-
-
-def test_what_a_mask_does_not_say_is_left_to_the_models_own_attention() -> None:
-    torch.manual_seed(0)
-    config = Gemma2Config(
-        vocab_size=len(tiny_tokenizer()),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=4,
-        attn_logit_softcapping=0.5,
-        pad_token_id=1,
-        attn_implementation="eager",
-    )
-    model = with_adapter(Gemma2ForCausalLM(config).requires_grad_(False), ["q_proj", "v_proj"])
-    expected = loss_and_gradients(model)
-    with lean(model):
-        found = loss_and_gradients(model)
-    assert_same(found, expected)

@@ -17,7 +17,6 @@ from dlplora.errors import AdapterError
 from dlplora.params import LoraHub
 from dlplora.records.examples import Example
 from dlplora.training import lorahub
-from dlplora.training.adapter import Pair, encode_pairs, mean_loss
 from dlplora.training.lorahub import (
     Weights,
     compose,
@@ -25,6 +24,8 @@ from dlplora.training.lorahub import (
     find_weights,
     shots_loss,
 )
+from dlplora.training.loss import mean_loss
+from dlplora.training.pairs import Pair, encode_pairs
 from tests.peft_adapters import FINGERPRINT, peft_pool
 from tests.tiny import TARGETS, choices, opposites, tiny_base, tiny_model
 

@@ -1,0 +1,138 @@
+"""What an adapter learns: the mean cross-entropy of the tokens of answers.
+
+The end token is one of them, and no token of a prompt is: the logits at a place predict the
+token after it.
+
+Shapes: B rows, S own places, N tokens of a pack, n labelled places, V tokens of the vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import PreTrainedConfig
+from transformers.cache_utils import DynamicCache
+
+from dlplora.data.batches import pad_right, shared_beginning
+from dlplora.data.prompts import ChatFormat
+from dlplora.models import logits_at
+from dlplora.training.packing import Pack, is_packing, packed_logits
+from dlplora.training.pairs import Pair
+from dlplora.training.parts import Parts
+
+_CHUNK = 64  # rows of logits that are float32 at once
+
+
+def mean_loss(
+    model: nn.Module, pairs: Sequence[Pair], chat: ChatFormat, *, always_share: bool = False
+) -> Tensor:
+    """Return the mean cross-entropy of the answer tokens of a batch.
+
+    What all prompts of the batch begin with is computed once, and the gradients of all rows sum
+    into the one beginning. Dropout would drop it alike for all rows: then it is shared only if
+    `always_share`. In a `packing` block nothing is padded.
+    """
+    prompts = [pair.prompt for pair in pairs]
+    shared = 0
+    if always_share or not _has_dropout(model):
+        shared = shared_beginning(prompts)
+    logits = _packed if is_packing(model) else _padded
+    logits_nV = logits(model, pairs, shared, chat)
+    targets = [token for pair in pairs for token in pair.answer]
+    targets_n = torch.tensor(targets, device=logits_nV.device)
+    return mean_cross_entropy(logits_nV, targets_n)
+
+
+def first_answers_loss(
+    model: nn.Module, pairs: Sequence[Sequence[Pair]], chat: ChatFormat, parts: Parts
+) -> float:
+    """Return the mean loss of the tokens of the first answers."""
+    model.eval()
+    first = sorted((options[0] for options in pairs), key=lambda pair: len(pair.prompt))
+    return parts.mean(
+        first,
+        lambda part: mean_loss(model, part, chat),
+        weight=lambda pair: len(pair.answer),
+    )
+
+
+def _has_dropout(model: nn.Module) -> bool:
+    return model.training and any(
+        isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()
+    )
+
+
+def _packed(model: nn.Module, pairs: Sequence[Pair], shared: int, _: ChatFormat) -> Tensor:
+    """Return the logits that predict the answers, of a batch that is one pack."""
+    own = [pair.prompt[shared:] + pair.answer for pair in pairs]
+    keep = [False] * shared
+    for pair, row in zip(pairs, own, strict=True):
+        keep += [False] * (len(row) - len(pair.answer) - 1) + [True] * len(pair.answer) + [False]
+    pack = Pack.of(pairs[0].prompt[:shared], own)
+    return packed_logits(model, pack, torch.tensor(keep))
+
+
+def _padded(model: nn.Module, pairs: Sequence[Pair], shared: int, chat: ChatFormat) -> Tensor:
+    """Return the same logits by padded rows behind a repeated cache of the beginning."""
+    rows = [pair.prompt[shared:] + pair.answer for pair in pairs]
+    padded = pad_right(rows, chat.pad_id)
+    ends_B1 = torch.tensor([[len(row) - 1] for row in rows])
+    starts_B1 = ends_B1 - torch.tensor([[len(pair.answer)] for pair in pairs])
+    places_S = torch.arange(padded.ids_BS.shape[1])
+    keep_BS = (places_S >= starts_B1) & (places_S < ends_B1)
+
+    device = next(model.parameters()).device
+    cache = DynamicCache(config=cast(PreTrainedConfig, model.config))
+    if shared:
+        prefix = pad_right([pairs[0].prompt[:shared]], chat.pad_id).to(device)
+        no_logits = torch.zeros_like(prefix.mask_BS, dtype=torch.bool)
+        logits_at(model, prefix, no_logits, past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(len(rows))
+    prefix_mask = torch.ones(len(rows), shared, dtype=padded.mask_BS.dtype)
+    batch = dataclasses.replace(padded, positions_BS=padded.positions_BS + shared).to(device)
+    return logits_at(
+        model,
+        batch,
+        keep_BS.to(device),
+        attention_mask=torch.cat([prefix_mask.to(device), batch.mask_BS], 1),
+        past_key_values=cache,
+        use_cache=True,
+    )
+
+
+def mean_cross_entropy(logits_nV: Tensor, targets_n: Tensor) -> Tensor:
+    """Return the mean cross-entropy as float32, without a float32 copy of all logits."""
+    loss: Tensor = _MeanCrossEntropy.apply(logits_nV, targets_n)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _MeanCrossEntropy(torch.autograd.Function):
+    """Mean over n of log Σ exp(x) − x[target], a few rows at a time.
+
+    Its gradient, (softmax(x) − 1[target]) / n, is found on the way.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_nV: Tensor, targets_n: Tensor) -> Tensor:
+        losses, gradients = [], []
+        for start in range(0, len(targets_n), _CHUNK):
+            logits, targets = logits_nV[start : start + _CHUNK], targets_n[start : start + _CHUNK]
+            wide = logits.float()
+            total_n1 = wide.logsumexp(1, keepdim=True)
+            losses.append(total_n1 - wide.gather(1, targets[:, None]))
+            if ctx.needs_input_grad[0]:
+                wide = (wide - total_n1).exp_()
+                wide.scatter_add_(1, targets[:, None], torch.full_like(total_n1, -1.0))
+                gradients.append(wide.div_(len(targets_n)).to(logits.dtype))
+        if gradients:
+            ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(losses).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (to_logits_nV,) = ctx.saved_tensors
+        return to_logits_nV * gradient.to(to_logits_nV.dtype), None
