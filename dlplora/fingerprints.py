@@ -15,9 +15,10 @@ from grimp.exceptions import SourceSyntaxError
 from dlplora.errors import DlpLoraError, one_line
 
 PACKAGES = ("dlplora", "tasks")
-# What changes no result: errors, locks, what shows and times, and params, tracked by their values.
+# What changes no result: errors, locks, what shows, times and starts, and params, whose values
+# are tracked.
 _NO_MATTER = {"dlplora.errors", "dlplora.scratch", "dlplora.stage", "dlplora.edge"}
-_NO_MATTER_PACKAGE = "dlplora.params"
+_NO_MATTER_PACKAGES = ("dlplora.params.", "dlplora.warm.")
 _TEMPLATE = ".jinja"
 
 
@@ -46,7 +47,7 @@ def fingerprints(root: Path) -> dict[str, dict[str, str]]:
 
 def _files(root: Path, module: str) -> Iterator[str]:
     """Yield the file of a module that matters, and the templates beside it."""
-    if module in _NO_MATTER or f"{module}.".startswith(f"{_NO_MATTER_PACKAGE}."):
+    if module in _NO_MATTER or f"{module}.".startswith(_NO_MATTER_PACKAGES):
         return
     path = Path(*module.split("."))
     file = path.with_suffix(".py")

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dlplora import warm
 from dlplora.edge import one_line_errors
 from dlplora.errors import DlpLoraError
 from dlplora.params import is_identifier
@@ -35,11 +36,16 @@ def run(main: Callable[..., None]) -> None:
     gc.enable()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
-    parent, name = os.getppid(), stage_name()
+    pipeline, name = _starter(), stage_name()
     with one_line_errors(), alone(name):
-        if os.getppid() != parent:
+        if _starter() != pipeline:
             raise DlpLoraError(f"{name}: the pipeline that started it has ended; not run")
         app()
+
+
+def _starter() -> int:
+    """Return the process that started this stage, or the one that inherits those of dead ones."""
+    return os.getppid() if warm.waiting is None else psutil.Process(warm.waiting).ppid()
 
 
 def stage_name() -> str:

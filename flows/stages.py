@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.stage import PipelineStage, Stage
 
+from dlplora import warm
 from dlplora.errors import DlpLoraError, ParamsError, choices, one_line
 from dlplora.params import load_params
 from dlplora.project.files import Project
@@ -122,7 +123,8 @@ class Tree:
     """A working tree in which DVC runs stages, some of them at the same time.
 
     Each DVC is the head of a process group of its own and holds the tree's lock as well, so
-    that the lock lasts as long as anything runs.
+    that the lock lasts as long as anything runs. The first stage that has to run starts the
+    server of `dlplora.warm`.
     """
 
     def __init__(self, root: Path, lock: int) -> None:
@@ -131,6 +133,8 @@ class Tree:
         self._groups: set[int] = set()
         self._guard = threading.Lock()
         self._is_stopped = False
+        self._server = ExitStack()
+        self._told: dict[str, str] | None = None  # what stages' environment says of the server
 
     def stale(self, target: str | None = None) -> set[str]:
         """Ask DVC for the stages that differ from what it knows, of all or of one.
@@ -157,6 +161,9 @@ class Tree:
             if _ADVICE not in lines:
                 tell(line)
 
+        with self._guard:
+            if self._told is None:
+                self._told = self._server.enter_context(warm.server_for(self.root))
         words = ["repro", "--single-item", *(["--force"] if force else []), name]
         if code := self._dvc(words, listen, errors=subprocess.STDOUT):
             raise StageError(f"{name}: {_reason(lines, code)}")
@@ -177,6 +184,7 @@ class Tree:
             time.sleep(0.05)
         for number in groups:
             _signal_group(number, signal.SIGKILL)
+        self._server.close()
 
     def check(self) -> None:
         """Raise `StageError` if the tree was stopped."""
@@ -190,7 +198,7 @@ class Tree:
             running = subprocess.Popen(
                 [*_DVC, *words],
                 cwd=self.root,
-                env=_environment(),
+                env=_environment() | (self._told or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,

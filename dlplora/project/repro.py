@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dlplora import warm
 from dlplora.errors import DlpLoraError
 from dlplora.params import load_params
 from dlplora.project.files import Project
@@ -33,7 +34,8 @@ def repro(project: Project, words: Sequence[str]) -> None:
     status = [*dvc, "status", "--quiet"]
     if not words and subprocess.run(status, env=environment, check=False).returncode == 0:
         return
-    os.execve(dvc[0], [*dvc, "repro", *words], environment)
+    with warm.server_for(project.root) as more:
+        os.execve(dvc[0], [*dvc, "repro", *words], environment | more)
 
 
 def repro_suite(project: Project, suite: str) -> Path:
