@@ -58,13 +58,14 @@ def kill(running: subprocess.Popen[bytes], victim: str) -> list[str]:
     """Kill DVC, its stage or both; return the names of the stages that were running."""
     dvc = psutil.Process(running.pid)
     below = dvc.children(recursive=True)
-    stages = [process.cmdline() for process in below]
-    hit = {"all": [dvc, *below], "stage": below or [dvc], "dvc": [dvc]}[victim]
+    words = {process: process.cmdline() for process in below}
+    stages = [process for process in below if any("tasks." in word for word in words[process])]
+    hit = {"all": [dvc, *below], "stage": stages or [dvc], "dvc": [dvc]}[victim]
     for process in hit:
         if process.is_running():
             process.send_signal(signal.SIGKILL)
     running.wait()
-    return [" ".join(words[2:4]) for words in stages if "-m" in words]
+    return [" ".join(words[process][2:4]) for process in stages if "-m" in words[process]]
 
 
 def outputs(folder: Path) -> dict[str, str]:

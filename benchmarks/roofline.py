@@ -27,6 +27,7 @@ from dlplora.lora.attach import Pool
 from dlplora.models import Base, load_base
 from dlplora.records.routes import BASE_ROUTE
 from dlplora.runtime import Place, best_place
+from dlplora.training.lean import lean
 from dlplora.training.loss import mean_loss
 
 SIZES = (512, 1024, 2048, 4096)
@@ -98,7 +99,8 @@ def measure(data: Path, rounds: int) -> dict[str, dict[str, float]]:
             mean_loss(model, part, base.chat).backward()  # type: ignore[no-untyped-call]
 
         operations = 2 * 2 * (tokens * blocks + answers * head)
-        note(f"training_{kind}_{BATCH}", operations, seconds_of(learn, rounds))
+        with lean(model):
+            note(f"training_{kind}_{BATCH}", operations, seconds_of(learn, rounds))
     return {
         name: {key: round(value, 3) for key, value in part.items()} for name, part in found.items()
     }

@@ -7,7 +7,7 @@ tasks of the suite `default`: one whose prompts have a template in common, one w
 little. The base model has the machine's dtype – bfloat16, as its folder names – or, marked
 `float32`, that. Rivals are at their defaults: fused attention (ours, and `trainer_eager`, attend
 eagerly), padded batches, and TRL computes activations anew in the backward pass (not in
-`sft_kept`). Trainer and ours use one schedule of learning rates, so that their losses can be
+`sft_kept`). All use one optimiser and schedule of learning rates, so that their losses can be
 compared step by step. Rivals take turns in one process, in another order each round; the first step
 of each is left out. Peak memory is that of a fresh process each, on the templated task.
 
@@ -154,45 +154,50 @@ def arguments_of(base: Base) -> dict[str, Any]:
         "max_steps": STEPS,
         "train_sampling_strategy": "sequential",
         "save_strategy": "no",
+        "logging_steps": 1,
         "report_to": [],
         "disable_tqdm": True,
         "use_cpu": base.device.type == "cpu",
     }
 
 
-def train_by_trainer(base: Base, model: Any, task: Task) -> Run:
-    """Train by transformers' Trainer."""
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-
-    clock, losses = Clock(), []
+def watched(steps: Clock, losses: list[float]) -> Any:
+    """Return a callback of transformers' trainers that notes the end and the loss of each step."""
+    from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            clock.tick()
+            steps.tick()
 
         def on_log(self, *_: Any, **told: Any) -> None:
             if "loss" in told["logs"]:
                 losses.append(told["logs"]["loss"])
 
-    optimiser = torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=RATE,
-        weight_decay=0.0,
-    )
+    return Watch()
+
+
+def optimiser_of(model: Any) -> tuple[Any, Any]:
+    """Return the optimiser and the schedule of learning rates that ours has."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda done: rate_at(done + 1, steps=STEPS, warmup_steps=WARMUP)
     )
-    arguments = TrainingArguments(
-        **arguments_of(base),
-        logging_steps=1,
-    )
+    return optimiser, schedule
+
+
+def train_by_trainer(base: Base, model: Any, task: Task) -> Run:
+    """Train by transformers' Trainer."""
+    from transformers import PrinterCallback, Trainer, TrainingArguments
+
+    clock, losses = Clock(), []
     trainer = Trainer(
         model=model,
-        args=arguments,
+        args=TrainingArguments(**arguments_of(base)),
         train_dataset=task.rows,
         data_collator=lambda part: padded(part, base.chat.pad_id),
-        optimizers=(optimiser, schedule),
-        callbacks=[Watch()],
+        optimizers=optimiser_of(model),
+        callbacks=[watched(clock, losses)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
@@ -219,30 +224,21 @@ def padded(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, Tenso
 def train_by_sft(base: Base, model: Any, task: Task, **more: Any) -> Run:
     """Train by TRL's SFTTrainer, on prompts and completions, its loss on the completions."""
     from datasets import Dataset
-    from transformers import PrinterCallback, TrainerCallback
+    from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    clock = Clock()
-
-    class Watch(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            clock.tick()
-
-    arguments = SFTConfig(
-        **arguments_of(base),
-        dataset_kwargs={"skip_prepare_dataset": True},
-        **more,
-    )
+    clock, losses = Clock(), []
     trainer = SFTTrainer(
         model=model,
-        args=arguments,
+        args=SFTConfig(**arguments_of(base), dataset_kwargs={"skip_prepare_dataset": True}, **more),
         train_dataset=Dataset.from_list(task.rows),
         processing_class=base.chat.tokenizer,
-        callbacks=[Watch()],
+        optimizers=optimiser_of(model),
+        callbacks=[watched(clock, losses)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    return Run(clock.seconds, [])
+    return Run(clock.seconds, losses)
 
 
 @dataclass(frozen=True)
@@ -262,6 +258,9 @@ RIVALS = {
     "trainer_eager_float32": Rival(train_by_trainer, torch.float32, "eager"),
     "sft": Rival(train_by_sft),
     "sft_kept": Rival(partial(train_by_sft, gradient_checkpointing=False)),
+    "sft_kept_float32": Rival(
+        partial(train_by_sft, gradient_checkpointing=False, bf16=False), torch.float32
+    ),
 }
 RATIOS = {
     "ratio_to_trainer": ("trainer", "ours"),
@@ -270,6 +269,15 @@ RATIOS = {
     "ratio_to_trainer_same_precision_and_attention": ("trainer_eager_float32", "ours_float32"),
     "ratio_to_sft": ("sft", "ours"),
     "ratio_to_sft_without_recomputing": ("sft_kept", "ours"),
+    "ratio_to_sft_without_recomputing_same_precision": ("sft_kept_float32", "ours_float32"),
+}
+
+# Whose losses are compared with which of ours, step by step.
+GAPS = {
+    "trainer_float32": "ours_float32",
+    "sft_kept_float32": "ours_float32",
+    "trainer": "ours",
+    "sft_kept": "ours",
 }
 
 
@@ -307,13 +315,12 @@ def ratio(runs: dict[str, list[Run]], slow: str, fast: str) -> list[float]:
     return [round(value, 2) for value in (min(found), statistics.median(found), max(found))]
 
 
-def loss_gap(runs: dict[str, list[Run]]) -> float:
-    """Return the largest difference of a step's loss between ours and Trainer, in float32."""
-    pairs = zip(runs["ours_float32"], runs["trainer_float32"], strict=True)
+def loss_gap(runs: dict[str, list[Run]], one: str, other: str) -> float:
+    """Return the largest difference of a step's loss between two rivals."""
     return max(
-        abs(mine - other)
-        for ours, trainer in pairs
-        for mine, other in zip(ours.losses, trainer.losses, strict=True)
+        abs(mine - theirs)
+        for mine_run, their_run in zip(runs[one], runs[other], strict=True)
+        for mine, theirs in zip(mine_run.losses, their_run.losses, strict=True)
     )
 
 
@@ -384,6 +391,10 @@ def main() -> None:
         title: {kind: ratio(own, slow, fast) for kind, own in runs.items()}
         for title, (slow, fast) in RATIOS.items()
     }
+    gaps = {
+        name: round(max(loss_gap(own, mine, name) for own in runs.values()), 6)
+        for name, mine in GAPS.items()
+    }
     found = {
         **{title: {kind: own[1] for kind, own in part.items()} for title, part in ratios.items()},
         "spread": {
@@ -392,7 +403,8 @@ def main() -> None:
         },
         "peak_memory_ratio": round(memory["ours"] / memory["trainer"], 3),
         "peak_memory_mib_templated": memory,
-        "loss_gap": round(max(map(loss_gap, runs.values())), 6),
+        "loss_gap": gaps["trainer_float32"],
+        "loss_gaps": gaps,
         "tokens_per_second": {
             kind: {name: round(tasks[kind].num_tokens / seconds) for name, seconds in _steps(own)}
             for kind, own in runs.items()

@@ -10,8 +10,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import psutil
 import pytest
 import yaml
 
+from dlplora import warm
 from dlplora.data.splits import places_of
 from dlplora.scratch import alone, is_awaited
 from tests.tiny import choices, opposites, write_raw, write_tiny_folder
@@ -37,6 +39,7 @@ class Checkout:
     """A checkout of the pipeline in a temporary folder."""
 
     root: Path
+    told: Mapping[str, str] = field(default_factory=dict)  # more of the environment
 
     def run(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {
@@ -45,6 +48,7 @@ class Checkout:
             "GIT_AUTHOR_EMAIL": "test@localhost",
             "GIT_COMMITTER_NAME": "test",
             "GIT_COMMITTER_EMAIL": "test@localhost",
+            **self.told,
         }
         done = subprocess.run(
             words, cwd=self.root, env=environment, capture_output=True, text=True, check=False
@@ -209,7 +213,7 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     folder = tmp_path_factory.mktemp("pipeline")
     root = folder / "project"
     root.mkdir()
@@ -227,13 +231,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     (root / "params.yaml").write_text(
         yaml.safe_dump(params(sha256, folder / "tiny_base"), sort_keys=False)
     )
-    checkout = Checkout(root)
-    checkout.run("git", "init", "-q")
-    checkout.run("dvc", "init", "-q")
-    checkout.run("git", "add", "-A")
-    checkout.run("git", "commit", "-qm", "Begin")
-    checkout.repro()
-    return checkout
+    with warm.server_for(root) as told:
+        checkout = Checkout(root, told)
+        checkout.run("git", "init", "-q")
+        checkout.run("dvc", "init", "-q")
+        checkout.run("git", "add", "-A")
+        checkout.run("git", "commit", "-qm", "Begin")
+        checkout.repro()
+        yield checkout
 
 
 def stages_of(task: str) -> set[str]:
@@ -416,10 +421,12 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(
     project.edit(lambda values: values["adapters"]["opposites"].update(steps=steps))
     running = project.start("first.log", "repro", "adapter@opposites")
     dvc = psutil.Process(running.pid)
-    stage = _stage_of(dvc, "tasks.adapter opposites")
+    waiting = _stage_of(dvc, "tasks.adapter opposites")
     checkpoints = project.root / ".scratch/checkpoints/adapter-opposites"
-    while stage.is_running() and not list(checkpoints.glob("*/state.json")):
+    while waiting.is_running() and not list(checkpoints.glob("*/state.json")):
         time.sleep(0.02)
+    lock = project.root / ".scratch/locks/adapter-opposites.lock"
+    stage = psutil.Process(int(lock.read_text()))  # forked, or the one that DVC started
     stage.suspend()  # what is not killed goes on when the next run has met it
     dvc.kill()
     if victim != "dvc":

@@ -1,10 +1,12 @@
 """Real `dvc repro` of retrieval: what a new task embeds, and that it trains nothing."""
 
 import shutil
+from collections.abc import Iterator
 
 import pytest
 import yaml
 
+from dlplora import warm
 from tests.embedders import write_tiny_embedder
 from tests.tasks.test_pipeline import CODE, ROOT, Checkout, params
 from tests.tiny import choices, opposites, write_raw, write_tiny_folder
@@ -14,7 +16,7 @@ INDEXED = {"index@opposites", "index@colours"}
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     folder = tmp_path_factory.mktemp("retrieval")
     root = folder / "project"
     root.mkdir()
@@ -57,10 +59,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     write_raw(root / "suites/opposites.json", opposites(70))
     write_raw(root / "suites/colours.json", choices(70))
     (root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    checkout = Checkout(root)
-    checkout.run("git", "init", "-q")
-    checkout.run("dvc", "init", "-q")
-    return checkout
+    with warm.server_for(root) as told:
+        checkout = Checkout(root, told)
+        checkout.run("git", "init", "-q")
+        checkout.run("dvc", "init", "-q")
+        yield checkout
 
 
 def repro(project: Checkout) -> set[str]:
