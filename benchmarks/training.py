@@ -190,7 +190,8 @@ def train_by_trainer(base: Base, model: Any, task: Task) -> Run:
     """Train by transformers' Trainer."""
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
-    clock, losses = Clock(), []
+    clock = Clock()
+    losses: list[float] = []
     trainer = Trainer(
         model=model,
         args=TrainingArguments(**arguments_of(base)),
@@ -227,7 +228,8 @@ def train_by_sft(base: Base, model: Any, task: Task, **more: Any) -> Run:
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    clock, losses = Clock(), []
+    clock = Clock()
+    losses: list[float] = []
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(**arguments_of(base), dataset_kwargs={"skip_prepare_dataset": True}, **more),
