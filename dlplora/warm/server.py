@@ -100,6 +100,9 @@ def _serve(listener: socket.socket, started_by: int) -> _Stage | None:
                 elif (stage := _accept(listener)) is not None:
                     process = os.fork()
                     if process == 0:
+                        for handle, (_, connection) in running.items():
+                            os.close(handle)  # other stages are not this one's
+                            connection.close()
                         return stage
                     for stream in stage.streams:
                         os.close(stream)
