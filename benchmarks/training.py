@@ -161,19 +161,25 @@ def arguments_of(base: Base) -> dict[str, Any]:
     }
 
 
-def watched(steps: Clock, losses: list[float]) -> Any:
-    """Return a callback of transformers' trainers that notes the end and the loss of each step."""
-    from transformers import TrainerCallback
+def timed(make: Callable[[Any], Any]) -> Run:
+    """Train by a trainer of transformers' kind, made with a callback that notes each step."""
+    from transformers import PrinterCallback, TrainerCallback
+
+    clock = Clock()
+    losses: list[float] = []
 
     class Watch(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            steps.tick()
+            clock.tick()
 
         def on_log(self, *_: Any, **told: Any) -> None:
             if "loss" in told["logs"]:
                 losses.append(told["logs"]["loss"])
 
-    return Watch()
+    trainer = make(Watch())
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return Run(clock.seconds, losses)
 
 
 def optimiser_of(model: Any) -> tuple[Any, Any]:
@@ -188,21 +194,18 @@ def optimiser_of(model: Any) -> tuple[Any, Any]:
 
 def train_by_trainer(base: Base, model: Any, task: Task) -> Run:
     """Train by transformers' Trainer."""
-    from transformers import PrinterCallback, Trainer, TrainingArguments
+    from transformers import Trainer, TrainingArguments
 
-    clock = Clock()
-    losses: list[float] = []
-    trainer = Trainer(
-        model=model,
-        args=TrainingArguments(**arguments_of(base)),
-        train_dataset=task.rows,
-        data_collator=lambda part: padded(part, base.chat.pad_id),
-        optimizers=optimiser_of(model),
-        callbacks=[watched(clock, losses)],
+    return timed(
+        lambda watch: Trainer(
+            model=model,
+            args=TrainingArguments(**arguments_of(base)),
+            train_dataset=task.rows,
+            data_collator=lambda part: padded(part, base.chat.pad_id),
+            optimizers=optimiser_of(model),
+            callbacks=[watch],
+        )
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    return Run(clock.seconds, losses)
 
 
 def padded(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, Tensor]:
@@ -225,22 +228,19 @@ def padded(rows: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, Tenso
 def train_by_sft(base: Base, model: Any, task: Task, **more: Any) -> Run:
     """Train by TRL's SFTTrainer, on prompts and completions, its loss on the completions."""
     from datasets import Dataset
-    from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    clock = Clock()
-    losses: list[float] = []
-    trainer = SFTTrainer(
-        model=model,
-        args=SFTConfig(**arguments_of(base), dataset_kwargs={"skip_prepare_dataset": True}, **more),
-        train_dataset=Dataset.from_list(task.rows),
-        processing_class=base.chat.tokenizer,
-        optimizers=optimiser_of(model),
-        callbacks=[watched(clock, losses)],
+    prepared = {"skip_prepare_dataset": True}
+    return timed(
+        lambda watch: SFTTrainer(
+            model=model,
+            args=SFTConfig(**arguments_of(base), dataset_kwargs=prepared, **more),
+            train_dataset=Dataset.from_list(task.rows),
+            processing_class=base.chat.tokenizer,
+            optimizers=optimiser_of(model),
+            callbacks=[watch],
+        )
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    return Run(clock.seconds, losses)
 
 
 @dataclass(frozen=True)

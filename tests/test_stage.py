@@ -4,8 +4,8 @@ import errno
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from dlplora.records.training import AdapterTraining, Curve
 from dlplora.scratch import is_awaited
 from dlplora.stage import run
 from dlplora.training.adapter import TrainedAdapter
+from tests import waiting
 from tests.tiny import tiny_model
 
+until = partial(waiting.until, within=60)
 RunStage = Callable[..., tuple[object, str]]
 
 
@@ -110,13 +112,6 @@ if __name__ == "__main__":
 """
 
 
-def wait_until(is_true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not is_true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_two_runs_of_a_stage_go_one_after_the_other_and_other_items_at_once(
     tmp_path: Path, root: Path
 ) -> None:
@@ -136,10 +131,10 @@ def test_two_runs_of_a_stage_go_one_after_the_other_and_other_items_at_once(
 
     log = tmp_path / "log"
     processes = [start("sums")]
-    wait_until(lambda: begun() == ["begin sums"])
+    until(lambda: begun() == ["begin sums"])
     processes += [start("sums"), start("colours")]
-    wait_until(lambda: begun() == ["begin sums", "begin colours"])
-    wait_until(lambda: is_awaited("adapter sums", scratch=tmp_path / ".scratch"))
+    until(lambda: begun() == ["begin sums", "begin colours"])
+    until(lambda: is_awaited("adapter sums", scratch=tmp_path / ".scratch"))
     (tmp_path / "go").touch()
     told = [process.communicate()[1] for process in processes]
 
@@ -164,15 +159,15 @@ def test_a_stage_whose_pipeline_died_while_it_waited_is_not_run(tmp_path: Path, 
     (tmp_path / "adapter.py").write_text(SLOW)
     places: dict[str, Any] = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(root)}}
     first = subprocess.Popen([sys.executable, "adapter.py", "sums"], **places)
-    wait_until((tmp_path / "log").exists)
+    until((tmp_path / "log").exists)
     pipeline = subprocess.Popen([sys.executable, "-c", PIPELINE], **places)
-    wait_until(lambda: is_awaited("adapter sums", scratch=tmp_path / ".scratch"))
+    until(lambda: is_awaited("adapter sums", scratch=tmp_path / ".scratch"))
     (tmp_path / "die").touch()
     pipeline.wait()
     (tmp_path / "go").touch()
     first.wait()
     orphan = tmp_path / "orphan"
-    wait_until(lambda: "error" in orphan.read_text())
+    until(lambda: "error" in orphan.read_text())
     lines = orphan.read_text()
     assert "adapter sums: the pipeline that started it has ended; not run" in lines
     assert (tmp_path / "log").read_text().splitlines() == ["begin sums", "end sums"]

@@ -5,16 +5,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
 from dlplora import warm
+from tests import waiting
 
 SECONDS = 120
+until = partial(waiting.until, within=SECONDS)
 HOOK = "from dlplora.warm import hand_over\nhand_over()\n"
 TELLS = """
 import json, os, sys
@@ -51,13 +53,6 @@ def told(root: Path) -> Iterator[dict[str, str]]:
         until(lambda: Path(warm.socket_in(Path(folder))).exists())
         yield os.environ | more
     assert not Path(folder).exists()
-
-
-def until(is_true: Callable[[], bool]) -> None:
-    end = time.monotonic() + SECONDS
-    while not is_true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 def run(root: Path, environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:

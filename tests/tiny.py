@@ -75,32 +75,44 @@ def tiny_tokenizer(
     return tokenizer
 
 
-def tiny_model(kind: str = "llama", *, seed: int = 0, hidden: int = 16) -> PreTrainedModel:
-    """Make a seeded two-layer model in float32."""
-    torch.manual_seed(seed)
-    size = len(tiny_tokenizer())
-    common: dict[str, Any] = {
-        "vocab_size": size,
+def _vocabulary() -> dict[str, Any]:
+    return {
+        "vocab_size": len(tiny_tokenizer()),
         "eos_token_id": 2,
         "pad_token_id": 1,
         "bos_token_id": None,
     }
+
+
+def tiny_sizes(hidden: int = 16) -> dict[str, Any]:
+    """Return what the configuration of a tiny model says, for most of transformers' classes."""
+    return _vocabulary() | {
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+    }
+
+
+def tiny_model(kind: str = "llama", *, seed: int = 0, hidden: int = 16) -> PreTrainedModel:
+    """Make a seeded two-layer model in float32."""
+    torch.manual_seed(seed)
     if kind == "gpt2":
         config = GPT2Config(
-            n_embd=hidden, n_layer=2, n_head=2, n_positions=128, tie_word_embeddings=False, **common
+            n_embd=hidden,
+            n_layer=2,
+            n_head=2,
+            n_positions=128,
+            tie_word_embeddings=False,
+            **_vocabulary(),
         )
         model: PreTrainedModel = GPT2LMHeadModel(config)
     else:
-        sizes = {
-            "hidden_size": hidden,
-            "intermediate_size": 2 * hidden,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 256,
-        }
+        sizes = tiny_sizes(hidden)
         if kind == "sliding":  # each token looks at so many
-            common["sliding_window"] = 6
+            sizes["sliding_window"] = 6
         classes = {
             "llama": (LlamaConfig, LlamaForCausalLM),
             "qwen2": (Qwen2Config, Qwen2ForCausalLM),
@@ -108,7 +120,7 @@ def tiny_model(kind: str = "llama", *, seed: int = 0, hidden: int = 16) -> PreTr
             "sliding": (MistralConfig, MistralForCausalLM),
         }
         config_class, model_class = classes[kind]
-        model = model_class(config_class(**sizes, **common))
+        model = model_class(config_class(**sizes))
     with torch.no_grad():  # larger than at birth, so that adapters and prompts matter
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -25,6 +25,7 @@ from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dlplora.training.autograd import apply
 from dlplora.training.packing import packing
 
 
@@ -56,24 +57,19 @@ def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
             setattr(owner, name, own)
 
 
-def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
-    result: Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
-    return result
-
-
 def _lean_forward(module: nn.Module) -> Callable[..., Tensor] | None:
     """Return a leaner forward of a module, or None if it has to keep its own."""
     if _is_plain_lora(module):
         lora = cast(PeftLinear, module)
         (name,) = lora.active_adapters
         down, up = lora.lora_A[name], lora.lora_B[name]
-        return lambda x, *_, **__: _apply(
+        return lambda x, *_, **__: apply(
             _LoraLinear, x, lora.base_layer.weight, lora.base_layer.bias, down.weight, up.weight,
             lora.scaling[name],
         )  # fmt: skip
     if _is_rms_norm(module):
         norm: Any = module
-        return lambda x: _apply(_RmsNorm, x, norm.weight, norm.variance_epsilon)
+        return lambda x: apply(_RmsNorm, x, norm.weight, norm.variance_epsilon)
     return None
 
 
@@ -140,7 +136,7 @@ def _is_rms_norm(module: nn.Module) -> bool:
     probe = torch.linspace(-1, 1, 2 * len(weight), dtype=weight.dtype, device=weight.device)
     probe = probe.view(2, -1)
     with torch.no_grad():
-        found = _apply(_RmsNorm, probe, weight, module.variance_epsilon)
+        found = apply(_RmsNorm, probe, weight, module.variance_epsilon)
         return torch.allclose(found, module(probe), rtol=0.01, atol=1e-4)
 
 

@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicCache
 from dlplora.data.batches import pad_right, shared_beginning
 from dlplora.data.prompts import ChatFormat
 from dlplora.models import logits_at
+from dlplora.training.autograd import apply
 from dlplora.training.packing import Pack, is_packing, packed_logits
 from dlplora.training.pairs import Pair
 from dlplora.training.parts import Parts
@@ -105,8 +106,7 @@ def _padded(model: nn.Module, pairs: Sequence[Pair], shared: int, chat: ChatForm
 
 def mean_cross_entropy(logits_nV: Tensor, targets_n: Tensor) -> Tensor:
     """Return the mean cross-entropy as float32, without a float32 copy of all logits."""
-    loss: Tensor = _MeanCrossEntropy.apply(logits_nV, targets_n)  # type: ignore[no-untyped-call]
-    return loss
+    return apply(_MeanCrossEntropy, logits_nV, targets_n)
 
 
 class _MeanCrossEntropy(torch.autograd.Function):

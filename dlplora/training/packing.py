@@ -26,6 +26,7 @@ from transformers import AttentionInterface
 
 from dlplora.data.batches import Padded
 from dlplora.models import logits_at, num_embeddings
+from dlplora.training.autograd import apply
 
 _NAME = "packed"
 # What transformers tells every attention and what a pack says already.
@@ -116,10 +117,7 @@ def _attend(
         raise _UnknownError
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     blocks = _BLOCKS.get()
-    attended: Tensor = _PackedAttention.apply(  # type: ignore[no-untyped-call]
-        query, key, value, blocks, scaling, sliding_window
-    )
-    return attended, None
+    return apply(_PackedAttention, query, key, value, blocks, scaling, sliding_window), None
 
 
 AttentionInterface.register(_NAME, _attend)

@@ -1,7 +1,6 @@
 """One Prefect server for all tests, with a home of its own."""
 
 import os
-import signal
 import tempfile
 from collections.abc import Iterator
 
@@ -14,9 +13,6 @@ os.environ["DO_NOT_TRACK"] = "1"
 from prefect.testing.utilities import prefect_test_harness
 
 from flows import shown
-
-# The background job of a shell ignores Ctrl-C, and so would all that it starts.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

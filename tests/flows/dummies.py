@@ -8,8 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,12 +222,3 @@ def make_tree(root: Path) -> Tree:
     tree.run("dvc", "init", "-q")
     tree.commit()
     return tree
-
-
-def until(done: Callable[[], bool]) -> None:
-    """Wait until it is so."""
-    for _ in range(3600):
-        if done():
-            return
-        time.sleep(0.05)
-    raise AssertionError("waited too long")

@@ -10,7 +10,8 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from dlplora.scratch import is_held
-from tests.flows.dummies import Tree, make_tree, until
+from tests.flows.dummies import Tree, make_tree
+from tests.waiting import until
 
 ALL = {"base_model", "adapter@opposites", "adapter@colours", "compare", "report"}
 

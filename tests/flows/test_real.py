@@ -12,9 +12,9 @@ import pytest
 import yaml
 from prefect.settings import get_current_settings
 
-from tests.flows.dummies import until
 from tests.tasks.test_pipeline import CODE, ROOT, Checkout, params
 from tests.tiny import choices, opposites, write_raw, write_tiny_folder
+from tests.waiting import until
 
 
 @pytest.fixture

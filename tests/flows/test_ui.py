@@ -14,7 +14,8 @@ from prefect.client.orchestration import get_client
 from prefect.deployments import run_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from tests.flows.dummies import ROOT, Tree, make_tree, until
+from tests.flows.dummies import ROOT, Tree, make_tree
+from tests.waiting import until
 
 
 @pytest.fixture

@@ -15,19 +15,10 @@ from transformers import (
 )
 
 from dlplora.training.packing import Pack, is_packing, packed_logits, packing
-from tests.tiny import TARGETS, tiny_model, tiny_tokenizer
+from tests.tiny import TARGETS, tiny_model, tiny_sizes
 
 COMMON = (4, 5, 6, 7, 8, 9, 10, 11)
 ROWS = [(12, 13, 14), (20,), (21, 22, 23, 24, 25, 26, 27, 28, 29), (30, 31)]
-SIZES: dict[str, Any] = {
-    "vocab_size": len(tiny_tokenizer()),
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 1,
-}
 
 
 def one_by_one(model: nn.Module, common: tuple[int, ...]) -> Tensor:
@@ -74,16 +65,16 @@ def test_a_pack_is_no_longer_than_what_its_rows_say() -> None:
 
 
 def with_capped_scores() -> nn.Module:
-    config = Gemma2Config(**SIZES, head_dim=4, attn_logit_softcapping=0.5)
+    config = Gemma2Config(**tiny_sizes(), head_dim=4, attn_logit_softcapping=0.5)
     return Gemma2ForCausalLM(config)
 
 
 def with_dropout() -> nn.Module:
-    return LlamaForCausalLM(LlamaConfig(**SIZES, attention_dropout=0.1))
+    return LlamaForCausalLM(LlamaConfig(**tiny_sizes(), attention_dropout=0.1))
 
 
 def with_convolutions() -> nn.Module:
-    config = Lfm2Config(**SIZES, layer_types=["conv", "full_attention"])
+    config = Lfm2Config(**tiny_sizes(), layer_types=["conv", "full_attention"])
     return Lfm2ForCausalLM(config)
 
 
