@@ -1,5 +1,6 @@
 """Where and in which number format tensors live: the one place that decides device and dtype."""
 
+import ctypes
 import platform
 import random
 import subprocess
@@ -12,6 +13,10 @@ import torch
 from dlplora.errors import ParamsError
 from dlplora.params import Runtime
 
+# Of glibc's mallopt: how much it keeps instead of giving it back, and what it takes a place of its
+# own for, which it gives back at once. In bytes; the last one is the largest that any glibc takes.
+_M_TRIM_THRESHOLD, _KEPT = -1, 1 << 30
+_M_MMAP_THRESHOLD, _LARGE = -3, 32 << 20
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}
 
 
@@ -29,6 +34,7 @@ def set_up(runtime: Runtime, *, seed: int) -> Place:
     Raises `ParamsError` if the processor has no instructions for the dtype.
     """
     torch.set_num_threads(runtime.threads)
+    keep_freed_memory()
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 – libraries draw from it
     torch.manual_seed(seed)
@@ -38,6 +44,18 @@ def set_up(runtime: Runtime, *, seed: int) -> Place:
             f"instructions; expected float32"
         )
     return Place(_device(), getattr(torch, runtime.dtype))
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep freed memory for what it takes next, where the C library is glibc.
+
+    A step of a model frees and takes the same again and again. Given back to the system meanwhile,
+    it would come page by page, each filled with zeros first: a twelfth of a training step.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def best_place() -> Place:
