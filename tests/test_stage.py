@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,9 @@ from dlplora.records.training import AdapterTraining, Curve
 from dlplora.scratch import is_awaited
 from dlplora.stage import run
 from dlplora.training.adapter import TrainedAdapter
-from tests import waiting
 from tests.tiny import tiny_model
+from tests.waiting import until
 
-until = partial(waiting.until, within=60)
 RunStage = Callable[..., tuple[object, str]]
 
 

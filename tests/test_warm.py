@@ -6,17 +6,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
 from dlplora import warm
-from tests import waiting
+from tests.waiting import until
 
 SECONDS = 120
-until = partial(waiting.until, within=SECONDS)
 HOOK = "from dlplora.warm import hand_over\nhand_over()\n"
 TELLS = """
 import json, os, sys
@@ -165,3 +163,58 @@ def test_a_server_ends_with_the_process_that_started_it(root: Path) -> None:
     folder = Path(done.stdout.strip())
     assert folder.stat().st_mode & 0o777 == 0o700
     until(lambda: not folder.exists())
+
+
+def dvc(root: Path, script: str) -> subprocess.Popen[str]:
+    """Run a script that stands in for `dvc repro`: what DVC is to stages is their parent."""
+    (root / "dvc").write_text(script)
+    environment = {name: value for name, value in os.environ.items() if name != "DLPLORA_WARM"}
+    return subprocess.Popen(
+        [sys.executable, "dvc", "repro"],
+        cwd=root,
+        env=environment | {"TMPDIR": str(root)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+STAGES = """
+import subprocess, sys, time
+from pathlib import Path
+stage = [sys.executable, "-m", "work.tells"]
+subprocess.run(stage, stdin=subprocess.DEVNULL)
+while not list(Path().glob("dlplora-*/socket")):
+    time.sleep(0.05)
+subprocess.run(stage, stdin=subprocess.DEVNULL)
+"""
+
+
+def test_the_first_stage_of_a_dvc_starts_a_server_that_ends_with_it(root: Path) -> None:
+    with dvc(root, STAGES) as running:
+        said, told = running.communicate(timeout=SECONDS)
+    assert told == "False\nTrue\n"
+    assert len(said.splitlines()) == 2
+    until(lambda: not list(root.glob("dlplora-*")))
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o777], ids=oct)
+def test_a_folder_that_others_can_enter_is_not_trusted(root: Path, mode: int) -> None:
+    script = (
+        "import os, subprocess, sys\nfrom pathlib import Path\n"
+        "started = Path('/proc/self/stat').read_text().rpartition(')')[2].split()[19]\n"
+        "folder = Path(f'dlplora-{os.getuid()}-{os.getpid()}-{started}')\n"
+        f"folder.mkdir()\nfolder.chmod({mode})\n"
+        "import socket\n"
+        "listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
+        "listener.bind(str(folder / 'socket'))\nlistener.listen()\n"
+        "listener.settimeout(1)\n"
+        "subprocess.run([sys.executable, '-m', 'work.tells'], stdin=subprocess.DEVNULL)\n"
+        "try:\n    listener.accept()\nexcept TimeoutError:\n    print('nobody came')\n"
+        "(folder / 'socket').unlink()\nfolder.rmdir()\n"
+    )
+    with dvc(root, script) as running:
+        said, told = running.communicate(timeout=SECONDS)
+    assert told == "False\n"
+    assert said.splitlines()[-1] == "nobody came"

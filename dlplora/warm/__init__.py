@@ -1,27 +1,32 @@
 """Stages forked from a process that has the libraries loaded: torch and transformers take seconds.
 
-    dlplora repro ──── starts ───→ server: loads the libraries, waits
-       └ DVC
-          └ python -m tasks.NAME ── its words, environment and standard streams ──→ server
-              waits, hands signals on, ends as its stage does          └ forks: the stage
+    dvc repro ── python -m tasks.FIRST ── starts ───→ server: loads the libraries, waits
+       └ python -m tasks.NAME ── its words, environment and standard streams ──→ server
+           waits, hands signals on, ends as its stage does          └ forks: the stage
+
+The first stage of a `dvc repro` starts the server and runs by itself; the server ends with that
+`dvc`. Who runs `dvc` many times, as flows do, has a server of its own (`server_for`) and says where
+it is by `DLPLORA_WARM`; an empty `DLPLORA_WARM` asks for none.
 
 Nothing of this project itself is loaded beforehand, so that a stage runs the code that is there
-when it starts. Without a server – under a plain `dvc repro`, on systems other than Linux, where
-torch is built for GPUs, whose drivers do not like forks – a stage loads what it needs by itself.
-The server's socket stands in a folder that only its user can enter, and it ends with the process
-that started it.
+when it starts. Without a server – while it loads, on systems other than Linux, where torch is built
+for GPUs, whose drivers do not like forks – a stage loads what it needs by itself. The server's
+socket stands in a folder that only its user can enter.
 """
 
 import json
 import os
+import runpy
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,18 +43,11 @@ def server_for(root: Path) -> Iterator[dict[str, str]]:
 
     It ends with the block, or with this process, however that ends.
     """
-    if not (hasattr(os, "pidfd_open") and hasattr(socket, "SOCK_SEQPACKET")):
+    if not _can_serve():
         yield {}
         return
     folder = Path(tempfile.mkdtemp(prefix="dlplora-"))
-    running = subprocess.Popen(
-        [sys.executable, "-m", "dlplora.warm.server", str(folder), str(os.getpid())],
-        cwd=root,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,  # what cannot be loaded, a stage says itself
-        start_new_session=True,  # a Ctrl-C reaches stages by those that wait for them
-    )
+    running = _start(folder, root, os.getpid())
     try:
         yield {_ADDRESS: str(folder)}
     finally:
@@ -63,12 +61,16 @@ def hand_over() -> None:
 
     Returns if this process has to do it by itself.
     """
-    folder, words = os.environ.get(_ADDRESS), sys.orig_argv[1:]
-    if folder is None or words[:1] != ["-m"]:
+    words = sys.orig_argv[1:]
+    if words[:1] != ["-m"]:
+        return
+    said = os.environ.get(_ADDRESS)
+    folder = _folder_of_dvc() if said is None else Path(said) if said else None
+    if folder is None:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         try:
-            server.connect(socket_in(Path(folder)))
+            server.connect(socket_in(folder))
             environment = {name: value for name, value in os.environ.items() if name != _ADDRESS}
             request = {"words": words[1:], "environment": environment, "cwd": os.getcwd()}
             socket.send_fds(server, [json.dumps(request).encode()], [0, 1, 2])
@@ -83,6 +85,52 @@ def hand_over() -> None:
                 signal.signal(number, lambda number, _: _signal(stage, number))
         status = server.recv(64)
     _end_as(os.waitstatus_to_exitcode(int(status)) if status else -signal.SIGKILL)
+
+
+def _folder_of_dvc() -> Path | None:
+    """Return where the server of the `dvc` that runs this stage is; if there is none, start it."""
+    if not _can_serve():
+        return None
+    dvc = os.getppid()
+    about = Path(f"/proc/{dvc}")
+    words = about.joinpath("cmdline").read_bytes().split(b"\0")
+    if not any(word.rpartition(b"/")[2] == b"dvc" for word in words):
+        return None
+    # Its start, in ticks since the system's, tells it from others that had the same number.
+    started = about.joinpath("stat").read_text().rpartition(")")[2].split()[19]
+    folder = Path(tempfile.gettempdir()) / f"dlplora-{os.getuid()}-{dvc}-{started}"
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        found = folder.lstat()
+        is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+        return folder if is_own and not found.st_mode & 0o077 else None
+    _start(folder, Path(), dvc)
+    return None
+
+
+def _can_serve() -> bool:
+    """Tell whether the system has what a server needs, and torch is built for processors alone."""
+    if not (hasattr(os, "pidfd_open") and hasattr(socket, "SOCK_SEQPACKET")):
+        return False
+    torch = find_spec("torch")
+    if torch is None or torch.origin is None:
+        return False
+    built = runpy.run_path(str(Path(torch.origin).with_name("version.py")))
+    return built.get("cuda") is None and built.get("hip") is None
+
+
+def _start(folder: Path, root: Path, ends_with: int) -> subprocess.Popen[bytes]:
+    """Start a server for the stages of a project, which ends with a process."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "dlplora.warm.server", str(folder), str(ends_with)],
+        cwd=root,
+        env={name: value for name, value in os.environ.items() if name != _ADDRESS},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,  # what cannot be loaded, a stage says itself
+        start_new_session=True,  # a Ctrl-C reaches stages by those that wait for them
+    )
 
 
 def socket_in(folder: Path) -> str:

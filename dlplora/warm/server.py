@@ -39,7 +39,6 @@ _LIBRARIES = (
     "yaml",
 )
 _LARGEST = 1 << 20  # bytes of a request
-_SECONDS = 1.0  # between two looks at whether the one who started this is still there
 
 
 @dataclass(frozen=True)
@@ -53,19 +52,17 @@ class _Stage:
     connection: socket.socket
 
 
-def main(folder: Path, started_by: int) -> None:
-    """Load the libraries, then fork stages until the process that started this has ended."""
+def main(folder: Path, ends_with: int) -> None:
+    """Load the libraries, then fork stages until a process has ended."""
     stage = None
     try:
+        end = os.pidfd_open(ends_with)
         gc.disable()
         for name in _LIBRARIES:
             import_module(name)
-        import torch
-
-        if torch.version.cuda is None and torch.version.hip is None:
-            gc.freeze()  # what was loaded stays, and is shared
-            with _listening(folder) as listener:
-                stage = _serve(listener, started_by)
+        gc.freeze()  # what was loaded stays, and is shared
+        with _listening(folder) as listener:
+            stage = _serve(listener, end)
     finally:
         if stage is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -81,17 +78,23 @@ def _listening(folder: Path) -> Iterator[socket.socket]:
         yield listener
 
 
-def _serve(listener: socket.socket, started_by: int) -> _Stage | None:
+def _serve(listener: socket.socket, end: int) -> _Stage | None:
     """Fork a stage for each request; return it in the fork, and None when there is no more to do.
 
-    Stages that run outlive the process that started the server, and so does the server then.
+    `end` is a handle of the process that the server ends with; stages that run outlive it, and so
+    does the server then.
     """
     running: dict[int, tuple[int, socket.socket]] = {}  # by a handle that tells of its end
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
-        while running or os.getppid() == started_by:
-            for key, _ in selector.select(_SECONDS):
-                if key.fd != listener.fileno():
+        selector.register(end, selectors.EVENT_READ)
+        has_ended = False
+        while running or not has_ended:
+            for key, _ in selector.select():
+                if key.fd == end:
+                    selector.unregister(end)
+                    has_ended = True
+                elif key.fd != listener.fileno():
                     selector.unregister(key.fd)
                     process, connection = running.pop(key.fd)
                     os.close(key.fd)
@@ -100,6 +103,7 @@ def _serve(listener: socket.socket, started_by: int) -> _Stage | None:
                 elif (stage := _accept(listener)) is not None:
                     process = os.fork()
                     if process == 0:
+                        os.close(end)
                         for handle, (_, connection) in running.items():
                             os.close(handle)  # other stages are not this one's
                             connection.close()
