@@ -3,12 +3,15 @@
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import gguf
 import torch
 from tokenizers import Tokenizer
 from transformers import (
@@ -17,6 +20,7 @@ from transformers import (
     GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    modeling_gguf_pytorch_utils,
 )
 
 from dlplora.data.hub import download_model
@@ -27,6 +31,7 @@ from dlplora.models import check_vocabulary, num_embeddings, quiet_transformers,
 from dlplora.params import GgufFile, HubModel, Model, ModelFolder, PackageGguf
 from dlplora.records.base_card import BaseCard, write_base_card
 from dlplora.records.files import file_sha256, written_folder
+from dlplora.replaced import replaced
 from dlplora.runtime import Place
 from dlplora.stage import Advance
 
@@ -84,15 +89,16 @@ def _from_gguf(params: GgufFile, dtype: torch.dtype, _: Path) -> _Source:
 
 def _read_gguf(file: Path, dtype: torch.dtype, identity: str) -> _Source:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            file.parent,
-            gguf_file=file.name,
-            dtype=dtype,
-            quantization_config=GgufConfig(dequantize=True),
-            ignore_mismatched_sizes=True,  # refused below, by name
-            output_loading_info=True,
-        )
+        with _reading_once():
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                dtype=dtype,
+                quantization_config=GgufConfig(dequantize=True),
+                ignore_mismatched_sizes=True,  # refused below, by name
+                output_loading_info=True,
+            )
     except Exception as error:  # a broken file raises whatever its bytes lead to
         if is_disk_full(error):
             raise
@@ -104,6 +110,20 @@ def _read_gguf(file: Path, dtype: torch.dtype, identity: str) -> _Source:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     return _Source(tokenizer, model, identity, file_sha256(file))
+
+
+@contextmanager
+def _reading_once() -> Iterator[None]:
+    """Let transformers parse a GGUF once in the block, not for each of its parts, nor show how.
+
+    Its vocabulary alone takes seconds, and so do its tables of names, made anew for each module.
+    """
+    with (
+        replaced(gguf, "GGUFReader", cache(gguf.GGUFReader)),
+        replaced(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)),
+        replaced(modeling_gguf_pytorch_utils, "tqdm", lambda parts, **_: parts),
+    ):
+        yield
 
 
 def _drop_tokens_behind(tokenizer: Any, rows: int) -> None:
