@@ -7,12 +7,12 @@ repeated for heads that share them. In a `lean` block
   2305.13245) are multiplied with them as rows of one product (`dlplora.training.packing`);
 * an adapted linear layer and its low-rank pair (arXiv 2106.09685) add into one output and into
   one gradient, in the dtype of the base, as the engine computes them;
-* RMSNorm (arXiv 1910.07467) and the halves of rotary embeddings (arXiv 2104.09864) have gradients
-  of their own instead of those of a chain of small operations.
+* RMSNorm (arXiv 1910.07467), rotary embeddings (arXiv 2104.09864) and gated units (SwiGLU, arXiv
+  2002.05202) have gradients of their own instead of those of a chain of small operations.
 
 A layer that does not compute one of these keeps its own form.
 
-Shapes: n tokens, I inputs, O outputs, R ranks.
+Shapes: n tokens, I inputs, O outputs, R ranks, U units between; H heads of D values.
 """
 
 import sys
@@ -25,6 +25,7 @@ from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dlplora.replaced import replaced
 from dlplora.training.autograd import apply
 from dlplora.training.packing import packing
 
@@ -33,28 +34,14 @@ from dlplora.training.packing import packing
 def lean(model: nn.Module) -> Iterator[None]:
     """Compute the layers of a model, with one adapter of PEFT's or none, leaner in the block."""
     with ExitStack() as stack:
-        stack.enter_context(packing(model))
         for module in model.modules():
             forward = _lean_forward(module)
             if forward is not None:
-                stack.enter_context(_replaced(module, "forward", forward))
+                stack.enter_context(replaced(module, "forward", forward))
         for home in _homes_of_rotary(model):
-            stack.enter_context(_replaced(home, "rotate_half", _RotateHalf.apply))
+            stack.enter_context(replaced(home, _ROTARY, _lean_rotary(getattr(home, _ROTARY))))
+        stack.enter_context(packing(model))
         yield
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
-    """Give an object another attribute for the time of a `with` block."""
-    own = vars(owner).get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if own is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, own)
 
 
 def _lean_forward(module: nn.Module) -> Callable[..., Tensor] | None:
@@ -70,6 +57,10 @@ def _lean_forward(module: nn.Module) -> Callable[..., Tensor] | None:
     if _is_rms_norm(module):
         norm: Any = module
         return lambda x: apply(_RmsNorm, x, norm.weight, norm.variance_epsilon)
+    if _is_gated(module):
+        gated: Any = module
+        weights = gated.gate_proj.weight, gated.up_proj.weight, gated.down_proj.weight
+        return lambda x: apply(_Gated, x, *weights)
     return None
 
 
@@ -145,45 +136,125 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        wide = x.float()
+        wide, weight = _wide(x), weight.float()
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         scale = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        result: Tensor = weight * (wide * scale).to(x.dtype)
-        return result
+        return wide.mul_(scale).mul_(weight).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
-        wide, weighed = x.float(), (gradient * weight).float()
+        wide, weighed = x.float(), _wide(gradient).mul_(weight)
         along = (wide * weighed).sum(-1, keepdim=True)
-        along.mul_(scale**3).div_(-x.shape[-1])
-        return (wide * along).addcmul_(weighed, scale).to(x.dtype), None, None
+        along.mul_(scale).mul_(scale).div_(-x.shape[-1])
+        return weighed.addcmul_(wide, along).mul_(scale).to(x.dtype), None, None
 
 
-def _homes_of_rotary(model: nn.Module) -> set[Any]:
-    """Return the modules of transformers whose `rotate_half` is the usual one."""
-    homes = {sys.modules[type(module).__module__] for module in model.modules()}
-    probe = torch.arange(4.0)
-    return {
-        home
-        for home in homes
-        if (own := getattr(home, "rotate_half", None)) is not None
-        and torch.equal(own(probe), torch.tensor([-2.0, -3.0, 0.0, 1.0]))
-    }
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.float32, copy=True)
 
 
-class _RotateHalf(torch.autograd.Function):
-    """(a, b) → (−b, a), over the halves of the last dimension."""
+def _is_gated(module: nn.Module) -> bool:
+    """Tell whether a module is a gated unit of frozen layers, by its parts and result."""
+    parts = dict(module.named_children())
+    linear = [parts.pop(name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    if len(parts) != 1 or not all(
+        type(part) is nn.Linear and part.bias is None and not part.weight.requires_grad
+        for part in linear
+    ):
+        return False
+    gate_UI, up_UI, down_IU = (cast(nn.Linear, part).weight for part in linear)
+    probe = torch.linspace(-1, 1, 2 * gate_UI.shape[1], dtype=gate_UI.dtype, device=gate_UI.device)
+    probe = probe.view(2, -1)
+    with torch.no_grad():
+        found, own = apply(_Gated, probe, gate_UI, up_UI, down_IU), module(probe)
+        return torch.allclose(found, own, rtol=0.01, atol=0.01 * own.abs().max().item())
+
+
+class _Gated(torch.autograd.Function):
+    """W_down (silu(W_gate x) · W_up x), whose gradient reaches x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        half = x.shape[-1] // 2
-        return torch.cat((-x[..., half:], x[..., :half]), -1)
+    def forward(ctx: Any, x: Tensor, gate_UI: Tensor, up_UI: Tensor, down_IU: Tensor) -> Tensor:
+        x_nI = x.reshape(-1, x.shape[-1])
+        gate_nU, up_nU = x_nI @ gate_UI.T, x_nI @ up_UI.T
+        opened_nU = nn.functional.silu(gate_nU)
+        y_nI = (opened_nU * up_nU) @ down_IU.T
+        ctx.save_for_backward(gate_nU, opened_nU, up_nU, gate_UI, up_UI, down_IU)
+        return y_nI.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        half = gradient.shape[-1] // 2
-        return torch.cat((gradient[..., half:], -gradient[..., :half]), -1)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gate_nU, opened_nU, up_nU, gate_UI, up_UI, down_IU = ctx.saved_tensors
+        gradient_nU = gradient.reshape(-1, gradient.shape[-1]) @ down_IU
+        to_up_nU = gradient_nU * opened_nU
+        to_gate_nU = torch.ops.aten.silu_backward(gradient_nU.mul_(up_nU), gate_nU)
+        to_x = (to_gate_nU @ gate_UI).addmm_(to_up_nU, up_UI)
+        return to_x.view_as(gradient), None, None, None
+
+
+_ROTARY = "apply_rotary_pos_emb"
+Rotary = Callable[..., tuple[Tensor, Tensor]]
+
+
+def _lean_rotary(own: Rotary) -> Rotary:
+    """Return a leaner form of transformers' function; of partly rotated heads it is the own."""
+
+    def rotary(
+        query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *more: Any, **named: Any
+    ) -> tuple[Tensor, Tensor]:
+        if more or named or cos.shape[-1] != query.shape[-1]:
+            return own(query, key, cos, sin, *more, **named)
+        cos, sin = cos[:, None], sin[:, None]
+        return apply(_Rotary, query, cos, sin), apply(_Rotary, key, cos, sin)
+
+    return rotary
+
+
+def _homes_of_rotary(model: nn.Module) -> set[Any]:
+    """Return the modules of transformers whose rotary embedding is the usual one."""
+    homes = {sys.modules[type(module).__module__] for module in model.modules()}
+    return {home for home in homes if hasattr(home, _ROTARY) and _is_usual(getattr(home, _ROTARY))}
+
+
+def _is_usual(rotary: Rotary) -> bool:
+    query_12ND, key_11ND = torch.split(torch.linspace(-1, 1, 36).view(1, 3, 3, 4), [2, 1], 1)
+    cos_1ND, sin_1ND = torch.linspace(-0.9, 0.7, 24).view(2, 1, 3, 4)
+    probe = (query_12ND, key_11ND, cos_1ND, sin_1ND)
+    try:
+        own = rotary(*probe)
+    except (TypeError, RuntimeError):  # it takes other things
+        return False
+    return all(
+        found.shape == other.shape and torch.allclose(found, other)
+        for found, other in zip(_lean_rotary(rotary)(*probe), own, strict=True)
+    )
+
+
+class _Rotary(torch.autograd.Function):
+    """x · cos + (−b, a) · sin for the halves x = (a, b) of each head; (1, H, n, D)."""
+
+    @staticmethod
+    def forward(ctx: Any, x_1HnD: Tensor, cos_11nD: Tensor, sin_11nD: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_11nD, sin_11nD)
+        of_a, of_b = sin_11nD.chunk(2, -1)
+        return _turned(x_1HnD, cos_11nD, of_a, of_b, sign=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_1HnD: Tensor) -> tuple[Tensor | None, ...]:
+        cos_11nD, sin_11nD = ctx.saved_tensors
+        of_a, of_b = sin_11nD.chunk(2, -1)
+        return _turned(gradient_1HnD, cos_11nD, of_b, of_a, sign=1), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, from_b: Tensor, from_a: Tensor, *, sign: int) -> Tensor:
+    """Return (a · cos + sign · b · from_b, b · cos − sign · a · from_a)."""
+    result = torch.empty_like(x)
+    (a, b), (cos_a, cos_b), (new_a, new_b) = (part.chunk(2, -1) for part in (x, cos, result))
+    torch.mul(a, cos_a, out=new_a).addcmul_(b, from_b, value=sign)
+    torch.mul(b, cos_b, out=new_b).addcmul_(a, from_a, value=-sign)
+    return result

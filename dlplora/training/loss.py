@@ -117,22 +117,22 @@ class _MeanCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits_nV: Tensor, targets_n: Tensor) -> Tensor:
-        losses, gradients = [], []
+        losses = torch.empty(len(targets_n), device=logits_nV.device)
+        to_logits_nV = torch.empty_like(logits_nV) if ctx.needs_input_grad[0] else None
         for start in range(0, len(targets_n), _CHUNK):
-            logits, targets = logits_nV[start : start + _CHUNK], targets_n[start : start + _CHUNK]
-            wide = logits.float()
-            total_n1 = wide.logsumexp(1, keepdim=True)
-            losses.append(total_n1 - wide.gather(1, targets[:, None]))
-            if ctx.needs_input_grad[0]:
-                wide = (wide - total_n1).exp_()
-                wide.scatter_add_(1, targets[:, None], torch.full_like(total_n1, -1.0))
-                gradients.append(wide.div_(len(targets_n)).to(logits.dtype))
-        if gradients:
-            ctx.save_for_backward(torch.cat(gradients))
-        return torch.cat(losses).mean()
+            part = slice(start, start + _CHUNK)
+            targets = targets_n[part, None]
+            logs = logits_nV[part].float().log_softmax(1)
+            losses[part] = -logs.gather(1, targets)[:, 0]
+            if to_logits_nV is not None:
+                shares = logs.exp_()
+                shares.scatter_add_(1, targets, shares.new_full(targets.shape, -1.0))
+                to_logits_nV[part] = shares
+        ctx.save_for_backward(to_logits_nV)
+        return losses.mean()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (to_logits_nV,) = ctx.saved_tensors
-        return to_logits_nV * gradient.to(to_logits_nV.dtype), None
+        return to_logits_nV.mul_(gradient / len(to_logits_nV)), None

@@ -11,8 +11,8 @@ Shapes: N tokens of a pack, P of them its common beginning; B rows, S own places
 H heads of queries, K of keys, G = H / K, D width of a head.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ from transformers import AttentionInterface
 
 from dlplora.data.batches import Padded
 from dlplora.models import logits_at, num_embeddings
+from dlplora.replaced import replaced
 from dlplora.training.autograd import apply
 
 _NAME = "packed"
@@ -60,12 +61,15 @@ def packed_logits(model: nn.Module, pack: Pack, keep_N: Tensor) -> Tensor:
     device = next(model.parameters()).device
     ids_1N = torch.tensor([pack.ids], device=device)
     positions_1N = torch.tensor([pack.positions], device=device)
-    token = _BLOCKS.set(_blocks_of(pack, device))
+    keep_N = keep_N.to(device)
+    blocks = _BLOCKS.set(_blocks_of(pack, device))
+    wanted = _WANTED.set(keep_N.nonzero()[:, 0])
     try:
         batch = Padded(ids_1N, torch.ones_like(ids_1N), positions_1N)
-        return logits_at(model, batch, keep_N[None].to(device), use_cache=False)
+        return logits_at(model, batch, keep_N[None], use_cache=False)
     finally:
-        _BLOCKS.reset(token)
+        _WANTED.reset(wanted)
+        _BLOCKS.reset(blocks)
 
 
 def is_packing(model: nn.Module) -> bool:
@@ -88,13 +92,37 @@ def packing(model: nn.Module) -> Iterator[None]:
         return
     plain = inner.config._attn_implementation
     probe = _Probe(model, num_embeddings(inner))
-    inner.set_attn_implementation(_NAME)
-    try:
+    with ExitStack() as stack:
+        stack.callback(inner.set_attn_implementation, plain)
+        inner.set_attn_implementation(_NAME)
+        last = _last_units(inner)
+        if last is not None:
+            stack.enter_context(replaced(last, "forward", _of_wanted(last.forward)))
         if not probe.is_passed():
-            inner.set_attn_implementation(plain)
+            stack.close()
         yield
-    finally:
-        inner.set_attn_implementation(plain)
+
+
+def _last_units(model: Any) -> nn.Module | None:
+    """Return the units of the last layer, behind which no token sees another, if it has such."""
+    layers = getattr(model.get_decoder(), "layers", None)
+    units = getattr(layers[-1], "mlp", None) if isinstance(layers, nn.ModuleList) else None
+    return units if isinstance(units, nn.Module) else None
+
+
+def _of_wanted(units: Callable[..., Any]) -> Callable[..., Any]:
+    """Return units that compute only the tokens whose logits are wanted, and zeros for others."""
+
+    def of_wanted(x_1NI: Tensor, *more: Any, **named: Any) -> Any:
+        if more or named:
+            return units(x_1NI, *more, **named)
+        wanted_n = _WANTED.get()
+        found_1nI = units(x_1NI[:, wanted_n])
+        if not isinstance(found_1nI, Tensor):
+            return units(x_1NI)
+        return found_1nI.new_zeros(x_1NI.shape).index_copy(1, wanted_n, found_1nI)
+
+    return of_wanted
 
 
 class _UnknownError(Exception):
@@ -194,7 +222,9 @@ def _blocks_of(pack: Pack, device: torch.device) -> list[_Block]:
     return [*beginning, _Block(pack.num_common, pack.num_common, pack.lengths, device)]
 
 
+# Of the pack that is being computed: its blocks, and the tokens whose logits are wanted.
 _BLOCKS: ContextVar[list[_Block]] = ContextVar("blocks")
+_WANTED: ContextVar[Tensor] = ContextVar("wanted")
 
 
 class _PackedAttention(torch.autograd.Function):
@@ -305,9 +335,9 @@ class _Probe:
             self._ids(self._COMMON), [self._ids(row) for row in (first, self._ROW, last)]
         )
         keep_N = torch.zeros(len(pack.ids), dtype=torch.bool)
-        keep_N[-1 - len(last)] = True
+        keep_N[torch.tensor(pack.lengths).cumsum(0) + pack.num_common - 1] = True
         with torch.random.fork_rng(), torch.no_grad(), _mode(self._model, training=training):
-            return packed_logits(self._model, pack, keep_N)[0]
+            return packed_logits(self._model, pack, keep_N)[1]
 
     def _ids(self, shares: Sequence[float]) -> list[int]:
         return [int(share * self._size) for share in shares]

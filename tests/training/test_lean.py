@@ -1,11 +1,19 @@
 """The leaner layers beside the model's and PEFT's own: the same losses and gradients."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedModel,
+)
 from transformers.models.llama import modeling_llama
 
 from dlplora.data.prompts import ChatFormat
@@ -13,7 +21,7 @@ from dlplora.training.lean import lean
 from dlplora.training.loss import mean_loss
 from dlplora.training.packing import is_packing
 from dlplora.training.pairs import Pair
-from tests.tiny import TARGETS, tiny_model, tiny_tokenizer
+from tests.tiny import TARGETS, tiny_model, tiny_sizes, tiny_tokenizer
 
 CHAT = ChatFormat(tiny_tokenizer(), "")
 BATCH = [
@@ -23,7 +31,7 @@ BATCH = [
 ]
 
 
-def with_adapter(model: torch.nn.Module, targets: list[str], **more: Any) -> PeftModel:
+def with_adapter(model: torch.nn.Module, targets: list[str] | str, **more: Any) -> PeftModel:
     torch.manual_seed(1)
     config = LoraConfig(r=3, lora_alpha=7, target_modules=targets, task_type="CAUSAL_LM", **more)
     adapted = get_peft_model(model, config).eval()  # type: ignore[arg-type]
@@ -73,8 +81,8 @@ def test_in_bfloat16_gradients_differ_by_its_noise() -> None:
 
 def test_every_layer_of_a_llama_is_replaced_and_put_back() -> None:
     model = with_adapter(tiny_model(), TARGETS["llama"])
-    own = modeling_llama.rotate_half
-    kinds = ("LlamaRMSNorm", "Linear")
+    own = modeling_llama.apply_rotary_pos_emb
+    kinds = ("LlamaRMSNorm", "LlamaMLP", "Linear")
     plain = [module for module in model.modules() if "forward" in vars(module)]
     with lean(model):
         replaced = [
@@ -82,10 +90,10 @@ def test_every_layer_of_a_llama_is_replaced_and_put_back() -> None:
             for module in model.modules()
             if "forward" in vars(module) and type(module).__name__ in kinds
         ]
-        assert len(replaced) == 5 + 4  # norms of two layers and the last, q and v twice
-        assert modeling_llama.rotate_half is not own
+        assert len(replaced) == 5 + 2 + 4  # norms of two layers and the last, units, q and v
+        assert modeling_llama.apply_rotary_pos_emb is not own
         assert is_packing(model)
-    assert modeling_llama.rotate_half is own
+    assert modeling_llama.apply_rotary_pos_emb is own
     assert not is_packing(model)
     assert [module for module in model.modules() if "forward" in vars(module)] == plain
 
@@ -98,3 +106,28 @@ def test_an_adapter_that_is_more_than_a_pair_keeps_its_own_forward(more: dict[st
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
     with lean(model):
         assert "forward" not in vars(layer)
+
+
+def with_biased_units() -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**tiny_sizes(), mlp_bias=True))
+
+
+def with_other_units() -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**tiny_sizes(), hidden_act="gelu"))
+
+
+def with_half_rotated_heads() -> PreTrainedModel:
+    return Phi3ForCausalLM(Phi3Config(**tiny_sizes(32), partial_rotary_factor=0.5))
+
+
+@pytest.mark.parametrize("make", [with_biased_units, with_other_units, with_half_rotated_heads])
+def test_layers_of_another_kind_keep_their_own_form(make: Callable[[], PreTrainedModel]) -> None:
+    torch.manual_seed(0)
+    model = with_adapter(make(), "all-linear")
+    expected = loss_and_gradients(model)
+    with lean(model):
+        assert is_packing(model)
+        assert not any(
+            "forward" in vars(layer.mlp) for layer in model.base_model.model.model.layers[:-1]
+        )
+        assert_same(loss_and_gradients(model), expected)

@@ -34,4 +34,4 @@ def test_bfloat16_logits_are_summed_in_float32() -> None:
     (to_found,) = torch.autograd.grad(found, narrow)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected)
-    assert torch.equal(to_found, to_expected.bfloat16())
+    torch.testing.assert_close(to_found.float(), to_expected, atol=0, rtol=2**-7)  # rounded twice

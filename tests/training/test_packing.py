@@ -58,6 +58,21 @@ def test_gradients_of_a_pack_are_the_sums_over_rows() -> None:
         assert (one - other).norm() <= 1e-4 * other.norm()
 
 
+def test_the_last_units_compute_only_what_is_wanted() -> None:
+    model: Any = tiny_model()
+    pack = Pack.of(COMMON, ROWS)
+    wanted = torch.tensor([False] * (len(pack.ids) - 5) + [True, False] * 2 + [True])
+    everything = one_by_one(model, COMMON)
+    seen = []
+    for layer in model.model.layers:
+        layer.mlp.down_proj.register_forward_hook(lambda *told: seen.append(told[2].shape[1]))
+    with packing(model):
+        seen.clear()  # of the probe
+        found = packed_logits(model, pack, wanted)
+    assert seen == [len(pack.ids), 3]
+    torch.testing.assert_close(found, everything[wanted], atol=1e-3, rtol=1e-4)
+
+
 def test_a_pack_is_no_longer_than_what_its_rows_say() -> None:
     pack = Pack.of((4, 5), [(6,), (7, 8)])
     assert pack.ids == (4, 5, 6, 7, 8)
@@ -91,10 +106,9 @@ class _FromTheLeft(nn.Module):
         return inner + 0.01 * shifted
 
 
-def with_a_way_past_attention() -> nn.Module:
-    model = tiny_model()
-    layer: Any = model.model.layers[0]
-    layer.mlp = _FromTheLeft(layer.mlp)
+def with_a_way_past_attention(layer: int) -> nn.Module:
+    model: Any = tiny_model()
+    model.model.layers[layer].mlp = _FromTheLeft(model.model.layers[layer].mlp)
     return model
 
 
@@ -104,7 +118,8 @@ def with_a_way_past_attention() -> nn.Module:
         with_capped_scores,
         with_dropout,
         with_convolutions,
-        with_a_way_past_attention,
+        lambda: with_a_way_past_attention(0),
+        lambda: with_a_way_past_attention(1),
         lambda: tiny_model("gpt2"),
     ],
 )
