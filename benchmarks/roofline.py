@@ -26,7 +26,7 @@ from dlplora.engine.batch import Batch
 from dlplora.lora.attach import Pool
 from dlplora.models import Base, load_base
 from dlplora.records.routes import BASE_ROUTE
-from dlplora.runtime import Place, best_place
+from dlplora.runtime import Place, best_place, keep_freed_memory
 from dlplora.training.lean import lean
 from dlplora.training.loss import mean_loss
 
@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     words = parser.parse_args()
     torch.set_num_threads(THREADS)
+    keep_freed_memory()
     place = best_place()
     found = {"works": measure(words.data, words.rounds)}
     write_results(

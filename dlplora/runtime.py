@@ -14,8 +14,8 @@ from dlplora.errors import ParamsError
 from dlplora.params import Runtime
 
 # Of glibc's mallopt: how much it keeps instead of giving it back, and what it takes a place of its
-# own for, which it gives back at once. In bytes; the last one is the largest that any glibc takes.
-_M_TRIM_THRESHOLD, _KEPT = -1, 1 << 30
+# own for, which it gives back at once; in bytes, the largest that any glibc takes.
+_M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD, _LARGE = -3, 32 << 20
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}
 
@@ -46,15 +46,15 @@ def set_up(runtime: Runtime, *, seed: int) -> Place:
     return Place(_device(), getattr(torch, runtime.dtype))
 
 
-def keep_freed_memory() -> None:
-    """Let this process keep freed memory for what it takes next, where the C library is glibc.
+def keep_freed_memory(at_most: int = 1 << 30) -> None:
+    """Let this process keep so many bytes freed for what it takes next, if its C library is glibc.
 
     A step of a model frees and takes the same again and again. Given back to the system meanwhile,
     it would come page by page, each filled with zeros first: a twelfth of a training step.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)
+        libc.mallopt(_M_TRIM_THRESHOLD, at_most)
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 

@@ -93,20 +93,30 @@ def _folder_of_dvc() -> Path | None:
         return None
     dvc = os.getppid()
     about = Path(f"/proc/{dvc}")
-    words = about.joinpath("cmdline").read_bytes().split(b"\0")
-    if not any(word.rpartition(b"/")[2] == b"dvc" for word in words):
-        return None
-    # Its start, in ticks since the system's, tells it from others that had the same number.
-    started = about.joinpath("stat").read_text().rpartition(")")[2].split()[19]
-    folder = Path(tempfile.gettempdir()) / f"dlplora-{os.getuid()}-{dvc}-{started}"
+    try:
+        words = about.joinpath("cmdline").read_bytes().split(b"\0")
+        if not any(word.rpartition(b"/")[2] == b"dvc" for word in words):
+            return None
+        # Its start, in ticks since the system's, tells it from others that had the same number.
+        started = about.joinpath("stat").read_text().rpartition(")")[2].split()[19]
+        folder = Path(tempfile.gettempdir()) / f"dlplora-{os.getuid()}-{dvc}-{started}"
+        if _is_made(folder):
+            _start(folder, Path(), dvc)
+            return None
+        found = folder.lstat()
+    except OSError:
+        return None  # a stage does without a server
+    is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    return folder if is_own and not found.st_mode & 0o077 else None
+
+
+def _is_made(folder: Path) -> bool:
+    """Make a folder that only its user can enter; tell whether it was not there before."""
     try:
         folder.mkdir(mode=0o700)
     except FileExistsError:
-        found = folder.lstat()
-        is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-        return folder if is_own and not found.st_mode & 0o077 else None
-    _start(folder, Path(), dvc)
-    return None
+        return False
+    return True
 
 
 def _can_serve() -> bool:
