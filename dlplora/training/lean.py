@@ -156,8 +156,15 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.float32, copy=True)
 
 
+# Classes of transformers whose forward is down(act(gate(x)) * up(x)) and no more: a probe alone
+# would miss units that drop in training only, or clamp what is large.
+_GATED = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "SmolLM3MLP", "Olmo2MLP"}
+
+
 def _is_gated(module: nn.Module) -> bool:
-    """Tell whether a module is a gated unit of frozen layers, by its parts and result."""
+    """Tell whether a module is a gated unit of frozen layers, by its class, parts and result."""
+    if type(module).__name__ not in _GATED:
+        return False
     parts = dict(module.named_children())
     linear = [parts.pop(name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     if len(parts) != 1 or not all(
@@ -183,7 +190,7 @@ class _Gated(torch.autograd.Function):
         opened_nU = nn.functional.silu(gate_nU)
         y_nI = (opened_nU * up_nU) @ down_IU.T
         ctx.save_for_backward(gate_nU, opened_nU, up_nU, gate_UI, up_UI, down_IU)
-        return y_nI.view(*x.shape[:-1], -1)
+        return y_nI.view(x.shape)
 
     @staticmethod
     @once_differentiable
@@ -203,11 +210,12 @@ Rotary = Callable[..., tuple[Tensor, Tensor]]
 def _lean_rotary(own: Rotary) -> Rotary:
     """Return a leaner form of transformers' function; of partly rotated heads it is the own."""
 
-    def rotary(
-        query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *more: Any, **named: Any
-    ) -> tuple[Tensor, Tensor]:
-        if more or named or cos.shape[-1] != query.shape[-1]:
-            return own(query, key, cos, sin, *more, **named)
+    def rotary(*given: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        if len(given) != 4 or named:
+            return own(*given, **named)
+        query, key, cos, sin = given
+        if cos.shape[-1] != query.shape[-1] or cos.dtype != query.dtype:
+            return own(*given)
         cos, sin = cos[:, None], sin[:, None]
         return apply(_Rotary, query, cos, sin), apply(_Rotary, key, cos, sin)
 
@@ -226,7 +234,9 @@ def _is_usual(rotary: Rotary) -> bool:
     probe = (query_12ND, key_11ND, cos_1ND, sin_1ND)
     try:
         own = rotary(*probe)
-    except (TypeError, RuntimeError):  # it takes other things
+    except Exception:  # it takes other things
+        return False
+    if not (isinstance(own, tuple) and [type(part) for part in own] == [Tensor, Tensor]):
         return False
     return all(
         found.shape == other.shape and torch.allclose(found, other)

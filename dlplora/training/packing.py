@@ -114,7 +114,7 @@ def _of_wanted(units: Callable[..., Any]) -> Callable[..., Any]:
     """Return units that compute only the tokens whose logits are wanted, and zeros for others."""
 
     def of_wanted(x_1NI: Tensor, *more: Any, **named: Any) -> Any:
-        if more or named:
+        if more or named or x_1NI.dim() != 3:
             return units(x_1NI, *more, **named)
         wanted_n = _WANTED.get()
         found_1nI = units(x_1NI[:, wanted_n])

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import NoReturn
 
 _ADDRESS = "DLPLORA_WARM"
+_LONGEST_ADDRESS = 107  # of a socket, in Linux
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 # In a forked stage, the process that DVC started and that waits for it.
@@ -62,7 +63,7 @@ def hand_over() -> None:
     Returns if this process has to do it by itself.
     """
     words = sys.orig_argv[1:]
-    if words[:1] != ["-m"]:
+    if waiting is not None or words[:1] != ["-m"]:
         return
     said = os.environ.get(_ADDRESS)
     folder = _folder_of_dvc() if said is None else Path(said) if said else None
@@ -100,6 +101,8 @@ def _folder_of_dvc() -> Path | None:
         # Its start, in ticks since the system's, tells it from others that had the same number.
         started = about.joinpath("stat").read_text().rpartition(")")[2].split()[19]
         folder = Path(tempfile.gettempdir()) / f"dlplora-{os.getuid()}-{dvc}-{started}"
+        if len(socket_in(folder)) > _LONGEST_ADDRESS:
+            return None
         if _is_made(folder):
             _start(folder, Path(), dvc)
             return None
