@@ -13,6 +13,8 @@ from transformers import (
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedModel,
+    SeedOssConfig,
+    SeedOssForCausalLM,
 )
 from transformers.models.llama import modeling_llama
 
@@ -116,11 +118,19 @@ def with_other_units() -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(**tiny_sizes(), hidden_act="gelu"))
 
 
+def with_units_that_drop() -> PreTrainedModel:
+    config = SeedOssConfig(**tiny_sizes(), head_dim=4, attention_dropout=0.0, residual_dropout=0.1)
+    return SeedOssForCausalLM(config)
+
+
 def with_half_rotated_heads() -> PreTrainedModel:
     return Phi3ForCausalLM(Phi3Config(**tiny_sizes(32), partial_rotary_factor=0.5))
 
 
-@pytest.mark.parametrize("make", [with_biased_units, with_other_units, with_half_rotated_heads])
+@pytest.mark.parametrize(
+    "make",
+    [with_biased_units, with_other_units, with_units_that_drop, with_half_rotated_heads],
+)
 def test_layers_of_another_kind_keep_their_own_form(make: Callable[[], PreTrainedModel]) -> None:
     torch.manual_seed(0)
     model = with_adapter(make(), "all-linear")
