@@ -245,6 +245,9 @@ def train_by_sft(base: Base, model: Any, task: Task, **more: Any) -> Run:
     )
 
 
+keep_as_glibc_does = partial(keep_freed_memory, GLIBCS_OWN)
+
+
 @dataclass(frozen=True)
 class Rival:
     """A way to train, with the dtype and the attention of its base model."""
@@ -252,10 +255,10 @@ class Rival:
     train: Callable[[Base, Any, Task], Run]
     dtype: torch.dtype | None = None  # None: the machine's
     attention: str = "sdpa"
-    kept: int = GLIBCS_OWN  # bytes of freed memory
+    keep_memory: Callable[[], None] = keep_as_glibc_does
 
 
-OURS = partial(Rival, train_ours, attention="eager", kept=1 << 30)
+OURS = partial(Rival, train_ours, attention="eager", keep_memory=keep_freed_memory)
 RIVALS = {
     "ours": OURS(),
     "ours_float32": OURS(torch.float32),
@@ -291,7 +294,7 @@ def train(name: str, folder: Path, task: Task, start: dict[str, Tensor]) -> Run:
     """Load the base anew and train by one rival."""
     rival, place = RIVALS[name], best_place()
     place = Place(place.device, rival.dtype or place.dtype)
-    keep_freed_memory(rival.kept)
+    rival.keep_memory()
     base = load_base(folder, place=place, attention=rival.attention)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from dlplora.scratch import is_awaited
 from dlplora.stage import run
 from dlplora.training.adapter import TrainedAdapter
 from tests.tiny import tiny_model
-from tests.waiting import until
+from tests.waiting import until as wait_until
 
+until = partial(wait_until, within=60)
 RunStage = Callable[..., tuple[object, str]]
 
 

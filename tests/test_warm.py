@@ -6,16 +6,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
 from dlplora import warm
-from tests.waiting import until
+from tests.waiting import until as wait_until
 
 pytestmark = pytest.mark.skipif(not warm._can_serve(), reason="no server can be here")
 SECONDS = 120
+until = partial(wait_until, within=SECONDS)
 HOOK = "from dlplora.warm import hand_over\nhand_over()\n"
 TELLS = """
 import json, os, sys
