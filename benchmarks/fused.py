@@ -46,7 +46,6 @@ from benchmarks.lora_rivals import (
 )
 from benchmarks.record import RESULTS, write_results
 from benchmarks.timing import Steps, Work, in_turns, interleaved, ratios
-from dlplora.data.prompts import Prompt
 from dlplora.engine.answers import Request
 from dlplora.engine.batch import Batch
 from dlplora.engine.runner import Runner
@@ -89,7 +88,7 @@ def by_engine(rival: Rival, ids: Tensor) -> Iterator[None]:
     yield
     base = _Endless(rival.base.model, rival.base.chat, rival.base.id, rival.base.fingerprint)
     engine = Runner(base, rival.pool)
-    prompts = [Prompt(tuple(row), 0) for row in ids.tolist()]
+    prompts = ids.tolist()
     batch = engine.read(prompts, rival.routes[: len(ids)])
     sampling = Sampling(max_new_tokens=NEW_TOKENS)
     answers = engine.finish(batch, prompts, [Request("", sampling)] * len(ids))
@@ -214,9 +213,7 @@ def measure_loading(folder: Path, base: Base, count: int = 100) -> dict[str, flo
             target = Path(made) / adapter.name
             target.mkdir()
             write_adapter(target, config.to_dict(), tensors, base_id=base.id)
-            told = AdapterTraining(
-                adapter.name, base.fingerprint, False, "", 1, 1, 1, 0, Curve((), 0)
-            )
+            told = AdapterTraining(adapter.name, base.fingerprint, False, "", 1, 1, 1, Curve((), 0))
             write_adapter_training(target, told)
         words = [sys.executable, "-c", _LOADING, str(folder), made]
         done = subprocess.run(words, check=True, capture_output=True, text=True)
@@ -242,7 +239,7 @@ def measure_routing(base: Base) -> float:
     from dlplora.routing.base import ClassifierRouter
     from dlplora.routing.mlp import MiniMlp, MlpClassifier, embedding_width
 
-    tokenizer = base.chat.tokenizer.backend_tokenizer
+    tokenizer = base.chat.tokenizer
     sizes = {"vocabulary": tokenizer.get_vocab_size(), "hidden": 768, "num_labels": NUM_ADAPTERS}
     width = embedding_width(budget=5_100_000, **sizes)
     labels = tuple(f"a{number}" for number in range(NUM_ADAPTERS))

@@ -150,7 +150,9 @@ def read_by_ingest(file: Path) -> Run:
     from dlplora.params import Splits
 
     splits = Splits(train=400, validation=50, test=60, shares=(0.75, 0.10, 0.15), least=(16, 4, 8))
-    return _timed(lambda: ingest(file, "task", keys="auto", on_bad_row="refuse", splits=splits))
+    return _timed(
+        lambda: ingest(file, "task", keys="auto", on_bad_row="refuse", splits=splits, limit=None)
+    )
 
 
 def read_by_datasets(file: Path) -> Run:

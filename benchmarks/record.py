@@ -1,4 +1,4 @@
-"""The results of a benchmark as a file, with what they were measured on."""
+"""What benchmarks share: their results as a file, with what they were measured on; tokenizers."""
 
 import json
 import os
@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
+from dlplora.data.prompts import ChatFormat
 from dlplora.runtime import Place
 
 RESULTS = Path(__file__).parent / "results"
@@ -33,3 +35,12 @@ def write_results(
     (RESULTS / f"{name}.json").write_text(text + "\n")
     print(text)
     return told
+
+
+def transformers_tokenizer(chat: ChatFormat) -> PreTrainedTokenizerFast:
+    """Return a base model's tokenizer as other libraries take it."""
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=chat.tokenizer,
+        eos_token=chat.tokenizer.id_to_token(chat.end_id),
+        pad_token=chat.tokenizer.id_to_token(chat.pad_id),
+    )

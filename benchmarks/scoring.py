@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.record import write_results
+from benchmarks.record import transformers_tokenizer, write_results
 from benchmarks.timing import Work, interleaved
 from dlplora.engine.runner import Runner
 from dlplora.models import Base, load_base
@@ -29,7 +29,7 @@ from dlplora.records.routes import BASE_ROUTE
 from dlplora.runtime import Place, best_place
 
 TASKS = {"several_tokens": "intent_recognition", "one_token": "valid_parentheses"}
-BATCH, THREADS, MAX_TOKENS = 64, 2, 320
+BATCH, THREADS = 64, 2
 TIE = 1e-4  # sums of log-likelihoods nearer than this are a tie in float32
 
 Sums = list[list[float]]  # of each item's options
@@ -40,7 +40,7 @@ def by_engine(engine: Runner, examples: Sequence[Example]) -> Callable[[], Sums]
     chat = engine.base.chat
 
     def score() -> Sums:
-        prompts = [chat.prompt(example.question, max_tokens=MAX_TOKENS) for example in examples]
+        prompts = [chat.prompt(example.question) for example in examples]
         sums = []
         for start in range(0, len(examples), BATCH):
             part = slice(start, start + BATCH)
@@ -77,7 +77,7 @@ def by_harness(base: Base, examples: Sequence[Example], texts: Sequence[str]) ->
     )
     model = HFLM(
         pretrained=base.model,
-        tokenizer=base.chat.tokenizer,
+        tokenizer=transformers_tokenizer(base.chat),
         batch_size=BATCH,
         device=str(base.device),
     )
@@ -104,8 +104,11 @@ def agreement(ours: Sums, theirs: Sums) -> tuple[float, int]:
 
 def measure(base: Base, examples: Sequence[Example], rounds: int) -> dict[str, float]:
     """Time both on the same items in turns, and compare their answers."""
-    prompts = [base.chat.prompt(example.question, max_tokens=MAX_TOKENS) for example in examples]
-    texts = [str(base.chat.tokenizer.decode(list(prompt.ids))) for prompt in prompts]
+    prompts = [base.chat.prompt(example.question) for example in examples]
+    texts = [
+        str(base.chat.tokenizer.decode(list(prompt), skip_special_tokens=False))
+        for prompt in prompts
+    ]
     found: dict[str, Sums] = {}
     with Runner.over(base, []) as engine:
         scorers = {

@@ -34,7 +34,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from benchmarks.record import RESULTS, write_results
+from benchmarks.record import RESULTS, transformers_tokenizer, write_results
 from dlplora.data.batches import batch_order
 from dlplora.models import Base, load_base
 from dlplora.records.examples import read_examples
@@ -100,7 +100,7 @@ class Clock:
 def read_task(data: Path, name: str, base: Base) -> Task:
     """Tokenise a task's training examples and draw the batches."""
     examples = read_examples(data / f"examples/train/{name}.parquet")
-    pairs, _ = encode_pairs(examples, base.chat, max_tokens=MAX_TOKENS)
+    pairs = encode_pairs(examples, base.chat, max_tokens=MAX_TOKENS)
     lengths = [len(own[0].prompt) + len(own[0].answer) for own in pairs]
     order = islice(batch_order(lengths, BATCH, seed=0), STEPS)
     return Task([[pairs[row][0] for row in rows] for rows in order])
@@ -238,7 +238,7 @@ def train_by_sft(base: Base, model: Any, task: Task, **more: Any) -> Run:
             model=model,
             args=SFTConfig(**arguments_of(base), dataset_kwargs=prepared, **more),
             train_dataset=Dataset.from_list(task.rows),
-            processing_class=base.chat.tokenizer,
+            processing_class=transformers_tokenizer(base.chat),
             optimizers=optimiser_of(model),
             callbacks=[watch],
         )

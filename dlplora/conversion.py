@@ -25,6 +25,7 @@ from transformers import (
 
 from dlplora.data.hub import download_model
 from dlplora.data.pins import MODEL_FILES, folder_sha256
+from dlplora.data.prompts import render_frame
 from dlplora.data.sources import download_package, unpack_file
 from dlplora.errors import ModelError, SourceError, is_disk_full, one_line
 from dlplora.models import check_vocabulary, num_embeddings, quiet_transformers, whole_model
@@ -55,15 +56,15 @@ def make_base(params: Model, *, place: Place, downloads: Path, out: Path, advanc
     """
     quiet_transformers()
     source = _LOADERS[params.kind](params, place.dtype, downloads)
-    check_vocabulary(source.tokenizer, source.model, source.id)
+    check_vocabulary(len(source.tokenizer), source.model, source.id)
+    context = getattr(source.model.config, "max_position_embeddings", None)
+    frame = render_frame(source.tokenizer, params.system_prompt)
     advance(done="loaded")
     trusted = isinstance(params, ModelFolder | HubModel) and params.trust_remote_code
     with written_folder(out) as aside:
         source.model.save_pretrained(aside)
         source.tokenizer.save_pretrained(aside)
-        write_base_card(
-            aside, BaseCard(source.id, source.fingerprint, params.system_prompt, trusted)
-        )
+        write_base_card(aside, BaseCard(source.id, source.fingerprint, frame, context, trusted))
     advance(done="written")
 
 

@@ -8,12 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from dlplora.data.batches import Padded
@@ -41,6 +36,11 @@ class Base:
         return self.model.device
 
     @property
+    def context(self) -> int | None:
+        """How many tokens the model reads, or None if nothing bounds that."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    @property
     def end_ids(self) -> frozenset[int]:
         """The tokens at which generation stops."""
         config = self.model.generation_config
@@ -58,7 +58,6 @@ def load_base(folder: Path, *, place: Place, attention: str) -> Base:
     quiet_transformers()
     card = read_base_card(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=card.trust_remote_code)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=place.dtype,
@@ -71,20 +70,18 @@ def load_base(folder: Path, *, place: Place, attention: str) -> Base:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder}: no usable base model: {error}") from error
     model = whole_model(str(folder), *loaded)
-    check_vocabulary(tokenizer, model, str(folder))
+    chat = ChatFormat.load(folder)
+    check_vocabulary(chat.tokenizer.get_vocab_size(), model, str(folder))
     model.requires_grad_(False).train(False).to(place.device)
-    chat = ChatFormat(tokenizer, card.system_prompt)
     return Base(model, chat, card.id, card.fingerprint)
 
 
-def check_vocabulary(
-    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, title: str
-) -> None:
+def check_vocabulary(num_tokens: int, model: PreTrainedModel, title: str) -> None:
     """Raise `ModelError` if a tokenizer has tokens that the model has no embeddings for."""
     rows = num_embeddings(model)
-    if len(tokenizer) > rows:
+    if num_tokens > rows:
         raise ModelError(
-            f"{title}: the tokenizer has {len(tokenizer):,} tokens, the model {rows:,}; "
+            f"{title}: the tokenizer has {num_tokens:,} tokens, the model {rows:,}; "
             f"they do not belong together"
         )
 

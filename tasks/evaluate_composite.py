@@ -38,7 +38,6 @@ def main(
             attached_pool,
             router=router,
             places=params.evaluation.batch_size,
-            max_prompt_tokens=chosen.parts * params.evaluation.max_prompt_tokens,
         )
         runs = answer_by_policies(
             engine, composites, params.tasks, setting=setting, seed=params.seed, advance=advance

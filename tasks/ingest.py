@@ -3,18 +3,24 @@
 from pathlib import Path
 
 from dlplora.data.ingest import ingest
+from dlplora.data.limits import ItemLimit
 from dlplora.params import load_params, named
 from dlplora.records.examples import examples_path, write_examples
 from dlplora.records.findings import write_findings
 from dlplora.stage import run, write_timing
 
 
-def main(task: str, raw: Path, examples: Path, findings: Path, timing: Path) -> None:
-    """Write the examples of TASK, by split, under EXAMPLES and what was met to FINDINGS."""
+def main(task: str, raw: Path, base: Path, examples: Path, findings: Path, timing: Path) -> None:
+    """Split the RAW file of TASK, to be asked of BASE, under EXAMPLES; tell it in FINDINGS."""
     params = load_params()
     settings = named(params.tasks, task, "tasks")
     ingested = ingest(
-        raw, task, keys=settings.keys, on_bad_row=settings.on_bad_row, splits=params.splits
+        raw,
+        task,
+        keys=settings.keys,
+        on_bad_row=settings.on_bad_row,
+        splits=params.splits,
+        limit=ItemLimit.load(base, max_tokens=params.adapter.max_tokens),
     )
     for split, part in ingested.examples.items():
         write_examples(examples_path(examples, split, task), part)

@@ -19,7 +19,14 @@ def main(
     params = load_params()
     unseen = named(params.unseen_tasks, task, "unseen_tasks")
     set_up(params.runtime, seed=params.seed)
-    found = ingest(raw, task, keys=unseen.keys, on_bad_row=unseen.on_bad_row, splits=params.splits)
+    found = ingest(
+        raw,
+        task,
+        keys=unseen.keys,
+        on_bad_row=unseen.on_bad_row,
+        splits=params.splits,
+        limit=None,
+    )
     tasks = sorted(params.tasks)
     known = [
         example.question for name in tasks for example in read_examples(tests / f"{name}.parquet")

@@ -25,6 +25,7 @@ _TASK = {
     "keys": "auto",
     "on_bad_row": "refuse",
     "primary": "accuracy",
+    "answer_after": None,
     "max_new_tokens": 8,
 }
 

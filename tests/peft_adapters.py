@@ -31,7 +31,7 @@ def save_peft(model: PeftModel, folder: Path) -> LoraAdapter:
     folder.mkdir(parents=True)
     tensors = get_peft_model_state_dict(model)
     write_adapter(folder, model.peft_config["default"].to_dict(), tensors, base_id="tiny")
-    training = AdapterTraining(folder.name, FINGERPRINT, False, "", 1, 1, 1, 0, Curve((), 0))
+    training = AdapterTraining(folder.name, FINGERPRINT, False, "", 1, 1, 1, Curve((), 0))
     write_adapter_training(folder, training)
     return read_adapter(folder, base_fingerprint=FINGERPRINT)
 

@@ -80,52 +80,85 @@ def test_the_module_runs_as_a_program_with_mistakes_on_stderr(tmp_path: Path) ->
     )
 
 
+@pytest.mark.usefixtures("project")
 def test_a_good_file_is_called_good(run: Run) -> None:
-    write_raw(Path("a.json"), opposites(20))
-    write_raw(Path("b.json"), choices(1))
+    write_raw(Path("a.json"), opposites(80))
+    write_raw(Path("b.json"), choices(80))
     assert run("validate", "a.json", "b.json") == (0, "a.json: good\nb.json: good\n", "")
 
 
+def test_files_are_validated_in_a_project_alone(run: Run) -> None:
+    write_raw(Path("a.json"), opposites(80))
+    assert "run this in the project" in _mistake(run("validate", "a.json"))
+
+
+@pytest.mark.usefixtures("project")
 def test_every_problem_of_every_file_is_listed(run: Run) -> None:
-    write_raw(Path("a.json"), [*opposites(2), {"Q": "", "A": "x"}, {"Q": "up", "A": 3}, {"A": "x"}])
-    write_raw(Path("b.json"), choices(3))
+    bad = [{"Q": "", "A": "x"}, {"Q": "up", "A": {}}, {"A": "x"}]
+    write_raw(Path("a.json"), [*opposites(80), *bad])
+    write_raw(Path("b.json"), choices(80))
+    write_raw(Path("few.json"), choices(8))
     Path("c.json").write_text("{}", encoding="utf-8")
-    ended = run("validate", "a.json", "b.json", "c.json", "absent.json")
+    ended = run("validate", "a.json", "b.json", "c.json", "few.json", "absent.json")
     assert ended.code == 1
     assert ended.err == ""
     assert sorted(ended.out.splitlines()) == [
-        "a.json: item 3 has an empty 'Q'",
-        "a.json: item 4 has a number as 'A', expected a string",
-        "a.json: item 5 has no 'Q' (keys: A)",
+        "a.json: item 81 has an empty 'Q'",
+        "a.json: item 82 has an object as 'A', expected text",
+        "a.json: item 83 has no question (keys: A)",
         "absent.json: No such file or directory",
         "b.json: good",
         'c.json: found an object, expected a list of {"Q": …, "A": …}; '
         "name a file of one object a line .jsonl",
+        "few.json: 5 of 8 distinct questions fell into the train split, at least 16 are needed; "
+        "add items or lower splits.least",
     ]
 
 
+@pytest.mark.usefixtures("project")
 def test_more_problems_than_findings_name_are_listed_too(run: Run) -> None:
-    write_raw(Path("a.json"), [*opposites(2), *[{"Q": "up", "A": ""}] * 250])
+    write_raw(Path("a.json"), [*opposites(80), *[{"Q": "up", "A": ""}] * 250])
     assert len(run("validate", "a.json").out.splitlines()) == 250
 
 
+@pytest.mark.usefixtures("project")
 def test_validate_prints_json_for_programs(run: Run) -> None:
-    write_raw(Path("a.json"), [*opposites(2), {"Q": "é", "A": 3}])
-    write_raw(Path("b.json"), opposites(2))
+    write_raw(Path("a.json"), [*opposites(80), {"Q": "é", "A": {}}])
+    write_raw(Path("b.json"), opposites(80))
     ended = run("validate", "--json", "a.json", "b.json", "absent.json")
     assert (ended.code, ended.err) == (1, "")
-    problem = {"item": 3, "problem": "has a number as 'A', expected a string"}
+    problem = {"item": 81, "problem": "has an object as 'A', expected text"}
+    good = {"unit": "item", "problems": [], "whole": None, "notes": []}
     assert json.loads(ended.out) == {
-        "problems": {"a.json": [problem], "b.json": []},
+        "files": {"a.json": good | {"problems": [problem]}, "b.json": good},
         "unreadable": {"absent.json": "absent.json: No such file or directory"},
     }
 
 
+@pytest.mark.usefixtures("project")
+def test_what_is_called_good_is_added_and_nothing_else(run: Run) -> None:
+    keys = ("--keys", "frage,antwort", "--context", "text")
+    told = [{"frage": row["Q"], "antwort": row["A"], "text": "Say it."} for row in opposites(80)]
+    files: dict[str, tuple[list[dict[str, object]], tuple[str, ...]]] = {
+        "good": (opposites(80), ()),
+        "few": (opposites(20), ()),
+        "hinted": ([row | {"hint": "x"} for row in opposites(80)], ()),
+        "told": (told, keys),
+        "unnamed": (told, ()),
+    }
+    for name, (rows, words) in files.items():
+        write_raw(Path(f"{name}.json"), rows)
+        checked = run("validate", f"{name}.json", *words).code
+        assert run("add-task", name, f"{name}.json", *words).code == checked
+        assert checked == (name not in ("good", "told"))
+
+
+@pytest.mark.usefixtures("project")
 def test_json_of_good_files_ends_with_success(run: Run) -> None:
-    write_raw(Path("a.json"), opposites(2))
+    write_raw(Path("a.json"), opposites(80))
     ended = run("validate", "a.json", "--json")
     assert ended.code == 0
-    assert json.loads(ended.out) == {"problems": {"a.json": []}, "unreadable": {}}
+    assert json.loads(ended.out)["files"]["a.json"]["problems"] == []
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from dlplora.conversion import make_base
 from dlplora.data.pins import folder_sha256
+from dlplora.data.prompts import render_frame
 from dlplora.errors import DlpLoraError, ModelError, SourceError
 from dlplora.models import Base, load_base
 from dlplora.params import GgufFile, HubModel, Model, ModelFolder
@@ -111,7 +112,7 @@ def test_a_folder_gives_the_logits_and_tokens_of_transformers_own_load(
     assert torch.equal(base.model(IDS).logits, expected(IDS).logits)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert base.chat.tokenizer.get_vocab() == tokenizer.get_vocab()
-    assert base.chat.tokenizer.chat_template == TEMPLATE
+    assert base.chat.frame == render_frame(tokenizer, "")
     assert (base.id, base.fingerprint) == ("tiny", folder_sha256(folder, with_code=False))
 
 
@@ -372,7 +373,7 @@ def test_a_gguf_brings_its_tokens_and_no_others(gguf_file: Path, tmp_path: Path)
     assert chat.tokenizer.get_vocab() == {token: place for place, token in enumerate(tokens)}
     assert chat.answer("up up") == (tokens.index("up"), tokens.index("Ġup"))
     assert chat.end_id == 0
-    assert chat.tokenizer.chat_template == TEMPLATE
+    assert chat.frame.before.startswith("<turn> ")
 
 
 def test_what_lies_beside_a_gguf_changes_nothing(

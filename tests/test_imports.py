@@ -20,7 +20,7 @@ from dlplora.records.base_card import BaseCard, write_base_card
 from dlplora.records.routes import Route
 from dlplora.records.training import read_adapter_training
 from tests.peft_adapters import peft_model, save_peft
-from tests.tiny import TARGETS, tiny_model
+from tests.tiny import FRAME, TARGETS, tiny_model
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 FINGERPRINT = "e" * 64
@@ -42,7 +42,7 @@ def plain(tmp_path: Path) -> Path:
 
 def _write_base(folder: Path, kind: str = "llama") -> Path:
     tiny_model(kind).save_pretrained(folder)
-    write_base_card(folder, BaseCard("pack==1.0/tiny.Q4_1", FINGERPRINT, "", False))
+    write_base_card(folder, BaseCard("pack==1.0/tiny.Q4_1", FINGERPRINT, FRAME, None, False))
     return folder
 
 
@@ -146,7 +146,7 @@ def test_an_adapter_of_this_project_is_told_by_its_fingerprint(tmp_path: Path) -
     base = _write_base(tmp_path / "base")
     message = _refusal(tmp_path / "own", base)
     assert "trained on the base model ffffffffffff, the one here is eeeeeeeeeeee" in message
-    write_base_card(base, BaseCard("renamed", "f" * 64, "", False))
+    write_base_card(base, BaseCard("renamed", "f" * 64, FRAME, None, False))
     import_adapter(tmp_path / "own", task="mine", base=base)
 
 

@@ -21,13 +21,20 @@ from dlplora.params import Splits, load_params
 from dlplora.project import own_tasks
 from dlplora.project.clusters import set_clusters
 from dlplora.project.files import Project, set_dtype
-from dlplora.project.own_tasks import add_task, answer_limit, remove_task
+from dlplora.project.own_tasks import add_task, answer_limit, item_limit, remove_task
 from dlplora.project.pruning import prune
 from dlplora.project.repro import repro
 from dlplora.project.suites import suite_names, use_suite
 from dlplora.records.base_card import BaseCard, write_base_card
 from tests.peft_adapters import peft_model
-from tests.tiny import choices, opposites, tiny_model, tiny_tokenizer, write_raw
+from tests.tiny import (
+    FRAME,
+    choices,
+    opposites,
+    tiny_model,
+    write_raw,
+    write_tiny_tokenizer,
+)
 
 ROOT = Path(__file__).parent.parent
 SUITES = sorted(path.stem for path in (ROOT / "suites").glob("*.yaml"))
@@ -133,6 +140,7 @@ def test_an_added_task_is_copied_tracked_and_listed(own: Project, template: Path
         "keys": "auto",
         "on_bad_row": "refuse",
         "primary": "exact_match",
+        "answer_after": None,
         "max_new_tokens": ceil(1.25 * len("right")) + 1,
     }
     assert after["adapters"].pop("mine") == {}
@@ -154,10 +162,45 @@ def test_adding_returns_what_the_stage_will_ingest(project: Project) -> None:
     assert again.examples == ingested.examples
 
 
+def _told(answer: str) -> list[dict[str, object]]:
+    return [item | {"A": answer} for item in opposites(60)]
+
+
+@pytest.mark.usefixtures("no_dvc")
+@pytest.mark.parametrize(
+    ("mark", "expected"),
+    [("####", "####"), ("##", None), ("Answer:", None)],
+)
+def test_a_mark_in_front_of_the_final_answer_is_recognised(
+    project: Project, mark: str, expected: str | None
+) -> None:
+    _add(project, "mine", _told(f"First this, then that, and so on and so on. {mark} 7"))
+    assert _values(project)["tasks"]["mine"]["answer_after"] == expected
+    items = _told(f"First this. {mark} 7")
+    _add(project, "given", items, answer_after=mark)
+    assert _values(project)["tasks"]["given"]["answer_after"] == mark
+
+
+@pytest.mark.usefixtures("no_dvc")
+def test_items_that_are_too_long_are_refused_before_anything_is_trained(project: Project) -> None:
+    write_tiny_tokenizer(project.root / "data/base")  # it reads 256 tokens
+    before = _tree(project)
+    with pytest.raises(DataError, match=r"item 61 has 3\d\d tokens.*at most 256 are read"):
+        _add(project, "mine", [*opposites(60), {"Q": "up", "A": "down " * 300}])
+    assert _tree(project) == before
+
+
 @pytest.mark.usefixtures("no_dvc")
 @pytest.mark.parametrize(
     ("items", "metric"),
-    [(choices(80), "accuracy"), (_long(60), "rougeL"), (opposites(60), "exact_match")],
+    [
+        (choices(80), "accuracy"),
+        (_long(60), "rougeL"),
+        (opposites(60), "exact_match"),
+        (_told("今天早上城里阳光明媚我们去公园"), "rougeL"),
+        (_told("да"), "exact_match"),
+        (_told("First this, then that, and so on and so forth.\n#### 7"), "exact_match"),
+    ],
 )
 def test_the_metric_follows_from_the_answers(
     project: Project, items: list[Any], metric: str
@@ -170,7 +213,7 @@ def test_the_metric_follows_from_the_answers(
 
 @pytest.mark.usefixtures("no_dvc")
 def test_the_limit_counts_the_tokens_of_training_answers(project: Project) -> None:
-    tiny_tokenizer().backend_tokenizer.save(str(_folder(project, "data/base") / "tokenizer.json"))
+    write_tiny_tokenizer(project.root / "data/base")
     items = opposites(60)
     plain = ingest(_raw(project, items), "mine", **_settings(project))
     long = {row.question for split in ("validation", "test") for row in plain.examples[split]}
@@ -195,7 +238,7 @@ def _raw(project: Project, items: list[Any]) -> Path:
 
 def _settings(project: Project) -> dict[str, Any]:
     splits = Splits.model_validate(_values(project)["splits"])
-    return {"keys": "auto", "on_bad_row": "refuse", "splits": splits}
+    return {"keys": "auto", "on_bad_row": "refuse", "splits": splits, "limit": item_limit(project)}
 
 
 @pytest.mark.parametrize(("tokens", "limit"), [(1, 3), (3, 5), (4, 6), (5, 8), (8, 11), (100, 126)])
@@ -266,9 +309,10 @@ def test_a_name_that_is_taken_is_refused(project: Project) -> None:
 @pytest.mark.parametrize(
     ("items", "message"),
     [
-        ([*opposites(60), {"Q": "up"}], "item 61 has no 'A'"),
+        ([*opposites(60), {"Q": "up"}], "item 61 has no answer"),
         (opposites(5), "of 5 distinct questions fell into the train split, at least 16"),
-        ([{"prompt": "up", "completion": "down"}] * 60, "found the keys prompt, completion"),
+        ([{"text": "up", "label": "down"}] * 60, "found the keys text, label"),
+        ([item | {"hint": "up"} for item in opposites(60)], "hint: carries text that would not"),
     ],
 )
 def test_a_bad_file_is_refused_and_nothing_changed(
@@ -448,7 +492,7 @@ def test_an_adapter_of_another_base_model_is_refused_and_nothing_changed(
 ) -> None:
     base = project.root / "data/base"
     tiny_model(hidden=hidden).save_pretrained(base)
-    write_base_card(base, BaseCard(identity, "f" * 64, "", trust_remote_code=False))
+    write_base_card(base, BaseCard(identity, "f" * 64, FRAME, None, trust_remote_code=False))
     before = _tree(project)
     with pytest.raises(AdapterError, match=message):
         _add(project, "mine", opposites(60), adapter=adapter)

@@ -197,7 +197,6 @@ def tiny_adapter(rank: int) -> TrainedAdapter:
         num_examples=1,
         num_parameters=1,
         longest_answer_tokens=1,
-        prompts_cut=0,
         curve=Curve((), 0),
         is_imported=False,
     )

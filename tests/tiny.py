@@ -23,9 +23,9 @@ from transformers import (
 )
 
 from dlplora.data.pins import folder_sha256
-from dlplora.data.prompts import ChatFormat
+from dlplora.data.prompts import ChatFormat, render_frame
 from dlplora.models import Base, quiet_transformers
-from dlplora.records.base_card import BaseCard, write_base_card
+from dlplora.records.base_card import BaseCard, Frame, write_base_card
 
 _TEXT = (
     "what is the colour opposite of sum word say a b c d e f g red green blue grey up down left "
@@ -129,16 +129,28 @@ def tiny_model(kind: str = "llama", *, seed: int = 0, hidden: int = 16) -> PreTr
     return model.eval().requires_grad_(False)
 
 
+FRAME = Frame("", "", (), 2, 1, (0, 1, 2, 3))  # of a tokenizer without a template
+
+
+def chat_of(tokenizer: PreTrainedTokenizerFast, system: str | None = "") -> ChatFormat:
+    """Return the format of a base model with a tokenizer."""
+    return ChatFormat(tokenizer.backend_tokenizer, render_frame(tokenizer, system))
+
+
 def tiny_base(kind: str = "llama", *, seed: int = 0, lines: bool = False) -> Base:
     """Make a loaded base model with its chat format."""
-    chat = ChatFormat(tiny_tokenizer(lines=lines), "")
+    chat = chat_of(tiny_tokenizer(lines=lines))
     return Base(tiny_model(kind, seed=seed), chat, id="tiny", fingerprint="f" * 64)
 
 
-def write_tiny_folder(folder: Path, *, seed: int = 0, hidden: int = 16) -> str:
+def write_tiny_folder(
+    folder: Path, *, seed: int = 0, hidden: int = 16, positions: int = 256
+) -> str:
     """Write a transformers folder of a tiny Llama; return the SHA-256 that pins it."""
     quiet_transformers()
-    tiny_model(seed=seed, hidden=hidden).save_pretrained(folder)
+    model = tiny_model(seed=seed, hidden=hidden)
+    model.config.max_position_embeddings = positions
+    model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder_sha256(folder, with_code=False)
 
@@ -147,7 +159,8 @@ def write_tiny_tokenizer(folder: Path, tokenizer: Tokenizer | None = None) -> Pa
     """Write the part of a base model's folder that routers read: tokenizer and card."""
     folder.mkdir(parents=True, exist_ok=True)
     (tokenizer or tiny_tokenizer().backend_tokenizer).save(str(folder / "tokenizer.json"))
-    write_base_card(folder, BaseCard("tiny", "f" * 64, "", trust_remote_code=False))
+    frame = render_frame(tiny_tokenizer(), "")
+    write_base_card(folder, BaseCard("tiny", "f" * 64, frame, 256, trust_remote_code=False))
     return folder
 
 
@@ -188,3 +201,27 @@ def _tail(place: int) -> str:
         place, digit = divmod(place, len(letters))
         digits.append(letters[digit])
     return " ".join(digits)
+
+
+def step_problems(count: int = 120) -> list[dict[str, object]]:
+    """Make problems whose answers tell step by step how they come about, behind a mark the result.
+
+    The longest have 24 steps, some 400 tokens.
+    """
+    problems: list[dict[str, object]] = []
+    for number in range(count):
+        total = start = 3 + number % 50
+        gifts = [1 + (number * 7 + friend * 5) % 9 for friend in range(2 + number % 23)]
+        steps = []
+        for friend, gift in enumerate(gifts, start=1):
+            steps.append(f"After friend {friend} she has {total} + {gift} = {total + gift}.")
+            total += gift
+        told = ", ".join(map(str, gifts))
+        problems.append(
+            {
+                "question": f"Ann has {start} marbles. Her friends give her {told} more. How many "
+                f"marbles has she at the end?",
+                "answer": "\n".join([*steps, f"#### {total}"]),
+            }
+        )
+    return problems

@@ -40,7 +40,6 @@ class Asked:
         kind, _, task = name.partition(":")
         system = self._system(kind, task)
         settings["router"] = system.router_of(task)
-        settings["max_prompt_tokens"] = self._params.evaluation.max_prompt_tokens
         with Runner.over(self._base, system.adapters, **settings) as runner:
             yield runner
 

@@ -107,8 +107,6 @@ def _sentences(answer: Answer, palette: _Palette) -> Table:
 def _remark(answer: Answer) -> None:
     """Say on stderr what a reader might take for the model's doing."""
     console = Console(stderr=True, style="dim")
-    if answer.num_cut:
-        console.print(f"(the first {answer.num_cut} tokens of the prompt did not fit)")
     if answer.ending == "length":
         console.print(f"(ended at {answer.num_tokens} tokens; --max-new-tokens allows more)")
 

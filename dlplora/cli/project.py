@@ -20,17 +20,30 @@ KeysOption = Annotated[
         help="What the fields are called, such as frage,antwort; found if not given.",
     ),
 ]
+ContextOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[,NAME]", help="Fields that stand in front of the question; with --keys."
+    ),
+]
 
 
-def _keys(names: str | None) -> "Keys | Literal['auto']":
+def _keys(names: str | None, context: str | None) -> "Keys | Literal['auto']":
     from dlplora.params import Keys
 
     if names is None:
+        if context is not None:
+            raise typer.BadParameter("--context goes with --keys")
         return "auto"
     question, *rest = names.split(",")
     if not 1 <= len(rest) <= 2:
         raise typer.BadParameter(f"--keys {names}: expected Q,A or Q,A,OPTIONS")
-    return Keys(question=question, answer=rest[0], options=rest[1] if len(rest) == 2 else None)
+    return Keys(
+        question=question,
+        answer=rest[0],
+        options=rest[1] if len(rest) == 2 else None,
+        context=context.split(",") if context else [],
+    )
 
 
 def validate(
@@ -40,32 +53,41 @@ def validate(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the problems as JSON.")] = False,
     keys: KeysOption = None,
+    context: ContextOption = None,
 ) -> None:
-    """List every problem of raw files at once.
+    """List every problem of raw files at once: what it finds good, `add-task` takes.
 
+    How long items are is known once the pipeline has made the base model.
     Example: dlplora validate my_task.json
     """
     from dlplora.data.ingest import validate as validate_file
+    from dlplora.params import load_params
+    from dlplora.project.files import Project
+    from dlplora.project.own_tasks import item_limit
 
+    named = _keys(keys, context)
+    splits, limit = load_params().splits, item_limit(Project(Path()))
     found = {}
     unreadable = {}
     for file in files:
         try:
-            found[str(file)] = validate_file(file, keys=_keys(keys))
+            found[str(file)] = validate_file(file, keys=named, splits=splits, limit=limit)
         except DlpLoraError as error:
             unreadable[str(file)] = str(error)
     if as_json:
-        problems = {name: asdict(checked)["problems"] for name, checked in found.items()}
-        typer.echo(json.dumps({"problems": problems, "unreadable": unreadable}, ensure_ascii=False))
+        told = {name: asdict(checked) for name, checked in found.items()}
+        typer.echo(json.dumps({"files": told, "unreadable": unreadable}, ensure_ascii=False))
     else:
         for message in unreadable.values():
             typer.echo(message)
         for name, checked in found.items():
             for row in checked.problems:
                 typer.echo(f"{name}: {checked.unit} {row.item} {row.problem}")
-            if not checked.problems:
-                typer.echo(f"{name}: good")
-    if unreadable or any(checked.problems for checked in found.values()):
+            if checked.whole is not None:
+                typer.echo(f"{name}: {checked.whole}")
+            for note in (*checked.notes, *(["good"] if checked.is_good else [])):
+                typer.echo(f"{name}: {note}")
+    if unreadable or not all(checked.is_good for checked in found.values()):
         raise typer.Exit(1)
 
 
@@ -84,7 +106,14 @@ def add_task(
             min=1, help="Longest answer to generate; from the training answers if not given."
         ),
     ] = None,
+    answer_after: Annotated[
+        str | None,
+        typer.Option(
+            help="Mark in front of the final answer, which alone is compared; found if it is ####."
+        ),
+    ] = None,
     keys: KeysOption = None,
+    context: ContextOption = None,
     adapter: Annotated[
         Path | None,
         typer.Option(
@@ -99,6 +128,7 @@ def add_task(
 
     Example: dlplora add-task capitals capitals.json
     """
+    from dlplora.data.ingest import told
     from dlplora.project.files import Project
     from dlplora.project.own_tasks import add_task as add
 
@@ -108,13 +138,16 @@ def add_task(
         file,
         primary=primary,
         max_new_tokens=max_new_tokens,
-        keys=_keys(keys),
+        answer_after=answer_after,
+        keys=_keys(keys, context),
         on_bad_row="skip" if skip_bad_rows else "refuse",
         adapter=adapter,
     )
     sizes = ", ".join(f"{size.kept} {split}" for split, size in ingested.findings.splits.items())
     skipped = ingested.findings.skipped
     left_out = f", {skipped} bad {ingested.findings.unit}s left out" if skipped else ""
+    for note in told(ingested.findings.controls, ingested.findings.stripped):
+        typer.echo(note)
     typer.echo(f"added {name}: {sizes}{left_out}; run `make repro` to train and compare")
 
 

@@ -1,12 +1,13 @@
 """Data sets and models of the Hugging Face hub, by pinned revision, and data sets in folders."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dlplora.data.pins import data_folder_sha256
+from dlplora.data.values import UnreadableValueError, value_to_text
 from dlplora.errors import SourceError, choices, is_disk_full, one_line
-from dlplora.params import DatasetFolder, DatasetMember, HubDataset
+from dlplora.params import DatasetFolder, DatasetMember, HubDataset, Keys
 
 _ADVICE = "check the name, the revision and the network, then run the same command again"
 
@@ -49,25 +50,38 @@ def _read_member(
     source: HubDataset | DatasetFolder, member: DatasetMember, downloads: Path
 ) -> list[dict[str, Any]]:
     path, loaded = _load(source, member, downloads)
-    columns = {"Q": member.keys.question, "A": member.keys.answer}
-    if member.keys.options is not None:
-        columns["options"] = member.keys.options
-    if missing := sorted(set(columns.values()) - set(loaded.column_names)):
+    keys = member.keys
+    columns = [*keys.context, keys.question, keys.answer, *([keys.options] if keys.options else [])]
+    if missing := sorted(set(columns) - set(loaded.column_names)):
         raise SourceError(
             f"{path}: no column {missing[0]!r}; there are: {choices(loaded.column_names)}"
         )
-    names = {column: _label_names(loaded.features[column]) for column in columns.values()}
+    names = {column: _label_names(loaded.features[column]) for column in columns}
     return [
-        {key: _text(_named(row[column], names[column])) for key, column in columns.items()}
+        _raw_item({column: _named(row[column], names[column]) for column in columns}, keys)
         for row in loaded
     ]
 
 
-def _text(value: Any) -> Any:
-    """Return what JSON has no form for, such as a date, as text; ingest refuses what is none."""
-    if value is None or isinstance(value, str | int | list | dict):
-        return value
-    return str(value)
+def _raw_item(row: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
+    """Return a row as a raw file holds it; ingest refuses what is no text."""
+    parts = [_readable(row[column]) for column in (*keys.context, keys.question)]
+    if keys.context and all(isinstance(part, str) for part in parts):
+        parts = ["\n".join(part for part in parts if part)]
+    item = {"Q": parts[-1], "A": _readable(row[keys.answer])}
+    return item | ({"options": _readable(row[keys.options])} if keys.options else {})
+
+
+def _readable(value: Any) -> Any:
+    """Return a value as JSON holds it, scalars as the text that they are read as."""
+    if isinstance(value, list):
+        return [_readable(part) for part in value]
+    if isinstance(value, dict):
+        return {name: _readable(part) for name, part in value.items()}
+    try:
+        return value_to_text(value)
+    except UnreadableValueError as error:
+        raise SourceError(f"found {error} among the values of a column; expected text") from error
 
 
 def _load(
@@ -119,7 +133,9 @@ def _label_names(feature: Any) -> list[str] | None:
 def _named(value: Any, names: Sequence[str] | None) -> Any:
     if isinstance(value, list):
         return [_named(part, names) for part in value]
-    return names[value] if names and isinstance(value, int) and value >= 0 else value
+    if names and isinstance(value, int):
+        return names[value] if value >= 0 else None
+    return value
 
 
 def _unreachable(identity: str, revision: str, error: Exception) -> SourceError:

@@ -3,12 +3,15 @@
 One pass over the file, and a second one to leave out contradictions if there are any.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dlplora.data.limits import ItemLimit
 from dlplora.data.raw import raw_file
-from dlplora.data.scan import scan
+from dlplora.data.scan import Scan, scan
+from dlplora.data.splits import FirstPlaces
 from dlplora.errors import DataError
 from dlplora.params import Keys, Splits
 from dlplora.records.examples import SPLITS, Example, Split
@@ -27,10 +30,20 @@ class Ingested:
 
 @dataclass(frozen=True)
 class Validation:
-    """Every problem of a raw file; `unit` is what its format calls a row."""
+    """Every problem of a raw file's rows, and of the file as a whole.
+
+    `unit` is what its format calls a row. `notes` tell of what is read otherwise than it may look.
+    """
 
     unit: str
     problems: tuple[Problem, ...]
+    whole: str | None
+    notes: tuple[str, ...]
+
+    @property
+    def is_good(self) -> bool:
+        """Tell whether a task can be made of the file."""
+        return not self.problems and self.whole is None
 
 
 def ingest(
@@ -40,30 +53,26 @@ def ingest(
     keys: Literal["auto"] | Keys,
     on_bad_row: Literal["refuse", "skip"],
     splits: Splits,
+    limit: ItemLimit | None,
 ) -> Ingested:
     """Read a task's raw file into validated, distinct examples in three splits.
+
+    Without a `limit` nothing is known of the base model, and no item is too long.
 
     Raises `DataError` on a file that cannot be read, too few items for a split, and, unless
     `on_bad_row` is "skip", on the first bad row.
     """
     file = raw_file(raw)
-    seen = scan(file, keys, splits, most_problems=_NAMED_PROBLEMS)
+    seen = scan(file, keys, splits, limit=limit, most_problems=_NAMED_PROBLEMS)
     if seen.num_bad and on_bad_row == "refuse":
         first, more = seen.problems[0], seen.num_bad - 1
         rest = f" (and {more} more: `dlplora validate {file}` lists them)" if more else ""
         raise DataError(f"{file}: {seen.unit} {first.item} {first.problem}{rest}")
-    kept = seen.kept
-    if seen.contradicting:  # what they would have displaced comes in
-        again = scan(file, keys, splits, without=seen.contradicting, most_problems=0)
-        kept = again.kept
+    kept = _kept(file, keys, splits, seen, limit)
+    if problem := _too_few(seen, kept, splits):
+        raise DataError(f"{file}: {problem}")
     examples = {split: places.examples(task) for split, places in kept.items()}
     num_distinct = sum(seen.num_found.values())
-    for (split, part), least in zip(examples.items(), splits.least, strict=True):
-        if len(part) < least:
-            raise DataError(
-                f"{file}: {len(part)} of {num_distinct} distinct questions fell into the "
-                f"{split} split, at least {least} are needed; add items or lower splits.least"
-            )
     every = [example for part in examples.values() for example in part]
     findings = Findings(
         task=task,
@@ -73,19 +82,57 @@ def ingest(
         unit=seen.unit,
         read=seen.num_rows,
         distinct=num_distinct,
-        united=seen.num_rows - seen.num_bad - num_distinct,
+        merged=seen.num_rows - seen.num_bad - num_distinct,
         skipped=seen.num_bad,
         problems=seen.problems,
         splits={name: SplitSize(seen.num_found[name], len(examples[name])) for name in SPLITS},
         longest_question_chars=max(len(example.question) for example in every),
         longest_answer_chars=max(len(a) for example in every for a in example.answers),
         most_answers=max(len(example.answers) for example in every),
+        controls=seen.controls,
+        stripped=seen.stripped,
     )
     return Ingested(examples, findings)
 
 
-def validate(file: Path, *, keys: Literal["auto"] | Keys) -> Validation:
-    """Return every problem of a raw file's rows; `DataError` if it cannot be read at all."""
-    no_splits = Splits(train=1, validation=1, test=1, shares=(1, 0, 0), least=(1, 1, 1))
-    seen = scan(raw_file(file), keys, no_splits, most_problems=None)
-    return Validation(seen.unit, seen.problems)
+def validate(
+    raw: Path, *, keys: Literal["auto"] | Keys, splits: Splits, limit: ItemLimit | None
+) -> Validation:
+    """Return every problem of a raw file: a file without any is one that `ingest` takes.
+
+    Raises `DataError` if it cannot be read at all.
+    """
+    file = raw_file(raw)
+    seen = scan(file, keys, splits, limit=limit, most_problems=None)
+    whole = _too_few(seen, _kept(file, keys, splits, seen, limit), splits)
+    return Validation(seen.unit, seen.problems, whole, tuple(told(seen.controls, seen.stripped)))
+
+
+def told(controls: Mapping[str, int], stripped: int) -> list[str]:
+    """Tell of control tokens and end tokens in texts, a line each."""
+    lines = [f"{n} texts hold {token}, read as plain text" for token, n in controls.items()]
+    if stripped:
+        lines.append(f"{stripped} answers and options end in the end token, which is left out")
+    return lines
+
+
+def _kept(
+    file: Path, keys: Literal["auto"] | Keys, splits: Splits, seen: Scan, limit: ItemLimit | None
+) -> dict[Split, FirstPlaces]:
+    """Return the kept items; without contradictions, what they would have displaced comes in."""
+    if not seen.contradicting:
+        return seen.kept
+    without = seen.contradicting
+    return scan(file, keys, splits, limit=limit, without=without, most_problems=0).kept
+
+
+def _too_few(seen: Scan, kept: Mapping[Split, FirstPlaces], splits: Splits) -> str | None:
+    """Say which split has too few items, if one has."""
+    for split, least in zip(SPLITS, splits.least, strict=True):
+        if len(kept[split]) < least:
+            return (
+                f"{len(kept[split])} of {sum(seen.num_found.values())} distinct questions fell "
+                f"into the {split} split, at least {least} are needed; add items or lower "
+                f"splits.least"
+            )
+    return None

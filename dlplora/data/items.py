@@ -3,6 +3,8 @@
 Every rule looks at one row alone, so that the order of rows changes nothing.
 """
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -11,12 +13,24 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
+from dlplora.data.limits import ItemLimit
 from dlplora.data.raw import Unreadable
+from dlplora.data.values import UnreadableValueError, kind_of, value_to_text
 from dlplora.errors import DataError
 from dlplora.params import Keys
 
-KNOWN_KEYS = (("Q", "A"), ("question", "answer"), ("input", "output"))
+# The columns that "auto" knows, in any case. A row has one question and one answer; what stands
+# in front of the question becomes part of it. An instruction may do without a question.
+QUESTIONS = ("Q", "question", "input", "prompt")
+ANSWERS = ("A", "answer", "answers", "output", "completion", "response")
+CONTEXTS = ("instruction", "title", "context", "passage")
 OPTIONS_KEY, BARE_KEY = "options", "bare"
+_KNOWN = (
+    f"one of {'/'.join(QUESTIONS)} and one of {'/'.join(ANSWERS)}, with {'/'.join(CONTEXTS)} in "
+    f"front"
+)
+# Columns that number or name a row carry nothing of its task.
+_IDENTIFIER = re.compile(r"(.*[ _-])?(id|ids|idx|index|uid|guid|uuid)")
 _NUM_NAMES, _NAME_CHARS = 20, 80
 _SHORT = Repr()
 _SHORT.maxstring, _SHORT.maxlist = 200, 6
@@ -32,11 +46,16 @@ class Item(NamedTuple):
 
 
 class _Fields(NamedTuple):
-    """The keys of a row by what they hold; unlike `Keys` as quick to read as a tuple."""
+    """The keys of a row by what they hold; unlike `Keys` as quick to read as a tuple.
+
+    The question is what stands under `parts`, one below another. Nobody reads what is `unused`.
+    """
 
     question: str
     answer: str
     options: str | None
+    parts: tuple[str, ...]
+    unused: tuple[str, ...]
 
 
 class BadRowError(Exception):
@@ -46,41 +65,55 @@ class BadRowError(Exception):
 class Reader:
     """Rows → items. Remembers which keys it met, for `settled_keys`.
 
-    With `keys` "auto" each row's fields are found among the known pairs, in any case. With
-    `text_cells` a cell that holds a JSON list of strings counts as that list.
+    With `keys` "auto" each row's fields are found among the known ones, in any case. With
+    `text_cells` a cell that holds a JSON list of strings counts as that list. With a `limit`
+    items that are too long are bad, and an end token at an answer's end is stripped; `stripped`
+    and `controls` count what was met.
     """
 
-    def __init__(self, keys: Literal["auto"] | Keys, *, text_cells: bool) -> None:
-        self._named = None if keys == "auto" else _Fields(**keys.model_dump())
+    def __init__(
+        self, keys: Literal["auto"] | Keys, *, text_cells: bool, limit: ItemLimit | None = None
+    ) -> None:
+        self._keys = None if keys == "auto" else keys
         self._text_cells = text_cells
+        self._limit = limit
         self._layouts: dict[tuple[str, ...], _Fields | None] = {}
+        self._carries_text: set[str] = set()  # of the columns that nobody reads
+        self.controls: Counter[str] = Counter()  # answers, questions and options that hold a token
+        self.stripped = 0  # answers and options that ended in the end token
 
     def item(self, row: Any) -> Item:
         """Check one row; `BadRowError` says what is wrong with it."""
         if type(row) is not dict:
             if isinstance(row, Unreadable):
                 raise BadRowError(row.problem)
-            raise BadRowError(f"is {_kind(row)}, expected an object")
+            raise BadRowError(f"is {kind_of(row)}, expected an object")
         names = tuple(row)
         try:
             fields = self._layouts[names]
         except KeyError:
-            fields = self._named or _known_fields(names)
+            fields = _known_fields(names) if self._keys is None else _named_fields(self._keys)
             if len(self._layouts) < _MOST_LAYOUTS or fields not in self._layouts.values():
                 self._layouts[names] = fields
         if fields is None:
             raise BadRowError(_lacks(row))
-        question_key, answer_key, options_key = fields
-        question = row.get(question_key)
-        if type(question) is not str or not question or question.isspace() or "\0" in question:
-            raise BadRowError(_what_is_wrong(row, question_key))
+        question_key, answer_key, options_key, parts, unused = fields
+        question: Any = row.get(question_key)
+        if len(parts) > 1 or not _is_plain(question):
+            question = _joined(row, fields)
         answers = self._texts(row, answer_key)
-        if len(answers) > 1:
-            answers = tuple(sorted(set(answers)))
         options = None
         if options_key is not None and row.get(options_key) not in _NO_OPTIONS:
             options = self._texts(row, options_key)
+        if self._limit is not None:
+            answers, options = self._within(self._limit, question, answers, options)
+        if len(answers) > 1:
+            answers = tuple(sorted(set(answers)))
+        if options is not None:
             _check_options(options, answers)
+        for name in unused:
+            if name not in self._carries_text and _is_text(row.get(name)):
+                self._carries_text.add(name)
         bare = row.get(BARE_KEY)
         values = (question, answers, options, bare if type(bare) is str else None)
         return tuple.__new__(Item, values)  # as Item(*values), in half the time
@@ -90,15 +123,33 @@ class Reader:
         if type(value) is str:
             if self._text_cells and value.startswith("["):
                 value = _cell_list(value)
-            elif value and not value.isspace() and "\0" not in value:  # nearly every row
+            elif _is_plain(value):  # nearly every row
                 return (value,)
-        texts: tuple[Any, ...] = tuple(value) if type(value) is list else (value,)
-        if not texts:
+        if type(value) is dict and type(value.get("text")) is list:  # as in SQuAD
+            value = value["text"]
+        values = value if type(value) is list else [value]
+        if not values:
             raise BadRowError(f"has an empty list as {key!r}")
-        for text in texts:
-            if type(text) is not str or not text or text.isspace() or "\0" in text:
-                raise BadRowError(_what_is_wrong({**row, key: text} if key in row else row, key))
-        return texts
+        return tuple(_text(row, key, part) for part in values)
+
+    def _within(
+        self,
+        limit: ItemLimit,
+        question: str,
+        answers: tuple[str, ...],
+        options: tuple[str, ...] | None,
+    ) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+        """Strip end tokens from answers and options; `BadRowError` if the item is too long."""
+        texts = (*answers, *(options or ()))
+        whole = tuple(map(limit.chat.without_end, texts))
+        if "" in whole:
+            raise BadRowError(f"has an answer of nothing but {texts[whole.index('')]!r}")
+        self.stripped += sum(old != new for old, new in zip(texts, whole, strict=True))
+        for text in (question, *whole):
+            self.controls.update(limit.chat.controls_in(text))
+        if problem := limit.problem(question, whole):
+            raise BadRowError(problem)
+        return whole[: len(answers)], whole[len(answers) :] if options else None
 
     @property
     def met_objects(self) -> bool:
@@ -106,18 +157,40 @@ class Reader:
         return bool(self._layouts)
 
     def settled_keys(self, file: Path) -> Keys:
-        """Return the one naming of all rows; `DataError` if there are several or none."""
+        """Return the one naming of all rows.
+
+        Raises `DataError` if there are several or none, or if a column that nobody reads carries
+        text and the keys were not named.
+        """
         layouts = [fields for fields in self._layouts.values() if fields]
         pairs = {(fields.question, fields.answer) for fields in layouts}
-        if len(pairs) == 1:
-            ((question, answer),) = pairs
-            options = [fields.options for fields in layouts if fields.options]
-            return Keys(question=question, answer=answer, options=min(options, default=None))
-        known = " or ".join(f"{question}/{answer}" for question, answer in KNOWN_KEYS)
-        found = _listed(dict.fromkeys(name for names in self._layouts for name in names))
-        raise DataError(
-            f"{file}: found the keys {found}; expected one pair of "
-            f"{known} in all rows, or name them by --keys (in params.yaml: tasks.<task>.keys)"
+        if len(pairs) != 1:
+            found = _listed(dict.fromkeys(name for names in self._layouts for name in names))
+            raise DataError(
+                f"{file}: found the keys {found}; expected the same in all rows, {_KNOWN}, or "
+                f"names by --keys (in params.yaml: tasks.<task>.keys)"
+            )
+        if self._carries_text and self._keys is None:
+            raise DataError(
+                f"{file}: {_listed(sorted(self._carries_text))}: carries text that would not be "
+                f"used; name the keys that are, by --keys and --context (in params.yaml: "
+                f"tasks.<task>.keys)"
+            )
+        if self._keys is not None:
+            met = {name for names in self._layouts for name in names}
+            if missing := [key for key in self._keys.context if key not in met]:
+                raise DataError(
+                    f"{file}: no {missing[0]!r} in any row (keys: {_listed(sorted(met))})"
+                )
+            return self._keys
+        ((question, answer),) = pairs
+        options = [fields.options for fields in layouts if fields.options]
+        longest = max((fields.parts for fields in layouts), key=lambda parts: (len(parts), parts))
+        return Keys(
+            question=question,
+            answer=answer,
+            options=min(options, default=None),
+            context=[part for part in longest if part != question],
         )
 
 
@@ -125,32 +198,83 @@ _MOST_LAYOUTS = 1000  # rows with a key of their own each are not remembered for
 _NO_OPTIONS = (None, "")  # an empty cell of CSV
 
 
+def _named_fields(keys: Keys) -> _Fields:
+    parts = (*keys.context, keys.question)
+    return _Fields(keys.question, keys.answer, keys.options, parts, ())
+
+
 def _known_fields(names: tuple[str, ...]) -> _Fields | None:
-    """Find the one known pair among the keys of a row, in any case."""
-    folded = {name.casefold(): name for name in sorted(names, reverse=True)}
-    pairs = [
-        (folded[question.casefold()], folded[answer.casefold()])
-        for question, answer in KNOWN_KEYS
-        if question.casefold() in folded and answer.casefold() in folded
-    ]
-    if len(pairs) != 1:
+    """Find the one known question and answer among the keys of a row, in any case."""
+    known = {clean_name(name): name for name in sorted(names, reverse=True)}
+    fronts = [known[key] for key in CONTEXTS if key in known]
+    questions = [known[key.casefold()] for key in QUESTIONS if key.casefold() in known]
+    answers = [known[key.casefold()] for key in ANSWERS if key.casefold() in known]
+    instruction = known.get("instruction")
+    if len(questions) + (instruction is not None) == 0 or len(questions) > 1 or len(answers) != 1:
         return None
-    question, answer = pairs[0]
-    return _Fields(question, answer, folded.get(OPTIONS_KEY))
+    is_behind = not questions or questions[0] == known.get("input")  # Alpaca's `input` may be empty
+    question = instruction if instruction is not None and is_behind else questions[0]
+    parts = (*fronts, *questions)
+    options = known.get(OPTIONS_KEY)
+    used = {*parts, *answers, options, known.get(BARE_KEY)}
+    unused = [n for n in names if n not in used and not _IDENTIFIER.fullmatch(clean_name(n))]
+    return _Fields(question, answers[0], options, parts, tuple(unused))
+
+
+def clean_name(name: str) -> str:
+    """Return a key as it is compared: without blanks and marks around it, in any case."""
+    return name.strip("\ufeff").strip().casefold()
+
+
+def _joined(row: Mapping[str, Any], fields: _Fields) -> str:
+    """Return the parts of a question, one below another; those that are missing are left out."""
+    parts = []
+    for key in fields.parts:
+        is_needed = key == fields.question
+        if is_needed or not (row.get(key) is None or row.get(key) == ""):
+            parts.append(_text(row, key, row.get(key)))
+    return "\n".join(parts)
+
+
+def _text(row: Mapping[str, Any], key: str, value: Any) -> str:
+    """Return a value as text; `BadRowError` says what is wrong with it."""
+    if key not in row:
+        raise BadRowError(f"has no {key!r} (keys: {_listed(row)})")
+    try:
+        text = value_to_text(value)
+    except UnreadableValueError as error:
+        raise BadRowError(f"has {error} as {key!r}, expected text") from None
+    if text is None:
+        raise BadRowError(f"has {kind_of(None)} as {key!r}, expected text")
+    if not text or text.isspace():
+        raise BadRowError(f"has an empty {key!r}")
+    if "\0" in text:
+        raise BadRowError(f"has a NUL character in {key!r}")
+    return text
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell whether a value is text that nothing is wrong with."""
+    return type(value) is str and bool(value) and not value.isspace() and "\0" not in value
+
+
+def _is_text(value: Any) -> bool:
+    """Tell whether a value carries text: a string that says something, or a list or object."""
+    is_said = bool(value.strip()) if isinstance(value, str) else bool(value)
+    return is_said and isinstance(value, str | list | dict | bytes)
 
 
 def _lacks(row: Mapping[str, Any]) -> str:
-    """Say which field of a pair a row lacks, if it has the other."""
-    folded = {name.casefold() for name in row}
+    """Say which field a row lacks, or has twice."""
+    known = {clean_name(name) for name in row}
     names = _listed(row)
-    for question, answer in KNOWN_KEYS:
-        if {question.casefold(), answer.casefold()} <= folded:
-            return f"has more than one pair of a question and an answer (keys: {names})"
-        if question.casefold() in folded:
-            return f"has no {answer!r} (keys: {names})"
-        if answer.casefold() in folded:
-            return f"has no {question!r} (keys: {names})"
-    return f"has no question and no answer (keys: {names})"
+    has_question = any(key.casefold() in known for key in (*QUESTIONS, "instruction"))
+    has_answer = any(key.casefold() in known for key in ANSWERS)
+    if has_question and has_answer:
+        return f"has more than one question or answer (keys: {names})"
+    if has_question:
+        return f"has no answer (keys: {names})"
+    return f"has no question{'' if has_answer else ' and no answer'} (keys: {names})"
 
 
 def _check_options(options: tuple[str, ...], answers: tuple[str, ...]) -> None:
@@ -175,26 +299,9 @@ def _cell_list(cell: str) -> Any:
     return value if is_texts else cell
 
 
-def _what_is_wrong(row: Mapping[str, Any], key: str) -> str:
-    if key not in row:
-        return f"has no {key!r} (keys: {_listed(row)})"
-    value = row[key]
-    if not isinstance(value, str):
-        return f"has {_kind(value)} as {key!r}, expected a string"
-    if not value.strip():
-        return f"has an empty {key!r}"
-    return f"has a NUL character in {key!r}"
-
-
 def _listed(names: Iterable[str]) -> str:
     """List the first names of a row or file in one line."""
     listed = [" ".join(name.split())[:_NAME_CHARS] for name in islice(names, _NUM_NAMES + 1)]
     if len(listed) > _NUM_NAMES:
         listed[-1] = "…"
     return ", ".join(listed) or "none"
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a truth value"}
-    names |= {int: "a number", float: "a number", type(None): "null"}
-    return names.get(type(value), f"a {type(value).__name__}")  # Parquet has dates, bytes, …

@@ -38,6 +38,7 @@ class Unreadable:
     problem: str
 
 
+_POINTER = b"version https://git-lfs.github.com/"
 _FIRST_BYTES = {b"{": "an object", b'"': "a string", b"t": "a truth value", b"f": "a truth value"}
 _FIRST_BYTES |= {b"n": "null"} | {bytes([digit]): "a number" for digit in b"-0123456789"}
 BLANK = Unreadable("")  # an empty line: counted, and no row
@@ -80,6 +81,8 @@ def format_of(file: Path) -> Format:
         raise DataError(f"{file}: {error.strerror or error}") from error
     if not head:
         raise DataError(f"{file}: the file is empty")
+    if head.startswith(_POINTER):
+        raise DataError(f"{file}: a pointer of Git LFS, not the file itself; run git lfs pull")
     found = FORMATS[file.suffix.lower()]
     is_text = found.batches is not _parquet_batches
     if is_text and (head.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) or b"\0" in head[:4]):
@@ -188,26 +191,43 @@ def _csv_batches(file: Path) -> Iterator[list[Any]]:
 
 
 def _csv_rows(file: Path) -> Iterator[Any]:
+    """Yield rows as a spreadsheet writes them: with superfluous cells that are empty, too."""
     csv.field_size_limit(_LARGEST_ITEM)
     with file.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, strict=True)
+        reader = csv.reader(stream, strict=True, delimiter=_delimiter(file))
         try:
-            header = next((cells for cells in reader if cells), [])
+            header = _header(next((cells for cells in reader if cells), []))
             _check_columns(file, header)
+            width = len(header)
             for cells in reader:
                 if not cells:
                     yield BLANK
-                elif len(cells) != len(header):
+                elif len(cells) == width or (len(cells) > width and not any(cells[width:])):
+                    yield dict(zip(header, cells, strict=False))
+                else:
                     yield Unreadable(
-                        f"has {len(cells)} cells, expected the {len(header)} of the header "
+                        f"has {len(cells)} cells, expected the {width} of the header "
                         f"(it ends in line {reader.line_num})"
                     )
-                else:
-                    yield dict(zip(header, cells, strict=True))
         except csv.Error as error:
             raise DataError(f"{file}: line {reader.line_num}: not CSV: {error}") from error
         except UnicodeDecodeError as error:
             raise DataError(f"{file}: not UTF-8, somewhere after line {reader.line_num}") from error
+
+
+def _delimiter(file: Path) -> str:
+    """Return what parts the cells of the header: a comma, or else a semicolon or tab."""
+    with file.open("rb") as stream:
+        first = next((line for line in stream if line.strip()), b"")[:_CHUNK]
+    return next((sign for sign in ",;\t" if sign.encode() in first), ",")
+
+
+def _header(cells: Sequence[str]) -> list[str]:
+    """Return the names of columns, without blanks and marks around them and empty last ones."""
+    names = [cell.strip("\ufeff").strip() for cell in cells]
+    while names and not names[-1]:
+        names.pop()
+    return names
 
 
 def _check_columns(file: Path, names: Sequence[str]) -> None:
@@ -231,10 +251,12 @@ def _parquet_batches(file: Path) -> Iterator[list[Any]]:
 
 
 _LINES = Format("line", _line_batches)
+_CELLS = Format("row", _csv_batches, text_cells=True)
 FORMATS: dict[str, Format] = {
     ".json": Format("item", _json_batches),
     ".jsonl": _LINES,
     ".ndjson": _LINES,
-    ".csv": Format("row", _csv_batches, text_cells=True),
+    ".csv": _CELLS,
+    ".tsv": _CELLS,
     ".parquet": Format("row", _parquet_batches),
 }

@@ -13,6 +13,7 @@ import numpy as np
 
 from dlplora.data.census import Census
 from dlplora.data.items import BadRowError, Item, Reader
+from dlplora.data.limits import ItemLimit
 from dlplora.data.raw import BLANK, format_of
 from dlplora.data.splits import FirstPlaces, borders_of, count_by_split, places_of
 from dlplora.errors import DataError
@@ -33,6 +34,8 @@ class Scan:
     num_found: dict[Split, int]
     kept: dict[Split, FirstPlaces]
     contradicting: frozenset[int]
+    controls: dict[str, int]
+    stripped: int
 
 
 def scan(
@@ -40,12 +43,17 @@ def scan(
     keys: Literal["auto"] | Keys,
     splits: Splits,
     *,
+    limit: ItemLimit | None,
     without: frozenset[int] = frozenset(),
     most_problems: int | None,
 ) -> Scan:
-    """Read a file once, keeping no question whose place is in `without`."""
+    """Read a file once, keeping no question whose place is in `without`.
+
+    `controls` counts the texts that hold each control token, `stripped` the answers and options
+    that ended in the base model's end token.
+    """
     found = format_of(file)
-    reader = Reader(keys, text_cells=found.text_cells)
+    reader = Reader(keys, text_cells=found.text_cells, limit=limit)
     tally = _Tally(splits, without, most_problems)
     for rows in found.batches(file):
         tally.add(rows, reader)
@@ -69,6 +77,8 @@ def scan(
         num_found=count_by_split(good, borders_of(splits)),
         kept=dict(zip(SPLITS, tally.kept, strict=True)),
         contradicting=frozenset(contradicting.tolist()),
+        controls=dict(sorted(reader.controls.items())),
+        stripped=reader.stripped,
     )
 
 

@@ -9,8 +9,8 @@ from heapq import heappop, heappush
 import numpy as np
 from numpy.typing import NDArray
 
-from dlplora.data.folding import normalise_all
 from dlplora.data.items import Item
+from dlplora.data.normalize import normalise_all
 from dlplora.params import Splits
 from dlplora.records.examples import SPLITS, Example, Split, example_id, normalise
 
@@ -51,6 +51,9 @@ class FirstPlaces:
         self._behind: list[tuple[int, str]] = []  # the last place on top, as negative numbers
         self.last = NUM_PLACES - 1  # what is behind this place is not kept
 
+    def __len__(self) -> int:
+        return len(self._items)
+
     def offer(self, place: int, item: Item) -> None:
         """Keep an item if its question is among the first so far."""
         if place > self.last:
@@ -66,12 +69,12 @@ class FirstPlaces:
 
     def examples(self, task: str) -> list[Example]:
         """Return one example for each question, with all its answers, in the order of places."""
-        placed = [(-place, _united(task, items)) for (place, _), items in self._items.items()]
+        placed = [(-place, _merged(task, items)) for (place, _), items in self._items.items()]
         placed.sort(key=lambda pair: (pair[0], pair[1].id))
         return [example for _, example in placed]
 
 
-def _united(task: str, items: Collection[Item]) -> Example:
+def _merged(task: str, items: Collection[Item]) -> Example:
     """Make one example of the items of a question."""
     question = min(item.question for item in items)
     return Example(

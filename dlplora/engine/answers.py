@@ -73,7 +73,6 @@ class Answer:
     """A finished answer with its trace: what was written by which route.
 
     `parts` are the answers to a composite prompt, one after another, each with its last route.
-    `num_cut` tokens of the prompt's beginning were left out, as it was too long.
     """
 
     text: str
@@ -81,7 +80,6 @@ class Answer:
     sentences: tuple[Passage, ...]
     ending: Ending
     num_tokens: int
-    num_cut: int = 0
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Engine(Runner):
             log: A file that every decision is appended to.
             log_text: Write the texts themselves to it, not their hashes.
             settings: Those of a `Runner`: places, fallback_below, window_chars,
-                max_prompt_tokens, language.
+                language.
 
         Raises a `DlpLoraError` if anything in the folder cannot be used.
         """

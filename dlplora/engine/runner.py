@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor
 
 from dlplora.adapters import LoraAdapter
-from dlplora.data.prompts import Prompt
 from dlplora.engine.answers import (
     Answer,
     Piece,
@@ -48,8 +47,6 @@ class Runner:
         places: How many sequences are written at once.
         fallback_below: Routes of less confidence go to the base model instead.
         window_chars: How many of the last characters the router reads when a sentence begins.
-        max_prompt_tokens: What a longer prompt is cut to, at its beginning; less if the model's
-            context is smaller.
         language: The language of the answers, by which sentences are told apart.
         log: Writes down every decision; a path stands for a log of the texts' hashes.
     """
@@ -63,12 +60,10 @@ class Runner:
         places: int = 16,
         fallback_below: float = 0.0,
         window_chars: int = 2000,
-        max_prompt_tokens: int = 1024,
         language: str = "en",
         log: DecisionLog | str | Path | None = None,
     ) -> None:
-        least_1 = {"places": places, "window_chars": window_chars}
-        for name, value in (least_1 | {"max_prompt_tokens": max_prompt_tokens}).items():
+        for name, value in {"places": places, "window_chars": window_chars}.items():
             if value < 1:
                 raise GenerationError(f"{name} is {value}, expected at least 1")
         if not 0 <= fallback_below <= 1:
@@ -79,7 +74,6 @@ class Runner:
         self._places = places
         self._fallback_below = fallback_below
         self._window_chars = window_chars
-        self._max_prompt_tokens = max_prompt_tokens
         self._language = language
         self._log = DecisionLog(log) if isinstance(log, str | Path) else log
 
@@ -92,12 +86,12 @@ class Runner:
         with attached(base.model, adapters) as pool:
             yield cls(base, pool, **settings)
 
-    def read(self, prompts: Sequence[Prompt], routes: Sequence[Route]) -> Batch:
+    def read(self, prompts: Sequence[Sequence[int]], routes: Sequence[Route]) -> Batch:
         """Read prompts, each by its route, once for all that follows."""
-        return Batch.read(self.base, self.pool, [prompt.ids for prompt in prompts], routes)
+        return Batch.read(self.base, self.pool, prompts, routes)
 
     def read_by(
-        self, router: Router | Probe, texts: Sequence[str], prompts: Sequence[Prompt]
+        self, router: Router | Probe, texts: Sequence[str], prompts: Sequence[Sequence[int]]
     ) -> Batch:
         """Read prompts, each by the route that a router gives the text that it was made of.
 
@@ -105,12 +99,11 @@ class Runner:
         """
         if not isinstance(router, Probe):
             return self.read(prompts, self._judged(texts, router.route(texts)))
-        ids = [prompt.ids for prompt in prompts]
-        batch, routes = self._probe(router, texts, ids)
-        return batch.read_anew(ids, routes)
+        batch, routes = self._probe(router, texts, prompts)
+        return batch.read_anew(prompts, routes)
 
     def finish(
-        self, batch: Batch, prompts: Sequence[Prompt], requests: Sequence[Request]
+        self, batch: Batch, prompts: Sequence[Sequence[int]], requests: Sequence[Request]
     ) -> list[Answer]:
         """Write the answers to prompts that were read; the batch stays as it is."""
         writings = [
@@ -167,13 +160,19 @@ class Runner:
         if not texts:
             return []
         if isinstance(router, Probe):
-            prompts = [self._prompt(text, new_tokens=1).ids for text in texts]
+            prompts = [self._prompt(text, new_tokens=1) for text in texts]
             return self._probe(router, texts, prompts)[1]
         return self._judged(texts, router.route(texts))
 
+    def reads(self, request: Request) -> bool:
+        """Tell whether the model can read a request's prompt together with its answer."""
+        prompt = self.base.chat.prompt(request.prompt)
+        context = self.base.context
+        return context is None or len(prompt) + request.sampling.max_new_tokens <= context
+
     def inputs(self, texts: Sequence[str], path: str) -> Tensor:
         """Return what the layer at a path reads of each prompt's last token (B, I), base alone."""
-        prompts = [self._prompt(text, new_tokens=1).ids for text in texts]
+        prompts = [self._prompt(text, new_tokens=1) for text in texts]
         return Batch.probe(self.base, self.pool, prompts, path)[1]
 
     def _chooser(self) -> Router | Probe:
@@ -292,19 +291,17 @@ class Runner:
         batch, inputs_BI = Batch.probe(self.base, self.pool, ids, router.path)
         return batch, self._judged(texts, router.routes(inputs_BI))
 
-    def _prompt(self, text: str, *, new_tokens: int) -> Prompt:
-        """Render a prompt, cut so that the answer fits into the model's context, too."""
-        context = getattr(self.base.model.config, "max_position_embeddings", None)
-        most = self._max_prompt_tokens
-        if context is not None:
-            most = min(most, context - new_tokens)
-        if most < 1:
-            raise GenerationError(
-                f"{new_tokens} new tokens leave no place for a prompt: the model reads {context}"
-            )
-        prompt = self.base.chat.prompt(text, max_tokens=most)
-        if not prompt.ids:
+    def _prompt(self, text: str, *, new_tokens: int) -> tuple[int, ...]:
+        """Render a prompt; `GenerationError` if the model cannot read it and the answer."""
+        prompt = self.base.chat.prompt(text)
+        if not prompt:
             raise GenerationError("the prompt is empty, expected a text")
+        context = self.base.context
+        if context is not None and len(prompt) + new_tokens > context:
+            raise GenerationError(
+                f"the prompt has {len(prompt):,} tokens and {new_tokens:,} may be generated; the "
+                f"model reads {context:,} in all"
+            )
         return prompt
 
     def _read_again(self, writings: Sequence[Writing]) -> Group:
@@ -328,7 +325,7 @@ class Runner:
         return route, writing.row if stays else self.pool.row(route)
 
     def _writing(
-        self, request: Request, number: int, prompt: Prompt, route: Route, row: Row
+        self, request: Request, number: int, prompt: Sequence[int], route: Route, row: Row
     ) -> Writing:
         return Writing(
             request,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dlplora.data.prompts import ChatFormat, Prompt
+from dlplora.data.prompts import ChatFormat
 from dlplora.engine.answers import Answer, Ending, Passage, Request
 from dlplora.engine.pieces import Pieces
 from dlplora.engine.sentences import Sentences
@@ -22,7 +22,7 @@ class Writing:
         self,
         request: Request,
         number: int,
-        prompt: Prompt,
+        prompt: Sequence[int],
         route: Route,
         row: Row,
         chat: ChatFormat,
@@ -35,7 +35,7 @@ class Writing:
         self.number = number
         self.route = route
         self.row = row  # the adapters of the route, taken when it was chosen
-        self.ids = list(prompt.ids)
+        self.ids = list(prompt)
         self.sampler = Sampler(request.sampling, device=device)
         self._starts = [0]  # where in the text the answers of a composite prompt begin …
         self._ended_by: list[Route] = []  # … and the routes that they ended by
@@ -44,8 +44,7 @@ class Writing:
         self.begins = False  # the router is to be asked: a sentence or an answer has begun …
         self._has_begun = False  # … and it was a sentence, with the last token
         self._chat = chat
-        self._num_cut = prompt.num_cut
-        self._start = len(prompt.ids)
+        self._start = len(prompt)
         self._end_ids = end_ids
         self._forced: deque[int] = deque()
         self._pieces = Pieces(chat)
@@ -116,7 +115,6 @@ class Writing:
             ),
             ending=self.ending,
             num_tokens=len(self.ids) - self._start,
-            num_cut=self._num_cut,
         )
 
     def _parts(self) -> tuple[Passage, ...]:

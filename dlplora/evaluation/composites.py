@@ -48,12 +48,16 @@ def answer_by_policies(
     seed: int,
     advance: Advance,
 ) -> dict[str, CompositeRun]:
-    """Answer composites by each of `POLICIES`; without composites by none."""
+    """Answer composites by each of `POLICIES`; without composites by none.
+
+    Those that the model cannot read together with their answers are left out.
+    """
+    short = [parts for parts in composites if engine.reads(_request(parts, tasks, "keep"))]
     return {
         policy: answer_composites(
-            engine, composites, tasks, setting=setting, system=policy, seed=seed, advance=advance
+            engine, short, tasks, setting=setting, system=policy, seed=seed, advance=advance
         )
-        for policy in (POLICIES if composites else ())
+        for policy in (POLICIES if short else ())
     }
 
 
@@ -78,7 +82,7 @@ def answer_composites(
             advance(policy=system)
     seconds = time.perf_counter() - start
     items = [
-        _item(f"{number}:{place}", request.prompt, example, passage, primaries[example.task])
+        _item(f"{number}:{place}", request.prompt, example, passage, primaries, tasks)
         for number, (request, parts) in enumerate(zip(requests, composites, strict=True))
         for place, (example, passage) in enumerate(
             zip(parts, _filled(answers[number].parts, len(parts)), strict=True)
@@ -115,16 +119,23 @@ def _filled(parts: Sequence[Passage], count: int) -> list[Passage]:
 
 
 def _item(
-    number: str, prompt: str, example: Example, passage: Passage, primary: Primary
+    number: str,
+    prompt: str,
+    example: Example,
+    passage: Passage,
+    primaries: Mapping[str, Primary],
+    tasks: Mapping[str, Task],
 ) -> ItemScore:
+    mark = tasks[example.task].answer_after
     return ItemScore(
         id=f"{number}:{example.id}",
         task=example.task,
         prompt=prompt,
         prediction=passage.text,
         references=example.answers,
-        score=METRICS[primary].of_item(passage.text, example.answers),
+        score=METRICS[primaries[example.task]].of_item(passage.text, example.answers, mark),
         generated=passage.text,
         options=None,
         route=passage.route,
+        answer_after=mark,
     )

@@ -6,6 +6,7 @@ over items, stratified by task. Intervals cover the choice of items, not of trai
 
 import hashlib
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,31 +17,53 @@ import numpy as np
 from numpy.typing import NDArray
 from sacrebleu.metrics.bleu import BLEU
 
+from dlplora.data.words import StemmedWords, bleu_tokenizer
 from dlplora.errors import ParamsError, choices
 from dlplora.records.examples import Kind
 from dlplora.records.scores import ItemScore, Summary, TaskScore
 from dlplora.words import Primary
 
 NUM_RESAMPLES = 10_000
-_SENTENCE_BLEU = BLEU(effective_order=True)
 Numbers = NDArray[np.float64]
 
 
-def exact_match(text: str, references: Sequence[str]) -> float:
-    """Return 1 if the text is one of the references, white space around them aside."""
-    return float(text.strip() in {reference.strip() for reference in references})
+def exact_match(text: str, references: Sequence[str], answer_after: str | None = None) -> float:
+    """Return 1 if the text is one of the references.
+
+    White space around them and the form of letters with accents (NFC) make no difference. With
+    `answer_after` all are what follows its last place, where they have it.
+    """
+    given = {final_answer(reference, answer_after) for reference in references}
+    return float(final_answer(text, answer_after) in given)
+
+
+def final_answer(text: str, answer_after: str | None) -> str:
+    """Return what follows the last `answer_after` in a text, or all of it."""
+    final = text.rpartition(answer_after)[2] if answer_after else text
+    return unicodedata.normalize("NFC", final.strip())
+
+
+@cache
+def _bleu(tokenizer: str) -> BLEU:
+    return BLEU(effective_order=True, tokenize=tokenizer)
+
+
+def _sentence_bleu(text: str, references: Sequence[str]) -> Any:
+    """Score by the tokenizer that sacrebleu has for the script of the references."""
+    bleu = _bleu(bleu_tokenizer("".join(references)))
+    return bleu.sentence_score(text, list(references))
 
 
 def sentence_bleu(text: str, references: Sequence[str]) -> float:
     """Return sacrebleu's sentence BLEU: for an item's row, never for a task's score."""
-    return float(_SENTENCE_BLEU.sentence_score(text, list(references)).score) / 100
+    return float(_sentence_bleu(text, references).score) / 100
 
 
 @cache
 def _rouge_scorer() -> Any:
     with _as_if_absent("scipy.stats", "sklearn"):  # NLTK loads them beside its stemmer, for 2 s
         from rouge_score.rouge_scorer import RougeScorer
-    return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+    return RougeScorer(["rouge1", "rougeL"], tokenizer=StemmedWords())
 
 
 @contextmanager
@@ -56,7 +79,10 @@ def _as_if_absent(*names: str) -> Iterator[None]:
 
 
 def rouge(text: str, references: Sequence[str]) -> dict[str, float]:
-    """Return the F1 of ROUGE-1 and ROUGE-L against the reference that fits best, each."""
+    """Return the F1 of ROUGE-1 and ROUGE-L against the reference that fits best, each.
+
+    Words are those of any script; of ASCII text they are rouge-score's own.
+    """
     scores = _rouge_scorer().score_multi(list(references), text)
     return {name: float(score.fmeasure) for name, score in scores.items()}
 
@@ -65,11 +91,11 @@ def rouge(text: str, references: Sequence[str]) -> dict[str, float]:
 class Metric:
     """A metric that can be a task's primary one.
 
-    `of_item` maps a text and its references to the item's score; `kinds` are those of the tasks
-    that it fits.
+    `of_item` maps a text, its references and the task's `answer_after` to the item's score;
+    `kinds` are those of the tasks that it fits.
     """
 
-    of_item: Callable[[str, Sequence[str]], float]
+    of_item: Callable[[str, Sequence[str], str | None], float]
     kinds: tuple[Kind, ...]
     is_proportion: bool
 
@@ -77,9 +103,11 @@ class Metric:
 METRICS: dict[Primary, Metric] = {
     "accuracy": Metric(exact_match, ("mcq",), is_proportion=True),
     "exact_match": Metric(exact_match, ("mcq", "qa"), is_proportion=True),
-    "bleu": Metric(sentence_bleu, ("qa",), is_proportion=False),
+    "bleu": Metric(
+        lambda text, references, _: sentence_bleu(text, references), ("qa",), is_proportion=False
+    ),
     "rougeL": Metric(
-        lambda text, references: rouge(text, references)["rougeL"], ("qa",), is_proportion=False
+        lambda text, references, _: rouge(text, references)["rougeL"], ("qa",), is_proportion=False
     ),
 }
 
@@ -88,16 +116,24 @@ def bleu_counts(items: Sequence[ItemScore]) -> NDArray[np.int64]:
     """Count for each item what corpus BLEU adds up: 4 matches, 4 totals, 2 lengths (n, 10)."""
     rows = []
     for item in items:
-        score = _SENTENCE_BLEU.sentence_score(item.generated, list(item.references))
+        score = _sentence_bleu(item.generated, item.references)
         rows.append([*score.counts, *score.totals, score.sys_len, score.ref_len])
     return np.array(rows, dtype=np.int64)
 
 
 def bleu_of_counts(counts: Sequence[int]) -> float:
-    """Return sacrebleu's corpus BLEU of summed counts (10,)."""
+    """Return sacrebleu's corpus BLEU of summed counts (10,).
+
+    Where all answers are too short for n-grams of an order, it is left out.
+    """
     matches, totals, lengths = counts[:4], counts[4:8], counts[8:]
     score = BLEU.compute_bleu(
-        list(matches), list(totals), sys_len=lengths[0], ref_len=lengths[1], smooth_method="exp"
+        list(matches),
+        list(totals),
+        sys_len=lengths[0],
+        ref_len=lengths[1],
+        smooth_method="exp",
+        effective_order=True,
     )
     return float(score.score) / 100
 
@@ -112,7 +148,9 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
 
 def task_metrics(items: Sequence[ItemScore]) -> dict[str, float]:
     """Return every metric that fits a task's items."""
-    exact = float(np.mean([exact_match(item.generated, item.references) for item in items]))
+    exact = float(
+        np.mean([exact_match(row.generated, row.references, row.answer_after) for row in items])
+    )
     if items[0].options is not None:
         right = [exact_match(item.prediction, item.references) for item in items]
         return {"accuracy": float(np.mean(right)), "exact_match": exact}

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dlplora.adapters import LoraAdapter
-from dlplora.data.prompts import Prompt
 from dlplora.engine.answers import Request
 from dlplora.engine.batch import Batch
 from dlplora.engine.runner import Runner
@@ -88,7 +87,7 @@ def answer_tests(
             router = system.router_of(test.name)
             for start in range(0, len(test.examples), size):
                 examples = test.examples[start : start + size]
-                scored = _answer_batch(engine, system, router, examples, test.task, evaluation)
+                scored = _answer_batch(engine, system, router, examples, test.task)
                 items += [replace(item, route=None) for item in scored] if within else scored
                 advance(len(examples), task=test.name)
     primaries = {test.name: test.task.primary for test in tests}
@@ -102,7 +101,7 @@ def _read(
     system: System,
     router: Router | Probe,
     texts: Sequence[str],
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Sequence[int]],
 ) -> tuple[Batch, Sequence[Route]]:
     """Read prompts by what the router says of their texts; return its routes, too.
 
@@ -122,24 +121,28 @@ def _read(
     return batch, routes
 
 
+def _room(base: Base, prompt: Sequence[int], task: Task) -> int:
+    """Return how many tokens may be generated behind a prompt."""
+    free = task.max_new_tokens if base.context is None else base.context - len(prompt)
+    return max(1, min(task.max_new_tokens, free))
+
+
 def _answer_batch(
     engine: Runner,
     system: System,
     router: Router | Probe,
     examples: Sequence[Example],
     task: Task,
-    evaluation: Evaluation,
 ) -> list[ItemScore]:
     chat = engine.base.chat
-    prompts = [
-        chat.prompt(example.question, max_tokens=evaluation.max_prompt_tokens)
-        for example in examples
-    ]
+    prompts = [chat.prompt(example.question) for example in examples]
     texts = [example.question for example in examples]
     batch, routes = _read(engine, system, router, texts, prompts)
     chosen = batch.score_options([example.options for example in examples if example.options])
-    greedy = Sampling(max_new_tokens=task.max_new_tokens)
-    requests = [Request(example.question, greedy) for example in examples]
+    requests = [
+        Request(example.question, Sampling(max_new_tokens=_room(engine.base, prompt, task)))
+        for example, prompt in zip(examples, prompts, strict=True)
+    ]
     answers = engine.finish(batch, prompts, requests)
     scores = []
     for place, (example, answer) in enumerate(zip(examples, answers, strict=True)):
@@ -153,11 +156,14 @@ def _answer_batch(
                 prediction=prediction,
                 references=example.answers,
                 score=METRICS[task.primary].of_item(
-                    prediction if task.primary == "accuracy" else text, example.answers
+                    prediction if task.primary == "accuracy" else text,
+                    example.answers,
+                    task.answer_after,
                 ),
                 generated=text,
                 options=chosen[place] if chosen else None,
                 route=routes[place],
+                answer_after=task.answer_after,
             )
         )
     return scores

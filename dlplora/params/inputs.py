@@ -113,20 +113,26 @@ class HubEmbedder(Section):
 
 
 class Keys(Section):
-    """What the fields of a raw item are called."""
+    """What the fields of a raw item are called; those of `context` stand in front of a question."""
 
     question: str
     answer: str
     options: str | None
+    context: list[str]
 
 
 class Task(Section):
-    """One NLP task: where its items come from and how its answers are scored."""
+    """One NLP task: where its items come from and how its answers are scored.
+
+    Where answers tell their reasoning first, exact match reads what follows the last
+    `answer_after`, such as '####'.
+    """
 
     raw: str
     keys: Literal["auto"] | Keys
     on_bad_row: Literal["refuse", "skip"]
     primary: Primary
+    answer_after: str | None
     max_new_tokens: Count
 
 

@@ -105,6 +105,11 @@ class Params(Section):
         return self._overridden(named(self.joint, name, "joint"), f"joint.{name}")
 
     def _overridden(self, overrides: dict[str, Any], source: str) -> Adapter:
+        if "max_tokens" in overrides:
+            raise ParamsError(
+                f"params.yaml: {source}.max_tokens: holds for all tasks alike; set "
+                f"adapter.max_tokens, which costs nothing where items are shorter"
+            )
         merged = self.adapter.model_dump() | overrides
         return _checked(lambda: Adapter.model_validate(merged), source)
 
@@ -114,9 +119,8 @@ class Params(Section):
         Raises `ParamsError` unless the experts of one task have the adapter's rank together.
         """
         experts = named(self.experts, cluster, "experts")
-        merged = self.adapter.model_dump() | experts.training
         where = f"experts.{cluster}"
-        training = _checked(lambda: Adapter.model_validate(merged), f"{where}.training")
+        training = self._overridden(experts.training, f"{where}.training")
         active = (experts.common + experts.specific) * experts.expert_rank
         if active != training.rank:
             raise ParamsError(

@@ -117,7 +117,6 @@ class Evaluation(Section):
     """How answers are produced for scoring."""
 
     batch_size: Count
-    max_prompt_tokens: Count
 
 
 class CompositeSetting(Section):

@@ -14,7 +14,8 @@ class Adapter(Section):
     halves the parts whenever memory runs out. Training ends after `patience` validations without a
     new best, or never early if it is null. What all prompts of a part begin with is computed once:
     with `share_prefix` "exact" only without dropout, with "always" also when dropout would have
-    dropped it otherwise in each row.
+    dropped it otherwise in each row. An item has at most `max_tokens`, its prompt and answer
+    together: ingest refuses longer ones, and memory follows the items there are.
     """
 
     target_modules: list[str]

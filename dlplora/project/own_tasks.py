@@ -13,9 +13,11 @@ import yaml
 from ruamel.yaml.comments import CommentedMap
 
 from dlplora.data.ingest import Ingested, ingest
+from dlplora.data.limits import ItemLimit
 from dlplora.data.raw import FORMATS, raw_file
+from dlplora.data.words import words_of
 from dlplora.errors import AdapterError, DataError, ParamsError, choices
-from dlplora.params import Keys, Splits, is_identifier, parse_params
+from dlplora.params import Keys, Splits, is_identifier, load_params, parse_params
 from dlplora.project.clusters import join_cluster, leave_cluster
 from dlplora.project.files import Project, drop, dump, put
 from dlplora.project.pruning import delete_unlisted
@@ -27,6 +29,8 @@ _RAW, _IMPORTED = Path("data/raw"), Path("data/imported")
 _ADAPTER_FILES = ("adapter_config.json", ADAPTER_WEIGHTS)
 _TRAINING = "training.json"  # of an adapter of this project: it names the base model by its hash
 _LONG_ANSWER_WORDS = 8
+_MARKS = ("####",)  # in front of a final answer, behind its reasoning
+_FINAL = 40  # characters; a longer text is no final answer
 
 
 def add_task(
@@ -36,6 +40,7 @@ def add_task(
     *,
     primary: Primary | None = None,
     max_new_tokens: int | None = None,
+    answer_after: str | None = None,
     keys: Literal["auto"] | Keys = "auto",
     on_bad_row: Literal["refuse", "skip"] = "refuse",
     adapter: Path | None = None,
@@ -43,8 +48,10 @@ def add_task(
     """Copy a file into the project as a new task, track it by DVC and list it in params.yaml.
 
     `adapter` is PEFT's folder of one that was trained elsewhere; without it one is trained
-    here. The metric is accuracy for multiple choice, ROUGE-L for long answers and exact match for
-    short ones; the token limit is a quarter above the longest training answer. Both can be given.
+    here. The metric is accuracy for multiple choice, exact match for short answers and for those
+    that end in a mark and a short answer (`answer_after`), and ROUGE-L for other long ones; the
+    token limit is a quarter above the longest training answer. All can be given.
+
     Raises `ParamsError` for a name that is taken or no identifier, `DataError` for a bad file,
     `AdapterError` for an adapter that does not fit.
     """
@@ -53,14 +60,24 @@ def add_task(
     _check_new_name(project, params, name, file)
     if adapter is not None:
         _check_adapter(project, name, adapter)
-    splits = Splits.model_validate(params["splits"])
-    ingested = ingest(file, name, keys=keys, on_bad_row=on_bad_row, splits=splits)
+    limit = item_limit(project)
+    ingested = ingest(
+        file,
+        name,
+        keys=keys,
+        on_bad_row=on_bad_row,
+        splits=Splits.model_validate(params["splits"]),
+        limit=limit,
+    )
+    if answer_after is None and primary in (None, "exact_match"):
+        answer_after = _mark_of(ingested)
     task = CommentedMap(
         raw=str(_RAW / name),
         keys=keys if keys == "auto" else keys.model_dump(),
         on_bad_row=on_bad_row,
-        primary=primary or _fitting_metric(ingested),
-        max_new_tokens=answer_limit(_longest_answer(project, ingested))
+        primary=primary or _fitting_metric(ingested, answer_after),
+        answer_after=answer_after,
+        max_new_tokens=answer_limit(_longest_answer(limit, ingested))
         if max_new_tokens is None
         else max_new_tokens,
     )
@@ -132,11 +149,30 @@ def _check_new_name(project: Project, params: Mapping[str, Any], name: str, file
         raise ParamsError(f"{old}: holds other data than {file}; move that folder away first")
 
 
-def _fitting_metric(ingested: Ingested) -> Primary:
+def item_limit(project: Project) -> ItemLimit | None:
+    """Return how long items may be, or None as long as the pipeline has made no base model."""
+    base = project.root / "data/base"
+    if not base.is_dir():
+        return None
+    return ItemLimit.load(base, max_tokens=load_params(project.params_file).adapter.max_tokens)
+
+
+def _mark_of(ingested: Ingested) -> str | None:
+    """Return the mark in front of a short final answer that all answers have, if there is one."""
+    answers = [answer for example in ingested.examples["train"] for answer in example.answers]
+    for mark in _MARKS:
+        finals = [answer.rpartition(mark)[2].strip() for answer in answers if mark in answer]
+        if len(finals) == len(answers) and all(0 < len(final) <= _FINAL for final in finals):
+            return mark
+    return None
+
+
+def _fitting_metric(ingested: Ingested, answer_after: str | None) -> Primary:
     if ingested.findings.kind == "mcq":
         return "accuracy"
-    words = sorted(len(example.answers[0].split()) for example in ingested.examples["train"])
-    return "rougeL" if words[len(words) // 2] > _LONG_ANSWER_WORDS else "exact_match"
+    words = sorted(len(words_of(example.answers[0])) for example in ingested.examples["train"])
+    is_long = words[len(words) // 2] > _LONG_ANSWER_WORDS
+    return "rougeL" if is_long and answer_after is None else "exact_match"
 
 
 def answer_limit(longest_answer_tokens: int) -> int:
@@ -144,16 +180,12 @@ def answer_limit(longest_answer_tokens: int) -> int:
     return ceil(1.25 * longest_answer_tokens) + 1
 
 
-def _longest_answer(project: Project, ingested: Ingested) -> int:
+def _longest_answer(limit: ItemLimit | None, ingested: Ingested) -> int:
     """Count the tokens of the longest training answer; its bytes if there is no tokenizer yet."""
     answers = [answer for example in ingested.examples["train"] for answer in example.answers]
-    file = project.root / "data/base/tokenizer.json"
-    if not file.exists():
+    if limit is None:
         return max(len(answer.encode()) for answer in answers)
-    from tokenizers import Tokenizer
-
-    encoded = Tokenizer.from_file(str(file)).encode_batch(answers, add_special_tokens=False)
-    return max(len(encoding.ids) for encoding in encoded)
+    return max(len(limit.chat.answer(answer)) for answer in answers)
 
 
 def remove_task(project: Project, name: str) -> list[Path]:

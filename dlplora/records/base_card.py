@@ -1,6 +1,6 @@
 """The card of a base model's folder: what its weights do not tell."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from dlplora.errors import ModelError, unreadable
@@ -10,16 +10,34 @@ _FILE = "base.json"
 
 
 @dataclass(frozen=True)
-class BaseCard:
-    """Which model a base folder holds, and the system turn of its prompts, if they have one.
+class Frame:
+    """What stands around the question of every prompt, and the tokens that end and pad.
 
-    `fingerprint` is the hash of what it was made from, whatever dtype it has now. With
+    `begin_ids` stand in front of the text `before`. What looks like one of `control_ids` in a
+    question or answer is plain text.
+    """
+
+    before: str
+    after: str
+    begin_ids: tuple[int, ...]
+    end_id: int
+    pad_id: int
+    control_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BaseCard:
+    """Which model a base folder holds, and the frame of its prompts.
+
+    `fingerprint` is the hash of what it was made from, whatever dtype it has now. It reads
+    `context` tokens, or any number if that is None. With
     `trust_remote_code` it needs code of its own, which the params allow to run.
     """
 
     id: str
     fingerprint: str
-    system_prompt: str | None
+    frame: Frame
+    context: int | None
     trust_remote_code: bool
 
 
@@ -31,6 +49,11 @@ def write_base_card(folder: Path, card: BaseCard) -> None:
 def read_base_card(folder: Path) -> BaseCard:
     """Read the card of a base model's folder."""
     try:
-        return BaseCard(**read_json(folder / _FILE))
-    except (OSError, ValueError, TypeError) as error:
+        values = read_json(folder / _FILE)
+        frame = Frame(**values["frame"])
+        frame = replace(
+            frame, begin_ids=tuple(frame.begin_ids), control_ids=tuple(frame.control_ids)
+        )
+        return BaseCard(**values | {"frame": frame})
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{folder}: no base model of this project: {unreadable(error)}") from error

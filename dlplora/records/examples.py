@@ -49,8 +49,8 @@ class Example:
 
 
 def normalise(question: str) -> str:
-    """Fold what does not tell questions apart: NFKC, case, white space."""
-    return " ".join(unicodedata.normalize("NFKC", question).casefold().split())
+    """Return what tells questions apart: NFC, and one blank for all white space."""
+    return " ".join(unicodedata.normalize("NFC", question).split())
 
 
 def example_id(task: str, question: str) -> str:

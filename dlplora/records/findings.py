@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from dlplora.records.examples import Kind
 from dlplora.records.files import read_json, write_json
@@ -25,26 +26,30 @@ class SplitSize:
 
 @dataclass(frozen=True)
 class Findings:
-    """The counts of an ingest: read = distinct + united + skipped.
+    """The counts of an ingest: read = distinct + merged + skipped.
 
-    `unit` is what the file's format calls a row: item, line or row. The lengths and
-    `most_answers` are of the questions kept.
+    `unit` is what the file's format calls a row: item, line or row. `controls` counts the texts
+    that hold each control token of the base model, which are read as plain text; `stripped` the
+    answers and options that ended in its end token. The lengths and `most_answers` are of the
+    questions kept.
     """
 
     task: str
     raw: str
     kind: Kind
-    keys: dict[str, str]
+    keys: dict[str, Any]
     unit: str
     read: int
     distinct: int
-    united: int
+    merged: int
     skipped: int
     problems: tuple[Problem, ...]
     splits: dict[str, SplitSize]
     longest_question_chars: int
     longest_answer_chars: int
     most_answers: int
+    controls: dict[str, int]
+    stripped: int
 
 
 def write_findings(path: Path, findings: Findings) -> None:

@@ -22,6 +22,7 @@ _SCHEMA = pa.schema(
         ("prompt", pa.string()),
         ("prediction", pa.string()),
         ("references", _TEXTS),
+        ("answer_after", pa.string()),
         ("score", pa.float64()),
         ("generated", pa.string()),
         ("options", _TEXTS),
@@ -61,6 +62,7 @@ class ItemScore:
     """One test item as one system answered it.
 
     `prediction` is the chosen option or the generated text; `generated` is always the text.
+    Exact match reads what follows `answer_after` in texts and references, if there is one.
     There is no route where the model weighs adapters within, token by token.
     """
 
@@ -73,6 +75,7 @@ class ItemScore:
     generated: str
     options: OptionScores | None
     route: Route | None
+    answer_after: str | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,7 @@ def _item_to_row(item: ItemScore) -> dict[str, Any]:
         "prompt": item.prompt,
         "prediction": item.prediction,
         "references": item.references,
+        "answer_after": item.answer_after,
         "score": item.score,
         "generated": item.generated,
         "options": options and options.options,
@@ -188,4 +192,5 @@ def _row_to_item(row: Mapping[str, Any]) -> ItemScore:
         generated=row["generated"],
         options=options,
         route=route,
+        answer_after=row["answer_after"],
     )

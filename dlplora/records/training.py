@@ -55,7 +55,6 @@ class AdapterTraining:
     num_examples: int
     num_parameters: int
     longest_answer_tokens: int
-    prompts_cut: int
     curve: Curve
 
 
@@ -71,7 +70,6 @@ def untrained(
         num_examples=0,
         num_parameters=num_parameters,
         longest_answer_tokens=0,
-        prompts_cut=0,
         curve=Curve((), 0),
     )
 

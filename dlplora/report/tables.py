@@ -176,19 +176,18 @@ def data_findings(
     findings: Mapping[str, Findings], trainings: Mapping[str, AdapterTraining]
 ) -> Table:
     """Lay out what ingest met in each task's raw file."""
-    head = ["task", "kind", "read", "distinct", "united", "skipped", "train", "validation", "test"]
-    head += ["answers, most", "longest answer, tokens", "prompts cut"]
+    head = ["task", "kind", "read", "distinct", "merged", "skipped", "train", "validation", "test"]
+    head += ["answers, most", "longest answer, tokens"]
     rows = []
     for task, found in sorted(findings.items()):
         training = trainings[task]
-        counts = [found.read, found.distinct, found.united, found.skipped]
+        counts = [found.read, found.distinct, found.merged, found.skipped]
         counts += [size.kept for size in found.splits.values()]
         counts.append(found.most_answers)
-        trained = [training.longest_answer_tokens, training.prompts_cut]
         kind = "multiple choice" if found.kind == "mcq" else "free answers"
+        longest = "imported" if training.is_imported else f"{training.longest_answer_tokens:,}"
         rows.append(
-            [Cell(task), Cell(kind), *[Cell(f"{count:,}") for count in counts]]
-            + [Cell("imported" if training.is_imported else f"{count:,}") for count in trained]
+            [Cell(task), Cell(kind), *[Cell(f"{count:,}") for count in counts], Cell(longest)]
         )
     return Table(head, rows)
 

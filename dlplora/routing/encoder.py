@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from dlplora.data.batches import pad_right
+from dlplora.data.prompts import plain_tokenizer
 from dlplora.errors import ModelError, ParamsError, RouterError
 from dlplora.models import quiet_transformers, whole_model
 from dlplora.records.files import file_sha256
@@ -112,7 +113,7 @@ class EncoderClassifier:
         )
         model = EncoderNetwork(encoder, len(card["labels"]))
         model.load_state_dict(load_file(folder / ROUTER_WEIGHTS))
-        tokenizer = Tokenizer.from_file(str(folder / _TOKENIZER))
+        tokenizer = plain_tokenizer(Tokenizer.from_file(str(folder / _TOKENIZER)))
         return cls(
             model.to(best_place().device),
             tokenizer,
@@ -150,14 +151,12 @@ def load_encoder(folder: Path, *, max_tokens: int) -> PreTrainedModel:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Load an encoder folder's tokenizer, without the padding and truncation it may be set to."""
+    """Load an encoder folder's tokenizer, to read texts as plain text."""
     try:
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder).backend_tokenizer
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"{folder}: no usable tokenizer: {error}") from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
+    return plain_tokenizer(tokenizer)
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], *, max_tokens: int) -> list[list[int]]:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from dlplora.data.prompts import plain_tokenizer
 from dlplora.errors import ParamsError, RouterError
 from dlplora.records.base_card import read_base_card
 from dlplora.records.router_card import ROUTER_WEIGHTS, write_router_card
@@ -111,11 +112,8 @@ class MlpClassifier:
 
 
 def read_tokenizer(base: Path) -> Tokenizer:
-    """Read a base model's tokenizer, without the padding and truncation that it may be set to."""
-    tokenizer = Tokenizer.from_file(str(base / _TOKENIZER))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
+    """Read a base model's tokenizer, to read texts as plain text."""
+    return plain_tokenizer(Tokenizer.from_file(str(base / _TOKENIZER)))
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], *, max_tokens: int) -> list[list[int]]:

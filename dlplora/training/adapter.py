@@ -75,14 +75,14 @@ def train_adapter(
     `name` is that of its task, or its own if the examples are of several tasks. Batches are drawn
     by the seed, each of like lengths and beginnings, or are cut from the examples `in_order`.
 
-    Raises `DataError` if an answer leaves no room for the question within `max_tokens`, and
+    Raises `DataError` if an example is longer than `max_tokens`, and
     `TrainingError` if the loss is not finite or not even one example fits into memory.
     """
     title = f"adapter {name}"
     torch.manual_seed(seed)
     model = _with_lora(base, params)
-    pairs, num_cut = encode_pairs(train, base.chat, max_tokens=params.max_tokens)
-    held_out, _ = encode_pairs(validation, base.chat, max_tokens=params.max_tokens)
+    pairs = encode_pairs(train, base.chat, max_tokens=params.max_tokens)
+    held_out = encode_pairs(validation, base.chat, max_tokens=params.max_tokens)
     lengths = [len(options[0].prompt) + len(options[0].answer) for options in pairs]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     parts = Parts(params.batch_size, params.micro_batch_size, title)
@@ -126,7 +126,6 @@ def train_adapter(
         num_examples=len(train),
         num_parameters=sum(parameter.numel() for parameter in parameters),
         longest_answer_tokens=max(len(pair.answer) for options in pairs for pair in options),
-        prompts_cut=num_cut,
         curve=curve,
     )
     return TrainedAdapter(model, base.id, training)

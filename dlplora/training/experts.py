@@ -68,7 +68,6 @@ class _Encoded:
 
     train: list[list[Pair]]
     validation: list[list[Pair]]
-    num_cut: int
 
 
 def train_experts(
@@ -170,9 +169,9 @@ def _batches(pairs: Sequence[Sequence[Pair]], batch_size: int, seed: int) -> Ite
 
 
 def _encoded(examples: TaskExamples, base: Base, training: Adapter) -> _Encoded:
-    train, num_cut = encode_pairs(examples.train, base.chat, max_tokens=training.max_tokens)
-    validation, _ = encode_pairs(examples.validation, base.chat, max_tokens=training.max_tokens)
-    return _Encoded(train, validation, num_cut)
+    train = encode_pairs(examples.train, base.chat, max_tokens=training.max_tokens)
+    validation = encode_pairs(examples.validation, base.chat, max_tokens=training.max_tokens)
+    return _Encoded(train, validation)
 
 
 def peft_tensors(adapter: LoraAdapter) -> dict[str, Tensor]:
@@ -211,6 +210,5 @@ def _training(
         longest_answer_tokens=max(
             len(pair.answer) for options in encoded.train for pair in options
         ),
-        prompts_cut=encoded.num_cut,
         curve=curve,
     )

@@ -97,7 +97,7 @@ def compose_by_examples(
     for task in folders:
         rng = np.random.default_rng([seed, _number(task)])
         rows = rng.permutation(len(examples[task]))[: params.shots]
-        encoded, _ = encode_pairs(
+        encoded = encode_pairs(
             [examples[task][row] for row in rows], base.chat, max_tokens=params.max_tokens
         )
         shots = [answers[0] for answers in encoded]

@@ -7,8 +7,6 @@ from dlplora.data.prompts import ChatFormat
 from dlplora.errors import DataError
 from dlplora.records.examples import Example
 
-_PROMPT_LEAST = 8
-
 
 @dataclass(frozen=True)
 class Pair:
@@ -20,19 +18,17 @@ class Pair:
 
 def encode_pairs(
     examples: Sequence[Example], chat: ChatFormat, *, max_tokens: int
-) -> tuple[list[list[Pair]], int]:
-    """Tokenise each example with each of its answers; return how many questions were cut."""
+) -> list[list[Pair]]:
+    """Tokenise each example with each of its answers; `DataError` if one is longer than that."""
     encoded = []
-    num_cut = 0
     for example in examples:
+        prompt = chat.prompt(example.question)
         answers = [(*chat.answer(answer), chat.end_id) for answer in example.answers]
-        room = max_tokens - max(map(len, answers))
-        if room < _PROMPT_LEAST:
+        size = len(prompt) + max(map(len, answers))
+        if size > max_tokens:
             raise DataError(
-                f"task {example.task}: an answer of {max_tokens - room} tokens leaves {room} of "
-                f"adapter.max_tokens ({max_tokens}) for its question: {example.question[:60]!r}"
+                f"task {example.task}: {example.question[:60]!r} has {size:,} tokens with its "
+                f"answer, more than adapter.max_tokens ({max_tokens:,})"
             )
-        prompt = chat.prompt(example.question, max_tokens=room)
-        num_cut += prompt.num_cut > 0
-        encoded.append([Pair(prompt.ids, answer) for answer in answers])
-    return encoded, num_cut
+        encoded.append([Pair(prompt, answer) for answer in answers])
+    return encoded

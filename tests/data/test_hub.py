@@ -30,7 +30,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _member(split: str = "train", **keys: str | None) -> DatasetMember:
-    columns = {"question": "question", "answer": "answer", "options": None} | keys
+    columns = {"question": "question", "answer": "answer", "options": None, "context": []}
+    columns |= keys
     return DatasetMember(config=None, split=split, keys=Keys.model_validate(columns))
 
 
@@ -119,7 +120,7 @@ def test_a_row_without_a_label_gets_no_name(folder: Path) -> None:
         question=datasets.Value("string"), answer=datasets.ClassLabel(names=["bad", "good"])
     )
     _write(folder / "train.parquet", [{"question": "a", "answer": -1}], features)
-    assert _read(folder, mine=_member()) == {"mine": [{"Q": "a", "A": -1}]}
+    assert _read(folder, mine=_member()) == {"mine": [{"Q": "a", "A": None}]}
 
 
 def test_a_changed_file_is_read_again(folder: Path) -> None:

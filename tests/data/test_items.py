@@ -104,14 +104,14 @@ def test_a_list_reads_the_same_from_a_cell(answers: list[str]) -> None:
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ({"A": "down"}, "has no 'Q' (keys: A)"),
-        ({"question": "up"}, "has no 'answer' (keys: question)"),
-        ({"OUTPUT": "down", "x": 1}, "has no 'input' (keys: OUTPUT, x)"),
+        ({"A": "down"}, "has no question (keys: A)"),
+        ({"question": "up"}, "has no answer (keys: question)"),
+        ({"OUTPUT": "down", "x": 1}, "has no question (keys: OUTPUT, x)"),
         ({"x": 1}, "has no question and no answer (keys: x)"),
         ({}, "has no question and no answer (keys: none)"),
         (
             {"Q": "up", "A": "down", "input": "up", "output": "down"},
-            "has more than one pair of a question and an answer (keys: Q, A, input, output)",
+            "has more than one question or answer (keys: Q, A, input, output)",
         ),
     ],
 )
@@ -146,14 +146,16 @@ def test_rows_may_hold_their_keys_in_any_order_and_some_no_options() -> None:
     first = reader.item({"Q": "up", "A": "down", "options": ["down", "left"]})
     assert reader.item({"options": ["down", "left"], "A": "down", "Q": "up"}) == first
     assert reader.item({"A": "down", "Q": "up", "note": 1}).options is None
-    assert reader.settled_keys(Path("x")) == Keys(question="Q", answer="A", options="options")
+    assert reader.settled_keys(Path("x")) == Keys(
+        question="Q", answer="A", options="options", context=[]
+    )
 
 
 def test_two_pairs_in_one_file_are_refused() -> None:
     reader = Reader("auto", text_cells=False)
     reader.item({"Q": "up", "A": "down"})
     reader.item({"input": "up", "output": "down"})
-    with pytest.raises(DataError, match=r"^x: found the keys Q, A, input, output; expected one"):
+    with pytest.raises(DataError, match=r"^x: found the keys Q, A, input, output; expected the"):
         reader.settled_keys(Path("x"))
 
 

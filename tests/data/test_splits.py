@@ -122,14 +122,14 @@ def test_the_last_place_of_all_is_kept() -> None:
 def test_items_of_one_question_make_one_example() -> None:
     first = FirstPlaces(3)
     for item in (
-        Item("Up ?", ("down",), ("down", "left"), None),
-        Item("UP ?", ("down", "left"), ("left", "down"), "up"),
-        Item("up  ?", ("down",), None, "Up"),
+        Item("up  ?", ("down",), ("down", "left"), None),
+        Item(" up ?", ("down", "left"), ("left", "down"), "up"),
+        Item("up ?", ("down",), None, "Up"),
     ):
         first.offer(place_of("up ?"), item)
     (example,) = first.examples("task")
     assert example.id == example_id("task", "up ?")
-    assert example.question == "UP ?"
+    assert example.question == " up ?"
     assert example.answers == ("down", "left")
     assert example.options == ("down", "left")
     assert example.bare == "Up"

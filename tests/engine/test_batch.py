@@ -50,7 +50,7 @@ def pool_of(base: Base, kind: str, folder: Path) -> list[LoraAdapter]:
 
 
 def prompts_of(base: Base, questions: Sequence[str] = QUESTIONS) -> list[tuple[int, ...]]:
-    return [base.chat.prompt(question, max_tokens=99).ids for question in questions]
+    return [base.chat.prompt(question) for question in questions]
 
 
 def greedy(batch: Batch, count: int) -> list[list[int]]:

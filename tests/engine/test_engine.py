@@ -14,7 +14,6 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 import dlplora
-from dlplora.data.prompts import ChatFormat
 from dlplora.engine.answers import Answer, Request
 from dlplora.engine.batch import Batch
 from dlplora.engine.decisions import DecisionLog
@@ -27,7 +26,7 @@ from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.sampling import Sampling
 from dlplora.words import Policy
 from tests.peft_adapters import peft_pool
-from tests.tiny import TARGETS, tiny_base, tiny_tokenizer
+from tests.tiny import TARGETS, chat_of, tiny_base, tiny_tokenizer
 
 ONE, TWO = Route(("one",), (1.0,), 0.9), Route(("two", "one"), (0.75, 0.25), 0.6)
 QUESTIONS = ["what is up ?", "which colour : two a b c d ?", "say red", "sum of one plus two ?"]
@@ -71,7 +70,7 @@ def engine_of(pooled: tuple[Base, Pool], **more: object) -> Engine:
 
 def by_plain_forwards(base: Base, pool: Pool, question: str, route: Route, count: int) -> str:
     """The greedy answer by one whole forward pass a token."""
-    ids = list(base.chat.prompt(question, max_tokens=99).ids)
+    ids = list(base.chat.prompt(question))
     start = len(ids)
     for _ in range(count):
         with torch.no_grad(), pool.mixing(pool.mix([route])):
@@ -234,7 +233,7 @@ def test_a_sentence_is_written_by_its_own_route(
     """Draw the tokens again, each from a model that reads one token after another."""
     base, pool = pooled
     request, answer = sentenced
-    prompt = list(base.chat.prompt("say red", max_tokens=99).ids)
+    prompt = list(base.chat.prompt("say red"))
     ids, routes = list(prompt), [ONE] * len(prompt)  # by which each token is read
     generator = torch.Generator().manual_seed(request.sampling.seed)
     for sentence in answer.sentences:
@@ -380,7 +379,7 @@ def test_a_composite_has_a_line_by_each_of_its_routes(
     pooled: tuple[Base, Pool], policy: Policy
 ) -> None:
     base, pool = pooled
-    with_lines = replace(base, chat=ChatFormat(tiny_tokenizer(lines=True), ""))
+    with_lines = replace(base, chat=chat_of(tiny_tokenizer(lines=True), ""))
     engine = Engine(with_lines, pool, places=50)
     sampling = Sampling(max_new_tokens=90, temperature=3.0)
     routes = (ONE, TWO, BASE_ROUTE)
@@ -458,7 +457,7 @@ def test_a_decision_that_cannot_be_logged_ends_its_request_alone(
 def test_options_score_by_the_router_s_route(pooled: tuple[Base, Pool]) -> None:
     base, pool = pooled
     scores = engine_of(pooled).score("say red", ["red", "green blue"])
-    prompt = base.chat.prompt("say red", max_tokens=99).ids
+    prompt = base.chat.prompt("say red")
     for option, logprob in zip(scores.options, scores.logprobs, strict=True):
         ids = base.chat.answer(option)
         with torch.no_grad(), pool.mixing(pool.mix([ONE])):
@@ -486,12 +485,15 @@ def test_a_wrong_request_is_refused_by_name(wrong: dict[str, object], message: s
         Request("say red", **wrong)  # type: ignore[arg-type]
 
 
-def test_what_does_not_fit_the_model_is_refused_or_cut(pooled: tuple[Base, Pool]) -> None:
+def test_what_does_not_fit_the_model_is_refused(pooled: tuple[Base, Pool]) -> None:
     engine = engine_of(pooled)
-    with pytest.raises(GenerationError, match="leave no place for a prompt: the model reads 256"):
-        engine.generate(["say red"], sampling=Sampling(max_new_tokens=256))
-    (answer,) = engine.generate(["red " * 300], sampling=Sampling(max_new_tokens=200))
-    assert answer.num_cut > 200
+    for text, new_tokens in (("say red", 256), ("red " * 300, 2)):
+        size = len(engine.base.chat.prompt(text))
+        told = (
+            f"the prompt has {size} tokens and {new_tokens} may be generated; the model reads 256"
+        )
+        with pytest.raises(GenerationError, match=told):
+            engine.generate([text], sampling=Sampling(max_new_tokens=new_tokens))
     with pytest.raises(GenerationError, match="places is 0"):
         engine_of(pooled, places=0)
     for name, ask in {
@@ -501,8 +503,6 @@ def test_what_does_not_fit_the_model_is_refused_or_cut(pooled: tuple[Base, Pool]
     }.items():
         with pytest.raises(GenerationError, match=f"{name} is one text"):
             ask("red")
-    with pytest.raises(GenerationError, match="max_prompt_tokens is 0"):
-        engine_of(pooled, max_prompt_tokens=0)
     for value in (float("nan"), -0.1, 7.0):
         with pytest.raises(GenerationError, match=f"fallback_below is {value}, expected 0 to 1"):
             engine_of(pooled, fallback_below=value)
@@ -511,7 +511,7 @@ def test_what_does_not_fit_the_model_is_refused_or_cut(pooled: tuple[Base, Pool]
             engine.route([text])  # type: ignore[list-item]
         with pytest.raises(GenerationError, match=message):
             engine.generate([text])  # type: ignore[list-item]
-    bare = replace(pooled[0], chat=ChatFormat(tiny_tokenizer(template=None), ""))
+    bare = replace(pooled[0], chat=chat_of(tiny_tokenizer(template=None), ""))
     with pytest.raises(GenerationError, match="the prompt is empty"):
         Engine(bare, pooled[1], router=ByLength()).generate([""])
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dlplora.data.prompts import ChatFormat
 from dlplora.engine.pieces import Pieces
+from dlplora.records.base_card import Frame
 from tests.tiny import tiny_tokenizer
 
 
@@ -37,7 +38,7 @@ def byte_fallback() -> PreTrainedTokenizerFast:
 
 
 CHATS = {
-    name: ChatFormat(tokenizer, None)
+    name: ChatFormat(tokenizer.backend_tokenizer, Frame("", "", (), 0, 0, ()))
     for name, tokenizer in (
         ("bytes", byte_level()),
         ("fallback", byte_fallback()),
@@ -51,7 +52,7 @@ CHATS = {
 @given(data=st.data())
 def test_the_pieces_make_up_the_text_of_any_tokens(name: str, data: st.DataObject) -> None:
     chat = CHATS[name]
-    ids = data.draw(st.lists(st.integers(0, len(chat.tokenizer) - 1), max_size=12))
+    ids = data.draw(st.lists(st.integers(0, chat.tokenizer.get_vocab_size() - 1), max_size=12))
     pieces = Pieces(chat)
     text = "".join(pieces.add(token) for token in ids) + pieces.rest()
     assert text.strip().replace("\ufffd", "") == chat.decode(ids).strip().replace("\ufffd", "")

@@ -59,7 +59,7 @@ def pooled(kind: str, tmp_path: Path) -> Iterator[tuple[Base, Pool, list[LoraAda
 
 
 def prompts_of(base: Base, questions: Sequence[str] = QUESTIONS) -> list[tuple[int, ...]]:
-    return [base.chat.prompt(question, max_tokens=99).ids for question in questions]
+    return [base.chat.prompt(question) for question in questions]
 
 
 def forwards(base: Base) -> list[int]:
@@ -130,7 +130,7 @@ def test_where_the_base_model_answers_its_own_reading_is_gone_on_from(
     base, pool, _, path = pooled
     requests = [Request(question, SAMPLING) for question in QUESTIONS]
     runner = Runner(base, pool)
-    prompts = [base.chat.prompt(question, max_tokens=99) for question in QUESTIONS]
+    prompts = [base.chat.prompt(question) for question in QUESTIONS]
     anew = runner.finish(runner.read(prompts, [BASE_ROUTE] * 4), prompts, requests)
     read = forwards(base)
     runner.read(prompts, [BASE_ROUTE] * 4)
@@ -155,11 +155,11 @@ def test_only_what_adapters_answer_is_read_again(
     told = [ONE, BASE_ROUTE, BOTH, BASE_ROUTE]
     requests = [Request(question, SAMPLING) for question in QUESTIONS]
     runner = Runner(base, pool)
-    prompts = [base.chat.prompt(question, max_tokens=99) for question in QUESTIONS]
+    prompts = [base.chat.prompt(question) for question in QUESTIONS]
     anew = runner.finish(runner.read(prompts, told), prompts, requests)
     read = forwards(base)
     batch = runner.read_by(Told(path, told), QUESTIONS, prompts)
-    sizes = [len(prompt.ids) for prompt in prompts]
+    sizes = [len(prompt) for prompt in prompts]
     again = 4 * max(sizes) if kind == "sliding" else 2 * max(sizes[0], sizes[2])
     assert read == [4 * max(sizes), again]
     assert list(batch.routes) == told
@@ -232,7 +232,7 @@ def test_the_next_answer_is_probed_with_all_that_was_written(
     request = Request("say red", Sampling(max_new_tokens=40), policy="keep", num_answers=2)
     (answer,) = runner.generate([request])
     assert [part.route.mix for part in answer.parts] == [BOTH.mix, ONE.mix]
-    ids = base.chat.prompt("say red", max_tokens=99).ids
+    ids = base.chat.prompt("say red")
     ids += (*base.chat.answer(answer.parts[0].text), base.chat.end_id)
     torch.testing.assert_close(seen[1], Batch.probe(base, pool, [ids], logo.path)[1])
     assert not torch.allclose(seen[0], seen[1])
@@ -279,7 +279,7 @@ def test_threads_never_see_each_other_s_prompts(llama: tuple[Base, Pool, Logo]) 
             (own,) = expected[number]
             if found.weights != pytest.approx(own.weights, abs=1e-5):
                 wrong.append(f"{QUESTIONS[number]}: {found}")
-            runner.read([base.chat.prompt(QUESTIONS[number], max_tokens=99)], [BOTH])
+            runner.read([base.chat.prompt(QUESTIONS[number])], [BOTH])
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(QUESTIONS))]
     for thread in threads:

@@ -82,7 +82,7 @@ def items_of(system: str, task: str) -> list[ItemScore]:
                 prompt=f"question {place} of {task}",
                 prediction=text,
                 references=references,
-                score=METRICS[PRIMARIES[task]].of_item(text, references),
+                score=METRICS[PRIMARIES[task]].of_item(text, references, None),
                 generated=text,
                 options=options,
                 route=ROUTES[system](place, task),

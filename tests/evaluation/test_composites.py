@@ -30,6 +30,7 @@ TASKS = {
         keys="auto",
         on_bad_row="refuse",
         primary="accuracy" if name == "colours" else "rougeL",
+        answer_after=None,
         max_new_tokens=3,
     )
     for name in NAMES

@@ -44,6 +44,7 @@ from dlplora.records.scores import (
     summary_to_json,
 )
 from dlplora.words import Primary
+from tests.data.test_words import SAME
 
 ANSWERS = [
     ("the cat sat on the mat today", ["the cat sat on a mat today", "a cat is on the mat"]),
@@ -76,7 +77,7 @@ def free(
         prompt="?",
         prediction=text,
         references=tuple(references),
-        score=METRICS[primary].of_item(text, references),
+        score=METRICS[primary].of_item(text, references, None),
         generated=text,
         options=None,
         route=Route((task,), (1.0,)),
@@ -121,7 +122,8 @@ def corpus_bleu(items: Sequence[ItemScore]) -> float:
         [item.references[k] if k < len(item.references) else None for item in items]
         for k in range(most)
     ]
-    return sacrebleu.corpus_bleu([item.generated for item in items], streams).score / 100
+    texts = [item.generated for item in items]
+    return sacrebleu.BLEU(effective_order=True).corpus_score(texts, streams).score / 100
 
 
 @pytest.mark.parametrize(
@@ -439,3 +441,38 @@ def test_rouge_comes_without_what_nltk_would_load_and_leaves_that_to_others() ->
         "[False, False]",
         "0.5",
     ]
+
+
+@pytest.mark.parametrize("primary", ["exact_match", "bleu", "rougeL"])
+@pytest.mark.parametrize("text", SAME.values(), ids=SAME)
+def test_a_right_answer_scores_one_in_any_script(primary: Primary, text: str) -> None:
+    assert METRICS[primary].of_item(text, [text], None) == pytest.approx(1)
+    other = "Вчера шёл дождь и было холодно" if text == SAME["Korean"] else SAME["Korean"]
+    assert METRICS[primary].of_item(other, [text], None) < 0.2
+    scores = task_metrics([free(number, text, [text]) for number in range(3)])
+    assert scores == pytest.approx(dict.fromkeys(scores, 1.0))
+
+
+def test_the_form_of_an_accent_makes_no_difference_to_exact_match() -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    assert exact_match(composed, [apart]) == exact_match(apart, [composed]) == 1
+    assert exact_match("2\u00b2", ["22"]) == exact_match("A", ["a"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("3 + 4 = 7\n#### 7", 1),
+        ("another way: 8 - 1 = 7 #### 7 ", 1),
+        ("#### 3 no, #### 7", 1),
+        ("7", 1),
+        ("3 + 4 = 8\n#### 8", 0),
+        ("3 + 4 = 7", 0),
+        ("", 0),
+    ],
+)
+def test_exact_match_reads_what_follows_the_last_mark(text: str, score: float) -> None:
+    references = ["3 + 4 = 7\n#### 7"]
+    assert exact_match(text, references, "####") == score
+    item = replace(free(0, text, references, primary="exact_match"), answer_after="####")
+    assert task_metrics([item])["exact_match"] == score

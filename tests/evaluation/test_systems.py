@@ -49,7 +49,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 
 def items_of(questions: dict[str, list[str]]) -> list[run.Test]:
-    task = Task(raw="", keys="auto", on_bad_row="refuse", primary="exact_match", max_new_tokens=6)
+    task = Task(
+        raw="",
+        keys="auto",
+        on_bad_row="refuse",
+        primary="exact_match",
+        answer_after=None,
+        max_new_tokens=6,
+    )
     return [
         run.Test(
             [Example(f"{name}{n}", name, q, ("red",), None, None) for n, q in enumerate(asked)],
@@ -60,7 +67,7 @@ def items_of(questions: dict[str, list[str]]) -> list[run.Test]:
 
 
 def answered(base: Base, system: System, tests: Sequence[run.Test]) -> Scores:
-    evaluation = Evaluation(batch_size=3, max_prompt_tokens=64)
+    evaluation = Evaluation(batch_size=3)
     return answer_tests(base, system, tests, name="x", evaluation=evaluation, seed=0)
 
 

@@ -65,25 +65,25 @@ def test_each_task_and_split_has_a_file_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("question", "expected"),
     [
-        ("What is UP?", "what is up?"),
+        ("What is UP?", "What is UP?"),  # case is another question
         ("  what\n\tis \r\n up? ", "what is up?"),
         ("what\u00a0is\u2003up?", "what is up?"),  # spaces of other widths
-        ("ｗｈａｔ ｉｓ ｕｐ？", "what is up?"),
-        ("ﬁne", "fine"),  # a ligature
-        ("Straße", "strasse"),
+        ("ｗｈａｔ ｉｓ ｕｐ？", "ｗｈａｔ ｉｓ ｕｐ？"),  # and so is width
+        ("ﬁne", "ﬁne"),  # a ligature
+        ("Straße", "Straße"),
         ("e\u0301tude", "\u00e9tude"),  # an accent of its own
-        ("x²", "x2"),
+        ("x²", "x²"),
         ("", ""),
         ("what is up ?", "what is up ?"),  # white space is folded, not removed
         ("wh-at", "wh-at"),
     ],
 )
-def test_normalising_folds_form_case_and_white_space(question: str, expected: str) -> None:
+def test_normalising_folds_accents_and_white_space(question: str, expected: str) -> None:
     assert normalise(question) == expected
 
 
 def _written_out(question: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", question).casefold().split())
+    return " ".join(unicodedata.normalize("NFC", question).split())
 
 
 @given(question=st.text() | st.text(st.characters(max_codepoint=127)))
@@ -98,9 +98,9 @@ def test_every_ascii_character_is_normalised_by_the_definition() -> None:
 
 
 def test_the_id_is_the_hash_of_task_and_normalised_question() -> None:
-    expected = hashlib.sha256(b"colours\0what is up?").hexdigest()
-    assert example_id("colours", " What is\nUP? ") == expected
-    assert example_id("colours", "what is up?") == expected
+    expected = hashlib.sha256(b"colours\0What is up?").hexdigest()
+    assert example_id("colours", " What is\nup? ") == expected
+    assert example_id("colours", "What is up?") == expected
 
 
 @pytest.mark.parametrize(

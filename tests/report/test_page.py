@@ -93,7 +93,7 @@ def findings(task: str) -> Findings:
         unit="line",
         read=1234,
         distinct=1200,
-        united=30,
+        merged=30,
         skipped=4,
         problems=(Problem(7, f"has the answer {HOSTILE}"), Problem(9, "has no Q")),
         splits={
@@ -104,6 +104,8 @@ def findings(task: str) -> Findings:
         longest_question_chars=80,
         longest_answer_chars=20,
         most_answers=3,
+        controls={},
+        stripped=0,
     )
 
 
@@ -118,7 +120,6 @@ def training(task: str) -> AdapterTraining:
         num_examples=400,
         num_parameters=1000,
         longest_answer_tokens=17,
-        prompts_cut=2,
         curve=Curve(tuple(points), 4),
     )
 
@@ -376,7 +377,7 @@ def test_routing_data_routers_and_costs_have_their_figures(report: Report) -> No
     assert row_of(routing, "dlp_mlp") == ["dlp_mlp", "0.938", "0.031", "1 × 14, 2 × 2"]
     assert row_of(routing, "uniform") == ["uniform", "n/a", "n/a", "2 × 16"]
     assert row_of(routers, "mlp") == ["mlp", "4,999,999", "0.9877", "0.0123"]
-    counts = ["1,234", "1,200", "30", "4", "400", "50", "60", "3", "17", "2"]
+    counts = ["1,234", "1,200", "30", "4", "400", "50", "60", "3", "17"]
     assert row_of(data, "colours") == ["colours", "multiple choice", *counts]
     assert row_of(data, "opposites") == ["opposites", "free answers", *counts]
     assert row_of(costs, "adapter") == ["adapter", "2", "1,261.5", "1,200.0", "950"]

@@ -101,6 +101,7 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
             "keys": "auto",
             "on_bad_row": "refuse",
             "primary": primary,
+            "answer_after": None,
             "max_new_tokens": 4,
         }
 
@@ -208,7 +209,7 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
                 "count": 6,
             }
         },
-        "evaluation": {"batch_size": 4, "max_prompt_tokens": 64},
+        "evaluation": {"batch_size": 4},
     }
 
 
@@ -395,7 +396,7 @@ def test_a_bad_row_is_one_line_and_the_last_outputs_stay(project: Checkout) -> N
     write_raw(project.root / "suites/opposites.json", [*items, {"Q": "what is up ?"}])
     done = project.run("dvc", "repro", check=False)
     assert done.returncode != 0
-    wanted = "error: suites/opposites.json: item 71 has no 'A' (keys: Q)"
+    wanted = "error: suites/opposites.json: item 71 has no answer (keys: Q)"
     assert wanted in done.stdout + done.stderr
     assert (project.root / "data/comparison.json").read_bytes() == before
     write_raw(project.root / "suites/opposites.json", items)

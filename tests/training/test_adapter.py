@@ -51,7 +51,9 @@ PARAMS = Adapter(
 def examples(tmp_path: Path) -> dict[str, list[Example]]:
     file = tmp_path / "raw" / "opposites.json"
     write_raw(file, opposites(100))
-    return ingest(file, "opposites", keys="auto", on_bad_row="refuse", splits=SPLITS).examples
+    return ingest(
+        file, "opposites", keys="auto", on_bad_row="refuse", splits=SPLITS, limit=None
+    ).examples
 
 
 def silent(*_: object, **__: object) -> None:
@@ -183,7 +185,9 @@ from tests.training.test_adapter import PARAMS, SPLITS, silent
 from tests.tiny import tiny_base
 torch.set_num_threads(2)
 raw, out = map(Path, sys.argv[1:])
-examples = ingest(raw, "opposites", keys="auto", on_bad_row="refuse", splits=SPLITS).examples
+examples = ingest(
+    raw, "opposites", keys="auto", on_bad_row="refuse", splits=SPLITS, limit=None
+).examples
 base = tiny_base()
 torch.manual_seed(0)
 params = PARAMS.model_copy(update={"steps": 10, "dropout": 0.1})

@@ -98,7 +98,7 @@ def prompts(count: int = len(TAILS)) -> list[str]:
 
 def by_peft(base: Base, prompt: str, num_tokens: int) -> list[int]:
     """Answer greedily by PEFT's forward over all tokens, anew for each."""
-    ids = list(base.chat.prompt(prompt, max_tokens=64).ids)
+    ids = list(base.chat.prompt(prompt))
     start = len(ids)
     while len(ids) - start < num_tokens and not set(ids[start:]) & base.end_ids:
         ids.append(int(base.model(torch.tensor([ids])).logits[0, -1].argmax()))
@@ -121,15 +121,15 @@ def test_answers_of_a_batch_are_those_of_peft_without_the_engine(engine: Runner)
 
 def test_options_side_by_side_score_as_by_peft_one_by_one(engine: Runner) -> None:
     base = engine.base
-    read = [base.chat.prompt(text, max_tokens=64) for text in prompts()]
+    read = [base.chat.prompt(text) for text in prompts()]
     batch = engine.read(read, [BASE_ROUTE] * len(read))
     found = batch.score_options([OPTIONS] * len(read))
     for prompt, scores in zip(read, found, strict=True):
         expected = []
         for option in OPTIONS:
             answer = base.chat.answer(option)
-            logits = base.model(torch.tensor([[*prompt.ids, *answer]])).logits[0]
-            places = range(len(prompt.ids) - 1, len(prompt.ids) + len(answer) - 1)
+            logits = base.model(torch.tensor([[*prompt, *answer]])).logits[0]
+            places = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
             expected.append(float(logits.log_softmax(-1)[places, answer].sum()))
         assert scores.logprobs == pytest.approx(expected, abs=1e-3)
 
@@ -142,7 +142,7 @@ def test_a_batch_scores_as_its_prompts_do_alone(engine: Runner) -> None:
 
 
 def scored(engine: Runner, texts: Sequence[str]) -> list[OptionScores]:
-    read = [engine.base.chat.prompt(text, max_tokens=64) for text in texts]
+    read = [engine.base.chat.prompt(text) for text in texts]
     return engine.read(read, [BASE_ROUTE] * len(read)).score_options([OPTIONS] * len(read))
 
 

@@ -45,7 +45,9 @@ def examples(tmp_path: Path) -> dict[str, TaskExamples]:
     for name, items in (("opposites", opposites(100)), ("colours", choices(100))):
         file = tmp_path / "raw" / f"{name}.json"
         write_raw(file, items)
-        read = ingest(file, name, keys="auto", on_bad_row="refuse", splits=SPLITS).examples
+        read = ingest(
+            file, name, keys="auto", on_bad_row="refuse", splits=SPLITS, limit=None
+        ).examples
         found[name] = TaskExamples(read["train"], read["validation"])
     return found
 

@@ -30,7 +30,9 @@ def examples(tmp_path: Path) -> Splits:
     for task, items in (("colours", choices(100)), ("opposites", opposites(60))):
         file = tmp_path / "raw" / f"{task}.json"
         write_raw(file, items)
-        parts = ingest(file, task, keys="auto", on_bad_row="refuse", splits=SPLITS).examples
+        parts = ingest(
+            file, task, keys="auto", on_bad_row="refuse", splits=SPLITS, limit=None
+        ).examples
         for split in found:
             found[split][task] = parts[split]
     return found

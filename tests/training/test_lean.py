@@ -18,14 +18,13 @@ from transformers import (
 )
 from transformers.models.llama import modeling_llama
 
-from dlplora.data.prompts import ChatFormat
 from dlplora.training.lean import lean
 from dlplora.training.loss import mean_loss
 from dlplora.training.packing import is_packing
 from dlplora.training.pairs import Pair
-from tests.tiny import TARGETS, tiny_model, tiny_sizes, tiny_tokenizer
+from tests.tiny import TARGETS, chat_of, tiny_model, tiny_sizes, tiny_tokenizer
 
-CHAT = ChatFormat(tiny_tokenizer(), "")
+CHAT = chat_of(tiny_tokenizer(), "")
 BATCH = [
     Pair((4, 5, 6, 7, 8, 9, 10), (11, 12, 2)),
     Pair((4, 5, 6, 20, 21, 22, 23, 24, 25, 26, 27), (13, 2)),

@@ -6,8 +6,8 @@ import numpy as np
 
 from dlplora.records.examples import normalise
 
-_FOLDED = "".join(
-    " " if letter.isspace() else letter.lower() for letter in map(chr, range(128))
+_BLANKED = "".join(
+    " " if letter.isspace() else letter for letter in map(chr, range(128))
 ).encode() + bytes(128)
 _BLANK, _END = 0x20, 0x00
 _NEITHER = 0xFF ^ (_BLANK | _END)
@@ -16,12 +16,12 @@ _NEITHER = 0xFF ^ (_BLANK | _END)
 def normalise_all(questions: Sequence[str]) -> list[bytes]:
     """Return the normalised text of each question, encoded; none may hold a NUL character.
 
-    Those of ASCII letters alone are folded as one text; only where it has blanks at an edge or
+    Those of ASCII letters alone are treated as one text; only where it has blanks at an edge or
     side by side are the questions looked at one by one.
     """
     is_ascii = [question.isascii() for question in questions]
     plain = [q if ascii_ else "" for q, ascii_ in zip(questions, is_ascii, strict=True)]
-    text = "\0".join(["", *plain, ""]).encode().translate(_FOLDED)
+    text = "\0".join(["", *plain, ""]).encode().translate(_BLANKED)
     letters = np.frombuffer(text, np.uint8)
     side_by_side = letters[1:] | letters[:-1]
     side_by_side &= _NEITHER  # 0 where both are a blank or an end

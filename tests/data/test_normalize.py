@@ -3,7 +3,7 @@
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dlplora.data.folding import normalise_all
+from dlplora.data.normalize import normalise_all
 from dlplora.records.examples import normalise
 
 ascii_letters = st.characters(min_codepoint=1, max_codepoint=127)
