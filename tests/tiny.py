@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -127,6 +127,18 @@ def tiny_model(kind: str = "llama", *, seed: int = 0, hidden: int = 16) -> PreTr
                 parameter.mul_(4)
         model.get_output_embeddings().weight.mul_(10)  # so that it can be sure of a token
     return model.eval().requires_grad_(False)
+
+
+def byte_level(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    """Make a tokenizer of bytes with two control tokens."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE({letter: place for place, letter in enumerate(letters)}, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    tokenizer.chat_template = template
+    return tokenizer
 
 
 FRAME = Frame("", "", (), 2, 1, (0, 1, 2, 3))  # of a tokenizer without a template

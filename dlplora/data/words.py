@@ -8,6 +8,7 @@ import regex
 # Scripts that put no blanks between words: each letter, with its marks, counts as one.
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 _WORD = regex.compile(rf"(?V1)[{_UNSPACED}]\p{{M}}*|[[\p{{L}}\p{{M}}\p{{N}}]--[{_UNSPACED}]]+")
+_TERM = regex.compile(rf"(?V1)[{_UNSPACED}]\p{{M}}*|[[\w\p{{M}}]--[{_UNSPACED}]]+|[^\w\s\p{{M}}]")
 _STEMMED = regex.compile(r"[a-z0-9]{4,}")  # as rouge-score does
 _JAPANESE = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 _CHINESE = regex.compile(r"\p{Han}")
@@ -21,6 +22,12 @@ def words_of(text: str) -> list[str]:
     """
     lowered = text.lower()
     return _WORD.findall(lowered) or [sign for sign in lowered if not sign.isspace()]
+
+
+def terms_of(text: str) -> list[str]:
+    """Split a text into words and signs, in the letters that it is given in."""
+    terms: list[str] = _TERM.findall(text)
+    return terms
 
 
 class StemmedWords:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from dlplora.data.words import terms_of
 from dlplora.records.base_card import read_base_card
 from dlplora.records.router_card import ROUTER_WEIGHTS, write_router_card
 from dlplora.records.routes import BASE_ROUTE, Route
@@ -144,7 +145,11 @@ def _vectoriser(terms: Sequence[str] | None, idf: NDArray[np.float64] | None):  
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectoriser = TfidfVectorizer(
-        ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]", vocabulary=terms
+        ngram_range=(1, 2),
+        sublinear_tf=True,
+        tokenizer=terms_of,
+        token_pattern=None,  # else it warns that it does not use its own
+        vocabulary=terms,
     )
     if idf is not None:
         vectoriser.idf_ = idf

@@ -3,27 +3,15 @@
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
 from dlplora.data.prompts import ChatFormat, render_frame
 from dlplora.errors import ModelError
 from dlplora.records.base_card import BaseCard, write_base_card
-from tests.tiny import TEMPLATE, chat_of, tiny_tokenizer
+from tests.tiny import TEMPLATE, byte_level, chat_of, tiny_tokenizer
 
 QUESTION = "what is the opposite of up a b c ?"
-
-
-def byte_level(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """Make a tokenizer of bytes with two control tokens."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE({letter: place for place, letter in enumerate(letters)}, []))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>")
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
-    tokenizer.chat_template = template
-    return tokenizer
 
 
 def test_a_prompt_is_what_the_tokenizers_own_template_gives() -> None:

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 
 from dlplora.errors import ParamsError, RouterError
 from dlplora.records.router_card import read_router_card
-from dlplora.routing.mlp import MiniMlp, MlpClassifier, bag, embedding_width, encode
-from tests.tiny import tiny_tokenizer, write_tiny_tokenizer
+from dlplora.routing.mlp import MiniMlp, MlpClassifier, bag, embedding_width, encode, read_tokenizer
+from tests.tiny import byte_level, tiny_tokenizer, write_tiny_tokenizer
 
 LABELS = ("colour", "opposite", "sum")
 TEXTS = [
@@ -217,3 +217,11 @@ def test_a_tokenizer_file_that_pads_or_cuts_does_not_change_what_a_text_gets(
     plain = tiny_tokenizer().backend_tokenizer
     rows = encode(loaded.tokenizer, TEXTS, max_tokens=9)
     assert rows == encode(plain, TEXTS, max_tokens=9)
+
+
+def test_a_control_token_in_a_text_is_read_as_plain_text(tmp_path: Path) -> None:
+    plain = byte_level().backend_tokenizer
+    tokenizer = read_tokenizer(write_tiny_tokenizer(tmp_path, plain))
+    (ids,) = encode(tokenizer, ["a <end>"], max_tokens=64)
+    assert plain.token_to_id("<end>") not in ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "a <end>"

@@ -1,14 +1,19 @@
 """Routers that learn little, and TF-IDF against scikit-learn's own pipeline."""
 
+import re
+import string
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 
+from dlplora.data.words import terms_of
 from dlplora.records.router_card import read_router_card
 from dlplora.routing.simple import (
     BaseRouter,
@@ -120,3 +125,17 @@ def test_a_saved_tfidf_router_gives_the_same_probabilities(
 def _rows(tasks: tuple[str, ...]) -> tuple[list[str], list[str]]:
     rows = [(text, task) for task in tasks for text in TEXTS[task]]
     return [text for text, _ in rows], [task for _, task in rows]
+
+
+def test_texts_without_blanks_between_words_are_told_apart() -> None:
+    weather = [f"今天{place}的天气怎么样" for place in ("上海", "北京", "广州", "成都")]
+    food = [f"{place}有什么好吃的菜" for place in ("上海", "北京", "广州", "成都")]
+    tasks = ["weather"] * 4 + ["food"] * 4
+    router = fit_tfidf([*weather, *food], tasks, regularisation=10.0)
+    found = router.probabilities(["明天重庆的天气怎么样", "重庆有什么好吃的面"]).argmax(1)
+    assert [router.labels[row] for row in found] == ["weather", "food"]
+
+
+@given(text=st.text(string.printable))
+def test_terms_of_ascii_are_words_and_signs(text: str) -> None:
+    assert terms_of(text) == re.findall(r"\w+|[^\w\s]", text)
