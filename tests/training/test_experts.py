@@ -141,7 +141,7 @@ def test_loss_and_gradients_are_those_of_the_plain_sum(
         layer = plain.get_submodule(path)
         parent, _, name = path.rpartition(".")
         setattr(plain.get_submodule(parent), name, PlainExperts(layer))
-    pairs, _ = encode_pairs(examples["opposites"].train[:6], base.chat, max_tokens=64)
+    pairs = encode_pairs(examples["opposites"].train[:6], base.chat, max_tokens=64)
     batch = [options[0] for options in pairs]
     found, expected = mean_loss(base.model, batch, base.chat), plain_loss(plain, batch)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

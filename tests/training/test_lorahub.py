@@ -126,7 +126,7 @@ def test_one_adapter_alone_by_weight_1_is_that_adapter(pool: list[LoraAdapter]) 
 
 
 def encoded(chat: ChatFormat) -> list[Pair]:
-    pairs, _ = encode_pairs(examples_of("opposites")[:4], chat, max_tokens=64)
+    pairs = encode_pairs(examples_of("opposites")[:4], chat, max_tokens=64)
     return [answers[0] for answers in pairs]
 
 
@@ -154,7 +154,7 @@ def test_written_adapters_have_the_losses_that_were_found(
     told = compose_in(tmp_path, tmp_path / "out", params=PARAMS.model_copy(update={"shots": 99}))
     chat = tiny_base().chat
     for task in TASKS:
-        pairs, _ = encode_pairs(examples_of(task), chat, max_tokens=64)
+        pairs = encode_pairs(examples_of(task), chat, max_tokens=64)
         shots = [answers[0] for answers in pairs]
         model = PeftModel.from_pretrained(tiny_model(), tmp_path / "out" / task).eval()
         assert mean_loss(model, shots, chat).item() == pytest.approx(told[task]["loss"], abs=1e-4)
