@@ -196,11 +196,11 @@ def _csv_rows(file: Path) -> Iterator[Any]:
     with file.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, strict=True, delimiter=_delimiter(file))
         try:
-            header = _header(next((cells for cells in reader if cells), []))
+            header = _header(next((cells for cells in reader if any(cells)), []))
             _check_columns(file, header)
             width = len(header)
             for cells in reader:
-                if not cells:
+                if not any(cells):
                     yield BLANK
                 elif len(cells) == width or (len(cells) > width and not any(cells[width:])):
                     yield dict(zip(header, cells, strict=False))

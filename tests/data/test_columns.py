@@ -161,6 +161,7 @@ HEADERS = {
     "semicolons": "Q;A\n{}",
     "tabs": "Q\tA\n{}",
     "empty lines": "\n\nQ,A\n\n{}",
+    "rows of empty cells": ",,\nQ,A,\n,,\n{},",
 }
 
 

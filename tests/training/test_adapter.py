@@ -226,7 +226,7 @@ def test_two_processes_folders_and_hash_seeds_give_the_same_bytes(
 
 
 def test_an_example_too_long_for_the_limit_is_refused(examples: dict[str, list[Example]]) -> None:
-    with pytest.raises(DataError, match="has 2[0-9] tokens with its answer"):
+    with pytest.raises(DataError, match=r"has 2\d tokens with its answer"):
         encode_pairs(examples["train"], tiny_base().chat, max_tokens=6)
 
 
