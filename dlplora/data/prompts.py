@@ -44,7 +44,7 @@ class ChatFormat:
         tokens = (str(tokenizer.id_to_token(token)) for token in frame.control_ids)
         texts = sorted(tokens, key=len, reverse=True)
         self._pattern = re.compile(f"({'|'.join(map(re.escape, texts))})" if texts else r"(?!)()")
-        self._firsts = tuple({text[0] for text in texts})
+        self._firsts = "".join(sorted({text[0] for text in texts}))
         self._end = str(tokenizer.id_to_token(frame.end_id))
 
     @classmethod
@@ -94,11 +94,13 @@ class ChatFormat:
             return tuple(self._plain_ids(text))
         return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def may_hold_controls(self, text: str) -> bool:
+        """Tell whether a text has the first letter of a control token: few have."""
+        return any(first in text for first in self._firsts)
+
     def controls_in(self, text: str) -> list[str]:
         """List the control tokens whose text stands in a text, each once."""
-        if not any(first in text for first in self._firsts):  # nearly every text
-            return []
-        return sorted(set(self._pattern.findall(text)))
+        return sorted(set(self._pattern.findall(text))) if self.may_hold_controls(text) else []
 
     def without_end(self, text: str) -> str:
         """Return an answer without the end tokens, and blanks around them, at its end."""
