@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sacrebleu.metrics.bleu import BLEU
 
-from dlplora.data.words import StemmedWords, bleu_tokenizer
+from dlplora.data.scripts import StemmedWords, bleu_tokenizer
 from dlplora.errors import ParamsError, choices
 from dlplora.records.examples import Kind
 from dlplora.records.scores import ItemScore, Summary, TaskScore

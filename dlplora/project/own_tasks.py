@@ -15,7 +15,7 @@ from ruamel.yaml.comments import CommentedMap
 from dlplora.data.ingest import Ingested, ingest
 from dlplora.data.limits import ItemLimit
 from dlplora.data.raw import FORMATS, raw_file
-from dlplora.data.words import words_of
+from dlplora.data.scripts import words_of
 from dlplora.errors import AdapterError, DataError, ParamsError, choices
 from dlplora.params import Keys, Splits, is_identifier, load_params, parse_params
 from dlplora.project.clusters import join_cluster, leave_cluster

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from dlplora.data.words import terms_of
+from dlplora.data.scripts import terms_of
 from dlplora.records.base_card import read_base_card
 from dlplora.records.router_card import ROUTER_WEIGHTS, write_router_card
 from dlplora.records.routes import BASE_ROUTE, Route

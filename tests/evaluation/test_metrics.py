@@ -44,7 +44,7 @@ from dlplora.records.scores import (
     summary_to_json,
 )
 from dlplora.words import Primary
-from tests.data.test_words import SAME
+from tests.data.test_scripts import SAME
 
 ANSWERS = [
     ("the cat sat on the mat today", ["the cat sat on a mat today", "a cat is on the mat"]),

@@ -13,7 +13,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 
-from dlplora.data.words import terms_of
+from dlplora.data.scripts import terms_of
 from dlplora.records.router_card import read_router_card
 from dlplora.routing.simple import (
     BaseRouter,

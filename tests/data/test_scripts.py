@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rouge_score.tokenizers import DefaultTokenizer
 from sacrebleu.metrics.bleu import BLEU
 
-from dlplora.data.words import StemmedWords, bleu_tokenizer, words_of
+from dlplora.data.scripts import StemmedWords, bleu_tokenizer, words_of
 
 SAME = {
     "Russian": "Сегодня утром в городе светит тёплое солнце",
