@@ -25,8 +25,8 @@ from transformers import (
 
 from dlplora.data.hub import download_model
 from dlplora.data.pins import MODEL_FILES, folder_sha256
-from dlplora.data.prompts import render_frame
 from dlplora.data.sources import download_package, unpack_file
+from dlplora.data.templates import render_frame
 from dlplora.errors import ModelError, SourceError, is_disk_full, one_line
 from dlplora.models import check_vocabulary, num_embeddings, quiet_transformers, whole_model
 from dlplora.params import GgufFile, HubModel, Model, ModelFolder, PackageGguf

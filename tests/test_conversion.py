@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from dlplora.conversion import make_base
 from dlplora.data.pins import folder_sha256
-from dlplora.data.prompts import render_frame
+from dlplora.data.templates import render_frame
 from dlplora.errors import DlpLoraError, ModelError, SourceError
 from dlplora.models import Base, load_base
 from dlplora.params import GgufFile, HubModel, Model, ModelFolder

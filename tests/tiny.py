@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from dlplora.data.pins import folder_sha256
-from dlplora.data.prompts import ChatFormat, render_frame
+from dlplora.data.prompts import ChatFormat
+from dlplora.data.templates import render_frame
 from dlplora.models import Base, quiet_transformers
 from dlplora.records.base_card import BaseCard, Frame, write_base_card
 

@@ -6,7 +6,8 @@ import pytest
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
-from dlplora.data.prompts import ChatFormat, render_frame
+from dlplora.data.prompts import ChatFormat
+from dlplora.data.templates import render_frame
 from dlplora.errors import ModelError
 from dlplora.records.base_card import BaseCard, write_base_card
 from tests.tiny import TEMPLATE, byte_level, chat_of, tiny_tokenizer
