@@ -86,7 +86,13 @@ EXPERTS = {
     "moe_intermediate_size": 16,
     "shared_expert_intermediate_size": 16,
 }
-MAMBA = {"state_size": 8, "conv_kernel": 4, "expand": 2, "time_step_rank": 4}
+MAMBA = {
+    "max_position_embeddings": None,
+    "state_size": 8,
+    "conv_kernel": 4,
+    "expand": 2,
+    "time_step_rank": 4,
+}
 MAMBA2 = {
     "mamba_d_state": 8,
     "mamba_d_conv": 4,
@@ -192,6 +198,7 @@ FAMILIES = {
     ),
     "minimax": _hybrid(EXPERTS | GROUPED | {"block_size": 8}, ("q_proj", "out_proj")),
     "rwkv": _hybrid({"attention_hidden_size": 32, "context_length": 128}, ("key", "receptance")),
+    "bert": Family({"is_decoder": False}, ("query", "value"), "encoder"),
     "t5": Family(
         {"d_model": 32, "d_ff": 64, "num_layers": 2, "num_heads": 4, "d_kv": 8},
         ("q", "v"), "encoder-decoder", AutoModelForSeq2SeqLM,
