@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -28,13 +28,22 @@ from dlplora.data.pins import MODEL_FILES, folder_sha256
 from dlplora.data.sources import download_package, unpack_file
 from dlplora.data.templates import render_frame
 from dlplora.errors import ModelError, SourceError, is_disk_full, one_line
-from dlplora.models import check_vocabulary, num_embeddings, quiet_transformers, whole_model
+from dlplora.models import (
+    Base,
+    check_vocabulary,
+    context_of,
+    load_base,
+    num_embeddings,
+    quiet_transformers,
+    whole_model,
+)
 from dlplora.params import GgufFile, HubModel, Model, ModelFolder, PackageGguf
 from dlplora.records.base_card import BaseCard, write_base_card
-from dlplora.records.files import file_sha256, written_folder
+from dlplora.records.files import check_no_pointers, file_sha256, written_folder
 from dlplora.replaced import replaced
 from dlplora.runtime import Place
 from dlplora.stage import Advance
+from dlplora.text_models import auto_class, text_part
 
 
 @dataclass(frozen=True)
@@ -47,25 +56,55 @@ class _Source:
     fingerprint: str
 
 
-def make_base(params: Model, *, place: Place, downloads: Path, out: Path, advance: Advance) -> None:
+def make_base(
+    params: Model,
+    *,
+    place: Place,
+    downloads: Path,
+    out: Path,
+    advance: Advance,
+    checks: Sequence[Callable[[Base], None]] = (),
+) -> None:
     """Write the base model as safetensors in the place's dtype, with tokenizer and card.
 
-    `advance` is called twice: when the model is loaded and when it is written. Raises
-    `SourceError` if the model cannot be had or is not the one that the params pin, and
-    `ModelError` if it cannot be used.
+    `advance` is called twice: when the model is loaded and when it is written. What was written is
+    then loaded as every stage does, and each of the `checks` called with it. Raises `SourceError`
+    if the model cannot be had or is not the one that the params pin, and `ModelError` if it cannot
+    be used.
     """
     quiet_transformers()
     source = _LOADERS[params.kind](params, place.dtype, downloads)
     check_vocabulary(len(source.tokenizer), source.model, source.id)
-    context = getattr(source.model.config, "max_position_embeddings", None)
+    context = context_of(source.model)
     frame = render_frame(source.tokenizer, params.system_prompt)
     advance(done="loaded")
     trusted = isinstance(params, ModelFolder | HubModel) and params.trust_remote_code
     with written_folder(out) as aside:
         source.model.save_pretrained(aside)
         source.tokenizer.save_pretrained(aside)
-        write_base_card(aside, BaseCard(source.id, source.fingerprint, frame, context, trusted))
+        card = BaseCard(source.id, source.fingerprint, frame, context, trusted)
+        write_base_card(aside, card)
+        del source  # so that the model is not in memory twice
+        _check(aside, card, place, checks)
     advance(done="written")
+
+
+def _check(
+    folder: Path, card: BaseCard, place: Place, checks: Sequence[Callable[[Base], None]]
+) -> None:
+    """Raise `ModelError` if a model that was written cannot be loaded, or fails a check."""
+    if not checks:
+        return
+    try:
+        base = load_base(folder, place=place, attention="sdpa")
+        for check in checks:
+            check(base)
+    except ModelError as error:
+        raise ModelError(str(error).replace(str(folder), card.id)) from error
+    except Exception as error:  # a model's code raises whatever it does not expect
+        if is_disk_full(error):
+            raise
+        raise ModelError(f"{card.id}: the model cannot be used: {one_line(error)}") from error
 
 
 def _from_package(params: PackageGguf, dtype: torch.dtype, downloads: Path) -> _Source:
@@ -81,6 +120,7 @@ def _from_gguf(params: GgufFile, dtype: torch.dtype, _: Path) -> _Source:
     file = Path(params.path)
     if not file.is_file():
         raise SourceError(f"{file}: no such file; expected a GGUF file (base_model.path)")
+    check_no_pointers(file)
     _check_sha256(file, file_sha256(file), params.sha256)
     with TemporaryDirectory() as folder:  # transformers would read what lies beside it, too
         link = Path(folder) / file.name
@@ -141,6 +181,7 @@ def _drop_tokens_behind(tokenizer: Any, rows: int) -> None:
 
 def _from_folder(params: ModelFolder, dtype: torch.dtype, _: Path) -> _Source:
     folder = Path(params.path)
+    check_no_pointers(folder)
     fingerprint = folder_sha256(folder, with_code=params.trust_remote_code)
     _check_sha256(folder, fingerprint, params.sha256)
     return _read_folder(folder, dtype, folder.name, fingerprint, params.trust_remote_code)
@@ -182,7 +223,8 @@ def _read_folder(
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        kind = auto_class(folder, trust_remote_code=trust_remote_code)
+        loaded: Any = kind.from_pretrained(
             folder,
             dtype=dtype,
             use_safetensors=True,
@@ -190,6 +232,8 @@ def _read_folder(
             ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
         )
+    except ModelError:
+        raise
     except Exception as error:  # broken files and a model's own code raise anything
         if is_disk_full(error):
             raise
@@ -199,7 +243,8 @@ def _read_folder(
                 f"base_model.trust_remote_code to true"
             ) from error
         raise ModelError(f"{folder}: no usable base model: {one_line(error)}") from error
-    return _Source(tokenizer, whole_model(str(folder), *loaded), identity, fingerprint)
+    model = text_part(whole_model(str(folder), *loaded))
+    return _Source(tokenizer, model, identity, fingerprint)
 
 
 def _check_code_is_here(folder: Path) -> None:

@@ -1,6 +1,9 @@
 """The frozen base model, as every stage after `base_model` loads it."""
 
+import inspect
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,12 @@ from dlplora.data.prompts import ChatFormat
 from dlplora.errors import ModelError
 from dlplora.records.base_card import read_base_card
 from dlplora.runtime import Place
+
+# Layers in which masks and positions alone decide what a token sees.
+ATTENTIONS = {"full_attention", "sliding_attention"}
+# How far a batch may be from its rows alone, of their norm. In 16 bits gradients are 0.1 off, more
+# where experts are chosen by a narrow margin.
+_GAP, _GAP_OF_16_BITS = 0.001, 0.3
 
 
 @dataclass(frozen=True)
@@ -36,11 +45,6 @@ class Base:
         return self.model.device
 
     @property
-    def context(self) -> int | None:
-        """How many tokens the model reads, or None if nothing bounds that."""
-        return getattr(self.model.config, "max_position_embeddings", None)
-
-    @property
     def end_ids(self) -> frozenset[int]:
         """The tokens at which generation stops."""
         config = self.model.generation_config
@@ -48,25 +52,23 @@ class Base:
         listed = named if isinstance(named, list) else [named]
         return frozenset([*listed, self.chat.end_id])
 
+    @property
+    def context(self) -> int | None:
+        """How many tokens the model can read, or None if nothing bounds them."""
+        return context_of(self.model)
+
 
 def load_base(folder: Path, *, place: Place, attention: str) -> Base:
     """Load a base model folder; `attention` names transformers' implementation.
 
-    Measured here: "eager" is the faster for training short prompts on a CPU, whose fused
-    attention has a slow backward pass; "sdpa" for inference.
+    A model that has no such implementation gets "eager", which all have. Measured here: "eager" is
+    the faster for training short prompts on a CPU, whose fused attention has a slow backward pass;
+    "sdpa" for inference.
     """
     quiet_transformers()
     card = read_base_card(folder)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=place.dtype,
-            attn_implementation=attention,
-            use_safetensors=True,
-            trust_remote_code=card.trust_remote_code,
-            ignore_mismatched_sizes=True,  # refused below, by name
-            output_loading_info=True,
-        )
+        loaded = _load_weights(folder, place.dtype, attention, card.trust_remote_code)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder}: no usable base model: {error}") from error
     model = whole_model(str(folder), *loaded)
@@ -74,6 +76,27 @@ def load_base(folder: Path, *, place: Place, attention: str) -> Base:
     check_vocabulary(chat.tokenizer.get_vocab_size(), model, str(folder))
     model.requires_grad_(False).train(False).to(place.device)
     return Base(model, chat, card.id, card.fingerprint)
+
+
+def _load_weights(
+    folder: Path, dtype: torch.dtype, attention: str, trust_remote_code: bool
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,  # refused by `whole_model`, by name
+            output_loading_info=True,
+        )
+    except ValueError:  # transformers has other kinds of attention only for some models
+        if attention == "eager":
+            raise
+        return _load_weights(folder, dtype, "eager", trust_remote_code)
+    model, told = loaded
+    return model, told
 
 
 def check_vocabulary(num_tokens: int, model: PreTrainedModel, title: str) -> None:
@@ -109,6 +132,58 @@ def whole_model(title: str, model: PreTrainedModel, told: dict[str, Any]) -> Pre
     return model
 
 
+def context_of(model: PreTrainedModel) -> int | None:
+    """Return how many tokens a model can read, or None if nothing bounds them.
+
+    Of learned positions it is the size of their table, without the places that OPT leaves free.
+    """
+    config = model.config.get_text_config(decoder=True)
+    if getattr(config, "alibi", False):  # Falcon names a number there, too
+        return None
+    found: int | None = getattr(config, "max_position_embeddings", None)
+    return found
+
+
+def reads_apart(model: PreTrainedModel) -> bool:
+    """Tell whether a model has to read each row by itself, and none may be padded.
+
+    So it is if anything but masks and positions decides what a token sees: the states of
+    convolutions, linear attention and state spaces take in padding, and some older models
+    count places of their own.
+    """
+    config = model.config.get_text_config(decoder=True)
+    layers = set(getattr(config, "layer_types", None) or [])
+    return (
+        bool(getattr(model, "_is_stateful", False) or layers - ATTENTIONS)
+        or "position_ids" not in inspect.signature(model.forward).parameters
+    )
+
+
+def probe_rows(model: PreTrainedModel) -> list[list[int]]:
+    """Return a few short rows of tokens, of unequal lengths and the same for every run."""
+    draw = torch.Generator().manual_seed(0)
+    size = num_embeddings(model)
+    return [torch.randint(size, (length,), generator=draw).tolist() for length in (5, 9)]
+
+
+def alone_logits(model: PreTrainedModel, row: Sequence[int]) -> Tensor:
+    """Return the logits (S, V) of one row, by the model's own forward and nothing else."""
+    ids_1S = torch.tensor([row], device=model.device)
+    logits: Tensor = model(input_ids=ids_1S, use_cache=False).logits[0]
+    return logits.float()
+
+
+def check_alike(base: Base, what: str, found: Tensor, expected: Tensor) -> None:
+    """Raise `ModelError` if what is computed of a batch is not what the model computes alone."""
+    gap = ((found - expected).norm() / expected.norm()).item()
+    most = _GAP if base.model.dtype == torch.float32 else _GAP_OF_16_BITS
+    if not gap <= most:  # nor NaN
+        raise ModelError(
+            f"{base.id}: models of type {base.model.config.model_type} cannot be used: {what} "
+            f"differs from the model's own forward by {gap:.1%}, expected at most {most:.1%}"
+        )
+
+
 def quiet_transformers() -> None:
     """Keep transformers from drawing bars and printing advice between a stage's own lines."""
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -118,7 +193,20 @@ def quiet_transformers() -> None:
 def logits_at(
     model: torch.nn.Module, batch: Padded, keep_BS: Tensor, **arguments: object
 ) -> Tensor:
-    """Run a causal LM and return its logits (n, V) at the n places where `keep_BS` is true.
+    """Run a causal LM and return its logits (n, V) at the n places where `keep_BS` is true."""
+    with head_at(model, keep_BS):
+        output = model(
+            input_ids=batch.ids_BS,
+            position_ids=batch.positions_BS,
+            **arguments,
+        )
+    logits: Tensor = output.logits[0]
+    return logits
+
+
+@contextmanager
+def head_at(model: torch.nn.Module, keep_BS: Tensor) -> Iterator[None]:
+    """Let a causal LM compute logits (1, n, V) at the n places where `keep_BS` is true alone.
 
     The output head is given those places alone – it is a fifth of a small model – by a hook in
     front of it, so that what a model does to its logits afterwards still happens.
@@ -131,12 +219,6 @@ def logits_at(
 
     hook = head.register_forward_pre_hook(select)
     try:
-        output = model(
-            input_ids=batch.ids_BS,
-            position_ids=batch.positions_BS,
-            **arguments,
-        )
+        yield
     finally:
         hook.remove()
-    logits: Tensor = output.logits[0]
-    return logits

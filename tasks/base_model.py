@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from dlplora.conversion import make_base
+from dlplora.engine.check import check_reading
 from dlplora.params import load_params
 from dlplora.runtime import set_up
 from dlplora.scratch import DOWNLOADS
 from dlplora.stage import progress, run, write_timing
+from dlplora.training.check import check_training
 
 
 def main(out: Path, timing: Path) -> None:
@@ -14,7 +16,14 @@ def main(out: Path, timing: Path) -> None:
     params = load_params()
     place = set_up(params.runtime, seed=params.seed)
     with progress("base_model: convert", total=2) as advance:
-        make_base(params.base_model, place=place, downloads=DOWNLOADS, out=out, advance=advance)
+        make_base(
+            params.base_model,
+            place=place,
+            downloads=DOWNLOADS,
+            out=out,
+            advance=advance,
+            checks=(check_reading, check_training),
+        )
     write_timing(timing)
 
 

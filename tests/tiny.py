@@ -10,6 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -53,6 +55,8 @@ TARGETS = {
     "sliding": ["q_proj", "v_proj"],
     "gpt2": ["c_attn", "c_fc"],
 }
+# A model with states besides keys and values reads each row by itself.
+ALL_TARGETS = TARGETS | {"lfm2": ["q_proj", "in_proj"]}
 
 
 def tiny_tokenizer(
@@ -114,11 +118,16 @@ def tiny_model(kind: str = "llama", *, seed: int = 0, hidden: int = 16) -> PreTr
         sizes = tiny_sizes(hidden)
         if kind == "sliding":  # each token looks at so many
             sizes["sliding_window"] = 6
+        if kind == "lfm2":  # has a state besides keys and values
+            kinds = ["full_attention", "conv", "full_attention"]
+            sizes |= {"layer_types": kinds, "num_hidden_layers": 3, "conv_L_cache": 3}
+            sizes["tie_word_embeddings"] = False
         classes = {
             "llama": (LlamaConfig, LlamaForCausalLM),
             "qwen2": (Qwen2Config, Qwen2ForCausalLM),
             "phi3": (Phi3Config, Phi3ForCausalLM),
             "sliding": (MistralConfig, MistralForCausalLM),
+            "lfm2": (Lfm2Config, Lfm2ForCausalLM),
         }
         config_class, model_class = classes[kind]
         model = model_class(config_class(**sizes))

@@ -13,10 +13,11 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from dlplora.data.batches import Padded, pad_left, pad_right, shared_beginning
+from dlplora.engine.apart import Apart
 from dlplora.errors import RouterError
 from dlplora.lora.attach import Pool
 from dlplora.lora.mix import BatchMix, Row, Watch
-from dlplora.models import Base, logits_at
+from dlplora.models import Base, logits_at, reads_apart
 from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.records.scores import OptionScores
 
@@ -24,13 +25,15 @@ _OPTION_TOKENS = 1024
 # Measured (docs/log.md): reading in two parts costs what so many tokens more in one would.
 _APART_TOKENS = 256
 
+Cache = DynamicCache | Apart
+
 
 class Batch:
     """Sequences with one cache: `routes` are in force, `logits_BV` predict the next tokens.
 
-    Padding stands in front of a prompt, or between it and what it shares with others. Rows leave
-    when they are finished and join from other batches; what a row gets does not depend on the
-    others.
+    Padding stands in front of a prompt, or between it and what it shares with others; a model that
+    would take it in reads each row by itself. Rows leave when they are finished and join from other
+    batches; what a row gets does not depend on the others.
     """
 
     def __init__(
@@ -40,7 +43,7 @@ class Batch:
         routes: Sequence[Route],
         *,
         mix: BatchMix,
-        cache: DynamicCache,
+        cache: Cache,
         mask_BS: Tensor,
         positions_B: Tensor,
         logits_BV: Tensor,
@@ -104,7 +107,7 @@ class Batch:
         mix: BatchMix,
     ) -> "Batch":
         parts = parts_to_read([len(prompt) for prompt in prompts])
-        if len(parts) == 1 or not _is_plain(DynamicCache(config=base.model.config)):
+        if len(parts) == 1 or not _is_plain(_new_cache(base, len(prompts))):
             return cls._read(base, pool, prompts, routes, mix)
         batch, *others = (
             cls._read(
@@ -131,7 +134,7 @@ class Batch:
         routes: Sequence[Route],
         mix: BatchMix,
     ) -> "Batch":
-        cache = DynamicCache(config=base.model.config)
+        cache = _new_cache(base, len(prompts))
         firsts, owners = mix.distinct()
         shared = shared_beginning(prompts) if _knows_masks(base, cache) else 0
         if shared * (len(prompts) - len(firsts)) < _APART_TOKENS:  # not worth a part of its own
@@ -139,8 +142,9 @@ class Batch:
         if shared:
             prefix = pad_left([prompts[row][:shared] for row in firsts], base.chat.pad_id)
             nowhere_BS = torch.zeros_like(prefix.mask_BS, dtype=torch.bool)
-            with pool.mixing(mix.select(firsts)):
-                _read_into(cache, base, prefix, nowhere_BS, mask=prefix.mask_BS)
+            _read_into(
+                cache, base, pool, mix.select(firsts), prefix, nowhere_BS, mask=prefix.mask_BS
+            )
             cache.batch_select_indices(torch.tensor(owners, device=base.device))
         padded = pad_left([prompt[shared:] for prompt in prompts], base.chat.pad_id)
         shared_BS = torch.ones(len(prompts), shared, dtype=padded.mask_BS.dtype)
@@ -148,8 +152,7 @@ class Batch:
         padded = replace(padded, positions_BS=padded.positions_BS + shared).to(base.device)
         last_BS = torch.zeros_like(padded.ids_BS, dtype=torch.bool)
         last_BS[:, -1] = True
-        with pool.mixing(mix):
-            logits_BV = _read_into(cache, base, padded, last_BS, mask=mask_BS)
+        logits_BV = _read_into(cache, base, pool, mix, padded, last_BS, mask=mask_BS)
         return cls(
             base,
             pool,
@@ -175,15 +178,22 @@ class Batch:
         """Append one token to each sequence and predict the next."""
         self._positions_B = self._positions_B + 1
         self._mask_BS = torch.cat([self._mask_BS, torch.ones_like(self._mask_BS[:, :1])], 1)
-        with self._pool.mixing(self._mix):
-            output = self._base.model(
-                input_ids=torch.tensor(tokens, device=self._base.device)[:, None],
-                attention_mask=self._mask_BS,
-                position_ids=self._positions_B[:, None],
-                past_key_values=self._cache,
-                use_cache=True,
-            )
-        self.logits_BV = output.logits[:, -1].float()
+        ids_B1 = torch.tensor(tokens, device=self._base.device)[:, None]
+        if isinstance(self._cache, Apart):
+            whole = torch.ones_like(ids_B1)
+            batch = Padded(ids_B1, whole, self._positions_B[:, None])
+            logits_BV = self._cache.read(self._base, self._pool, self._mix, batch, whole)
+        else:
+            with self._pool.mixing(self._mix):
+                output = self._base.model(
+                    input_ids=ids_B1,
+                    attention_mask=self._mask_BS,
+                    position_ids=self._positions_B[:, None],
+                    past_key_values=self._cache,
+                    use_cache=True,
+                )
+            logits_BV = output.logits[:, -1]
+        self.logits_BV = logits_BV.float()
 
     def reroute(self, routes: Sequence[Route], rows: Sequence[Row] | None = None) -> None:
         """Go on by other routes; what the cache holds was made under the earlier ones.
@@ -263,12 +273,14 @@ class Batch:
 
     @property
     def can_join(self) -> bool:
-        """Tell whether the model's cache is of the plain kind, whose rows can be put together."""
-        return _is_plain(self._cache)
+        """Tell whether the model's cache is of a kind whose rows can be put together."""
+        return isinstance(self._cache, Apart) or _is_plain(self._cache)
 
     @torch.inference_mode()
     def join(self, other: "Batch") -> None:
         """Take in the sequences of another batch, behind the own ones."""
+        if isinstance(self._cache, Apart) and isinstance(other._cache, Apart):
+            self._cache.extend(other._cache)
         width = max(self._mask_BS.shape[1], other._mask_BS.shape[1])
         for mine, theirs in zip(_layers(self._cache), _layers(other._cache), strict=True):
             mine.keys = _stacked(mine.keys, theirs.keys, width, dim=2)
@@ -364,9 +376,9 @@ class Batch:
         cache = _copied(self._cache)
         cache.batch_select_indices(owner_B)
         keep_BS = padded.mask_BS.bool()
-        with self._pool.mixing(self._mix.select(owners)):
-            padded = replace(padded, positions_BS=places_BS + start_B1)
-            logits_nV = _read_into(cache, self._base, padded, keep_BS, mask=mask)
+        padded = replace(padded, positions_BS=places_BS + start_B1)
+        mix = self._mix.select(owners)
+        logits_nV = _read_into(cache, self._base, self._pool, mix, padded, keep_BS, mask=mask)
         targets = [token for own in branches for ids in own for token in ids[1:]]
         logprobs_n = logits_nV.float().log_softmax(-1)[range(len(targets)), targets].double()
         lengths_R = torch.tensor([len(ids) - 1 for own in branches for ids in own])
@@ -400,20 +412,30 @@ def parts_to_read(lengths: Sequence[int]) -> list[list[int]]:
 
 
 def _read_into(
-    cache: DynamicCache, base: Base, batch: Padded, keep_BS: Tensor, *, mask: Tensor
+    cache: Cache,
+    base: Base,
+    pool: Pool,
+    mix: BatchMix,
+    batch: Padded,
+    keep_BS: Tensor,
+    *,
+    mask: Tensor,
 ) -> Tensor:
     """Read tokens behind what a cache holds; return the logits (n, V) where they are wanted.
 
     `mask` is over the cache and these tokens.
     """
-    return logits_at(
-        base.model,
-        batch.to(base.device),
-        keep_BS.to(base.device),
-        attention_mask=mask.to(base.device),
-        past_key_values=cache,
-        use_cache=True,
-    )
+    if isinstance(cache, Apart):
+        return cache.read(base, pool, mix, batch, keep_BS)
+    with pool.mixing(mix):
+        return logits_at(
+            base.model,
+            batch.to(base.device),
+            keep_BS.to(base.device),
+            attention_mask=mask.to(base.device),
+            past_key_values=cache,
+            use_cache=True,
+        )
 
 
 def _branching(past_BS: Tensor, branch_BS: Tensor, dtype: torch.dtype) -> Tensor:
@@ -430,7 +452,13 @@ def _branching(past_BS: Tensor, branch_BS: Tensor, dtype: torch.dtype) -> Tensor
     return mask_BSS.masked_fill_(~sees_BSS, torch.finfo(dtype).min)[:, None]
 
 
-def _knows_masks(base: Base, cache: DynamicCache) -> bool:
+def _new_cache(base: Base, num_rows: int) -> Cache:
+    if reads_apart(base.model):
+        return Apart(num_rows)
+    return DynamicCache(config=base.model.config)
+
+
+def _knows_masks(base: Base, cache: Cache) -> bool:
     """Tell whether masks and positions alone decide what a token of the model sees.
 
     So it is in models of transformers' common attention interface, without a sliding window;
@@ -439,12 +467,17 @@ def _knows_masks(base: Base, cache: DynamicCache) -> bool:
     return base.model._supports_attention_backend and _is_plain(cache)
 
 
-def _is_plain(cache: DynamicCache) -> bool:
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
+def _is_plain(cache: Cache) -> bool:
+    """Tell whether a cache is of keys and values of all tokens, and no more."""
+    return isinstance(cache, DynamicCache) and all(
+        type(layer) is DynamicLayer for layer in cache.layers
+    )
 
 
-def _copied(cache: DynamicCache) -> DynamicCache:
+def _copied(cache: Cache) -> Cache:
     """Copy a cache so that what follows does not change it; tensors are shared until then."""
+    if isinstance(cache, Apart):
+        return cache.copy()
     twin = copy.copy(cache)
     twin.layers = [
         copy.copy(layer) if isinstance(layer, DynamicLayer) else copy.deepcopy(layer)
@@ -453,7 +486,7 @@ def _copied(cache: DynamicCache) -> DynamicCache:
     return twin
 
 
-def _layers(cache: DynamicCache) -> list[Any]:
+def _layers(cache: Cache) -> list[Any]:
     """Return a cache's layers; transformers' types do not tell which of them have keys."""
     return cache.layers
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from dlplora.adapters import LoraAdapter
-from dlplora.errors import AdapterError, RouterError, choices
+from dlplora.adapters import LoraAdapter, LoraPair
+from dlplora.errors import AdapterError, ParamsError, RouterError, choices, one_line
 from dlplora.lora.fused import FusedLinear, Running
 from dlplora.lora.layout import Pair, PairsByPath
 from dlplora.lora.mix import BatchMix, Groups, Row
@@ -192,6 +192,56 @@ def _found(adapters: Mapping[str, PairsByPath], name: str) -> PairsByPath:
     if name not in adapters:
         raise RouterError(f"no adapter {name!r}; there are: {choices(adapters)}")
     return adapters[name]
+
+
+def target_paths(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Return the paths of a model's modules that end with a name, as PEFT finds them.
+
+    Raises `ParamsError` on a name that no module has; it says which linear layers there are.
+    """
+    modules = dict(model.named_modules())
+    for name in names:
+        if not any(f".{path}".endswith(f".{name}") for path in modules):
+            head = model.get_output_embeddings()  # type: ignore[operator]
+            linear = {
+                path.rpartition(".")[2]
+                for path, module in modules.items()
+                if in_out(module) and module is not head
+            }
+            raise ParamsError(
+                f"params.yaml: adapter.target_modules: the base model has no layer {name}; its "
+                f"linear layers are: {choices(linear)}"
+            )
+    return [p for p in modules if any(f".{p}".endswith(f".{name}") for name in names)]
+
+
+@torch.no_grad()
+def check_fusable(model: nn.Module, paths: Sequence[str]) -> None:
+    """Raise `ParamsError` if layers that adapters are to change cannot be fused.
+
+    Adapters that change nothing are attached to them, and two short rows read.
+    """
+    try:
+        pairs = {path: _no_change(model.get_submodule(path), path) for path in paths}
+        with attached(model, [LoraAdapter("", pairs)]) as pool:
+            route = Route(("",), (1.0,))
+            ids = torch.zeros((2, 3), dtype=torch.long, device=next(model.parameters()).device)
+            with pool.mixing(pool.mix([route, route])):
+                model(input_ids=ids, use_cache=False)
+    except Exception as error:  # a model's own code, too, asks layers for what they lack
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        told = str(error).removeprefix("adapter '': ") if isinstance(error, AdapterError) else None
+        raise ParamsError(
+            f"params.yaml: adapter.target_modules: {told or one_line(error)}; name other layers"
+        ) from error
+
+
+def _no_change(layer: nn.Module, path: str) -> LoraPair:
+    sizes = in_out(layer)
+    if sizes is None:
+        raise AdapterError(f"{path} is no linear layer: {type(layer).__name__}")
+    return LoraPair(torch.zeros(1, sizes[0]), torch.zeros(sizes[1], 1), 1.0)
 
 
 def in_out(layer: nn.Module) -> tuple[int, int] | None:

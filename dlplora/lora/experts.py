@@ -17,8 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dlplora.errors import ParamsError
-from dlplora.lora.attach import in_out, set_module
+from dlplora.lora.attach import check_fusable, in_out, set_module, target_paths
 
 
 class TaskGate(nn.Module):
@@ -97,18 +96,17 @@ def attach_experts(
 ) -> tuple[TaskGate, dict[str, ExpertLinear]]:
     """Put experts into every layer whose path ends with a target; return gate and layers.
 
-    Draws from torch's generator. Raises `ParamsError` if a target is no linear layer.
+    Draws from torch's generator. Raises `ParamsError` if a target cannot be fused.
     """
+    paths = target_paths(model, target_modules)
+    check_fusable(model, paths)
     device = next(model.parameters()).device
     gate = TaskGate(num_tasks=num_tasks, num_experts=num_common + num_specific, width=width)
     layers = {}
-    for path, module in _targets(model, target_modules).items():
+    for path in paths:
+        module = model.get_submodule(path)
         sizes = in_out(module)
-        if sizes is None:
-            raise ParamsError(
-                f"params.yaml: adapter.target_modules: {path} is no linear layer: "
-                f"{type(module).__name__}"
-            )
+        assert sizes is not None
         layers[path] = ExpertLinear(
             module,
             gate,
@@ -121,17 +119,3 @@ def attach_experts(
         ).to(device)
         set_module(model, path, layers[path])
     return gate, layers
-
-
-def _targets(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
-    found = {
-        path: module
-        for path, module in model.named_modules()
-        if any(f".{path}".endswith(f".{name}") for name in names)
-    }
-    for name in names:
-        if not any(f".{path}".endswith(f".{name}") for path in found):
-            raise ParamsError(
-                f"params.yaml: adapter.target_modules: the base model has no layer {name}"
-            )
-    return found

@@ -14,6 +14,9 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dlplora.errors import SourceError
+
+_POINTER = b"version https://git-lfs"
 _ASIDE = re.compile(r"\..+\.(\d+)\.aside")
 
 
@@ -96,3 +99,17 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_no_pointers(path: Path) -> None:
+    """Raise `SourceError` if a file, or one of a folder, only points to where Git LFS has it."""
+    files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
+    for file in files:
+        if file.is_file():
+            with file.open("rb") as opened:
+                beginning = opened.read(len(_POINTER))
+            if beginning == _POINTER:
+                raise SourceError(
+                    f"{file}: holds a pointer of Git LFS, expected the file itself; fetch it with "
+                    f"`git lfs pull`"
+                )

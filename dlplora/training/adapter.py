@@ -17,6 +17,7 @@ from dlplora.data.batches import (
     prefix_groups,
 )
 from dlplora.errors import ParamsError
+from dlplora.lora.attach import check_fusable, target_paths
 from dlplora.models import Base
 from dlplora.params import Adapter
 from dlplora.records.examples import Example
@@ -139,6 +140,7 @@ def _with_lora(base: Base, params: Adapter) -> PeftModel:
         target_modules=list(params.target_modules),
         task_type="CAUSAL_LM",
     )
+    check_fusable(base.model, target_paths(base.model, params.target_modules))
     try:
         with quiet_peft():
             return get_peft_model(base.model, config)

@@ -18,9 +18,9 @@ from transformers.cache_utils import DynamicCache
 
 from dlplora.data.batches import pad_right, shared_beginning
 from dlplora.data.prompts import ChatFormat
-from dlplora.models import logits_at
+from dlplora.models import head_at, logits_at, reads_apart
 from dlplora.training.autograd import apply
-from dlplora.training.packing import Pack, is_packing, packed_logits
+from dlplora.training.packing import Pack, inner_model, is_packing, packed_logits
 from dlplora.training.pairs import Pair
 from dlplora.training.parts import Parts
 
@@ -34,14 +34,19 @@ def mean_loss(
 
     What all prompts of the batch begin with is computed once, and the gradients of all rows sum
     into the one beginning. Dropout would drop it alike for all rows: then it is shared only if
-    `always_share`. In a `packing` block nothing is padded.
+    `always_share`. In a `packing` block nothing is padded. A model that has to read each row by
+    itself does.
     """
     prompts = [pair.prompt for pair in pairs]
     shared = 0
     if always_share or not _has_dropout(model):
         shared = shared_beginning(prompts)
-    logits = _packed if is_packing(model) else _padded
-    logits_nV = logits(model, pairs, shared, chat)
+    if reads_apart(inner_model(model)):
+        logits_nV = torch.cat([_alone(model, pair) for pair in pairs])
+    elif is_packing(model):
+        logits_nV = _packed(model, pairs, shared)
+    else:
+        logits_nV = _padded(model, pairs, shared, chat)
     targets = [token for pair in pairs for token in pair.answer]
     targets_n = torch.tensor(targets, device=logits_nV.device)
     return mean_cross_entropy(logits_nV, targets_n)
@@ -66,7 +71,18 @@ def _has_dropout(model: nn.Module) -> bool:
     )
 
 
-def _packed(model: nn.Module, pairs: Sequence[Pair], shared: int, _: ChatFormat) -> Tensor:
+def _alone(model: nn.Module, pair: Pair) -> Tensor:
+    """Return the logits that predict one answer, of a row that nothing is added to."""
+    row = pair.prompt + pair.answer
+    ids_1S = torch.tensor([row], device=next(model.parameters()).device)
+    keep_1S = torch.zeros_like(ids_1S, dtype=torch.bool)
+    keep_1S[0, len(pair.prompt) - 1 : -1] = True
+    with head_at(model, keep_1S):
+        logits: Tensor = model(input_ids=ids_1S, use_cache=False).logits[0]
+    return logits
+
+
+def _packed(model: nn.Module, pairs: Sequence[Pair], shared: int) -> Tensor:
     """Return the logits that predict the answers, of a batch that is one pack."""
     own = [pair.prompt[shared:] + pair.answer for pair in pairs]
     keep = [False] * shared

@@ -25,14 +25,13 @@ from torch.nn.functional import embedding
 from transformers import AttentionInterface
 
 from dlplora.data.batches import Padded
-from dlplora.models import logits_at, num_embeddings
+from dlplora.models import logits_at, num_embeddings, reads_apart
 from dlplora.replaced import replaced
 from dlplora.training.autograd import apply
 
 _NAME = "packed"
 # What transformers tells every attention and what a pack says already.
 _TOLD = {"position_ids", "use_cache", "cache_position", "is_causal", "output_attentions"}
-_LAYERS = {"full_attention", "sliding_attention"}
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,11 @@ def packed_logits(model: nn.Module, pack: Pack, keep_N: Tensor) -> Tensor:
         _BLOCKS.reset(blocks)
 
 
+def inner_model(model: nn.Module) -> Any:
+    """Return transformers' model that PEFT wraps, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 def is_packing(model: nn.Module) -> bool:
     """Tell whether a model is in a `packing` block and takes packs."""
     config: Any = model.config
@@ -85,9 +89,8 @@ def packing(model: nn.Module) -> Iterator[None]:
     Models whose attention drops, caps or biases scores, or that pass something from token to
     token outside of attention, are left as they are.
     """
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    layers = set(getattr(inner.config, "layer_types", None) or [])
-    if not getattr(inner, "_supports_attention_backend", False) or layers - _LAYERS:
+    inner = inner_model(model)
+    if not getattr(inner, "_supports_attention_backend", False) or reads_apart(inner):
         yield
         return
     plain = inner.config._attn_implementation

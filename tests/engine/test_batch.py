@@ -17,7 +17,7 @@ from dlplora.lora.attach import attached
 from dlplora.models import Base
 from dlplora.records.routes import BASE_ROUTE, Route
 from tests.peft_adapters import peft_pool
-from tests.tiny import FAN_IN_FAN_OUT, TARGETS, tiny_base
+from tests.tiny import ALL_TARGETS, tiny_base
 
 QUESTIONS = ["what is up ?", "which colour : two a b c d ?", "say red", "sum of one plus two : a ?"]
 OPTIONS = [
@@ -32,7 +32,7 @@ ROUTES = [
     BASE_ROUTE,
     Route(("two",), (1.0,)),
 ]
-KINDS = list(TARGETS)
+KINDS = list(ALL_TARGETS)
 
 
 @pytest.fixture(params=KINDS)
@@ -41,10 +41,10 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def pool_of(base: Base, kind: str, folder: Path) -> list[LoraAdapter]:
-    transposed = FAN_IN_FAN_OUT[kind]
+    transposed = kind == "gpt2"
     configs = {
-        "one": {"r": 2, "target_modules": TARGETS[kind], "fan_in_fan_out": transposed},
-        "two": {"r": 4, "target_modules": TARGETS[kind][:1], "fan_in_fan_out": transposed},
+        "one": {"r": 2, "target_modules": ALL_TARGETS[kind], "fan_in_fan_out": transposed},
+        "two": {"r": 4, "target_modules": ALL_TARGETS[kind][:1], "fan_in_fan_out": transposed},
     }
     return peft_pool(base.model, configs, folder)[1]
 
@@ -144,7 +144,7 @@ def test_prompts_are_cut_into_the_parts_of_least_effort(lengths: list[int]) -> N
 
 def test_greedy_tokens_are_those_of_transformers_with_peft(kind: str, tmp_path: Path) -> None:
     base = tiny_base(kind)
-    config = {"r": 3, "target_modules": TARGETS[kind], "fan_in_fan_out": FAN_IN_FAN_OUT[kind]}
+    config = {"r": 3, "target_modules": ALL_TARGETS[kind], "fan_in_fan_out": kind == "gpt2"}
     models, adapters = peft_pool(base.model, {"one": config}, tmp_path)
     prompts = prompts_of(base)
     with attached(base.model, adapters) as pool:

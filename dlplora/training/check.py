@@ -1,0 +1,40 @@
+"""A check that a batch of a model is trained on as its rows would be one by one."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from dlplora.models import Base, alone_logits, check_alike, probe_rows
+from dlplora.training.lean import lean
+from dlplora.training.loss import mean_loss
+from dlplora.training.pairs import Pair
+
+
+def check_training(base: Base) -> None:
+    """Take the loss of a few short rows of unequal lengths, and its gradient.
+
+    The gradient is that of a vector which is added to each token's embedding. Raises `ModelError`
+    if either is not about what the rows one by one have.
+    """
+    embeddings = base.model.get_input_embeddings()
+    weight = next(embeddings.parameters())
+    shift_I = torch.zeros(weight.shape[-1], dtype=weight.dtype, device=weight.device)
+    shift_I.requires_grad_()
+    hook = embeddings.register_forward_hook(lambda _, __, output: output + shift_I)
+    pairs = [Pair(tuple(row[:-2]), tuple(row[-2:])) for row in probe_rows(base.model)]
+    try:
+        with lean(base.model):
+            found = mean_loss(base.model, pairs, base.chat)
+            (found_I,) = torch.autograd.grad(found, shift_I)
+        expected = torch.stack([_plain_loss(base, pair) for pair in pairs]).mean()
+        (expected_I,) = torch.autograd.grad(expected, shift_I)
+    finally:
+        hook.remove()
+    check_alike(base, "the loss of a batch", found, expected)
+    check_alike(base, "the gradient of a batch", found_I.float(), expected_I.float())
+
+
+def _plain_loss(base: Base, pair: Pair) -> Tensor:
+    logits_SV = alone_logits(base.model, [*pair.prompt, *pair.answer])
+    targets_n = torch.tensor(pair.answer, device=logits_SV.device)
+    return cross_entropy(logits_SV[len(pair.prompt) - 1 : -1], targets_n)
