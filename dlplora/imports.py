@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from dlplora.adapters import (
     LoraPair,
@@ -16,6 +18,7 @@ from dlplora.adapters import (
 )
 from dlplora.errors import AdapterError, ModelError
 from dlplora.records.base_card import BaseCard, read_base_card
+from dlplora.records.files import check_no_pointers
 from dlplora.records.training import ADAPTER_WEIGHTS, read_checked_training, untrained
 
 # What GGUF files add to the name of the model that they hold.
@@ -35,6 +38,7 @@ def import_adapter(folder: Path, *, task: str, base: Path) -> WholeAdapter:
             f"{folder}: found no {ADAPTER_WEIGHTS}; expected PEFT's folder of a LoRA adapter "
             f"(weights in other formats are not read: they can hold code)"
         )
+    check_no_pointers(folder)
     card = read_base_card(base)
     config = read_adapter_config(folder)
     _check_base(folder, config, card)
@@ -43,8 +47,12 @@ def import_adapter(folder: Path, *, task: str, base: Path) -> WholeAdapter:
     pairs = lora_pairs(folder, config, tensors)
     if not pairs:
         raise AdapterError(f"{folder}: {ADAPTER_WEIGHTS} holds no LoRA matrices")
+    shapes = _layer_shapes(base)
+    if rule := _prefix_rule(pairs, shapes):
+        config, tensors = _renamed(config, tensors, pairs, *rule)
+        pairs = _with_same_scalings(folder, pairs, lora_pairs(folder, config, tensors))
     is_transposed = bool(config.get("fan_in_fan_out"))  # GPT-2 stores (inputs, outputs)
-    _check_shapes(folder, pairs, _layer_shapes(base), is_transposed=is_transposed)
+    _check_shapes(folder, pairs, shapes, is_transposed=is_transposed)
     training = untrained(
         task,
         base_fingerprint=card.fingerprint,
@@ -103,6 +111,77 @@ def _layer_shapes(base: Path) -> dict[str, tuple[int, ...]]:
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{file}: cannot be read as safetensors: {error}") from error
     return shapes
+
+
+def _prefix_rule(
+    pairs: Mapping[str, LoraPair], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[str, str] | None:
+    """Return the one way to change the beginning of all paths so that the base has such layers.
+
+    The parts of multimodal models have other paths than the language model alone. Returns None if
+    nothing has to be changed, or if no way or several ways fit.
+    """
+    if all(module in shapes for module in pairs):
+        return None
+    first, *_ = pairs
+    fitting = set()
+    for layer in shapes:
+        from_end = zip(reversed(first.split(".")), reversed(layer.split(".")), strict=False)
+        ending = ""
+        for part, _ in takewhile(lambda pair: pair[0] == pair[1], from_end):
+            ending = f".{part}{ending}"
+        ours, theirs = f".{first}".removesuffix(ending), f".{layer}".removesuffix(ending)
+        is_of_layers = re.search(r"\.\d", ours + theirs)  # not to another layer's place
+        if ending and not is_of_layers and _fits(pairs, shapes, ours, theirs):
+            fitting.add((ours, theirs))
+    return fitting.pop() if len(fitting) == 1 else None
+
+
+def _fits(
+    pairs: Mapping[str, LoraPair], shapes: Mapping[str, tuple[int, ...]], ours: str, theirs: str
+) -> bool:
+    return all(
+        f".{module}".startswith(f"{ours}.")
+        and sorted(shapes.get(_moved(module, ours, theirs), ()))
+        == sorted((pair.up_OR.shape[0], pair.down_RI.shape[1]))
+        for module, pair in pairs.items()
+    )
+
+
+def _moved(module: str, ours: str, theirs: str) -> str:
+    return (theirs + f".{module}".removeprefix(ours)).removeprefix(".")
+
+
+def _renamed(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    pairs: Mapping[str, LoraPair],
+    ours: str,
+    theirs: str,
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return an adapter's configuration and tensors with other beginnings of paths."""
+    modules = {module: _moved(module, ours, theirs) for module in pairs}
+    renamed = {
+        f"base_model.model.{modules[module]}.lora_{side}.weight": tensors[
+            f"base_model.model.{module}.lora_{side}.weight"
+        ]
+        for module in pairs
+        for side in "AB"
+    }
+    return {**config, "target_modules": sorted(modules.values())}, renamed
+
+
+def _with_same_scalings(
+    folder: Path, before: Mapping[str, LoraPair], after: dict[str, LoraPair]
+) -> dict[str, LoraPair]:
+    """Return the pairs of new paths; `AdapterError` if a pattern of the old ones is lost."""
+    scalings = [[pair.scaling for pair in pairs.values()] for pairs in (before, after)]
+    if scalings[0] != scalings[1]:
+        raise AdapterError(
+            f"{folder}: alpha_pattern names layers by other paths than the base model's; save the "
+            f"adapter by paths such as {next(iter(after))}"
+        )
+    return after
 
 
 def _check_shapes(

@@ -457,3 +457,22 @@ def test_a_revision_that_cannot_be_had_is_one_line_with_advice(
     assert message.endswith(
         "check the name, the revision and the network, then run the same command again"
     )
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "fp8", "mxfp4"])
+def test_quantised_weights_are_refused_by_their_method(
+    folder: Path, tmp_path: Path, method: str
+) -> None:
+    _edit_config(folder, quantization_config={"quant_method": method})
+    message = _refusal(_folder_params(folder), tmp_path)
+    assert f"is quantised ({method}); expected weights of 16 or 32 bits" in message
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_pointer_of_git_lfs_is_named(folder: Path, tmp_path: Path, name: str) -> None:
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    message = _refusal(_folder_params(folder), tmp_path, SourceError)
+    assert f"{folder / name}: holds a pointer of Git LFS, expected the file itself" in message
+    file = tmp_path / "a.gguf"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    assert "a.gguf: holds a pointer" in _refusal(_gguf_params(file), tmp_path, SourceError)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 
 from dlplora.data.pins import pin_of
 from dlplora.embedders import make_embedder
@@ -18,6 +20,7 @@ from dlplora.records.files import file_sha256
 from dlplora.routing.embedding import Embedder, Vectors
 from dlplora.routing.encoder import load_encoder, load_tokenizer
 from tests.embedders import write_tiny_embedder
+from tests.tiny import tiny_tokenizer
 from tests.tiny_encoders import write_tiny_encoder
 
 TEXTS = ["say red", "what is the opposite of up ?", "one plus two"]
@@ -173,3 +176,46 @@ def test_a_plain_encoder_is_had_with_its_own_weights_and_embeds_nothing(
     assert tokens[0] == tokens[1]
     with pytest.raises(ModelError, match=r"out: no folder of sentence-transformers"):
         vectors_of(tmp_path / "out")
+
+
+def test_an_embedder_that_says_its_first_values_are_enough_gives_those(
+    folder: Path, tmp_path: Path
+) -> None:
+    short = tmp_path / "short"
+    shutil.copytree(folder, short)
+    (short / "config_sentence_transformers.json").write_text('{"truncate_dim": 8}')
+
+    make_embedder(from_folder(short, tmp_path), downloads=tmp_path, out=tmp_path / "out")
+
+    embedder = Embedder.load(tmp_path / "out", device=torch.device("cpu"))
+    plain = SentenceTransformer(str(short), device="cpu")
+    assert embedder.num_dimensions == 8
+    for normalise in (True, False):
+        expected = plain.encode(TEXTS, normalize_embeddings=normalise)
+        assert expected.shape == (len(TEXTS), 8)
+        found = embedder.embed(TEXTS, normalise=normalise)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_table_of_words_embeds_but_has_no_transformer_to_train(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    words = StaticEmbedding(tiny_tokenizer(template=None).backend_tokenizer, embedding_dim=6)
+    SentenceTransformer(modules=[words, Normalize()], device="cpu").save(str(tmp_path / "static"))
+
+    params = from_folder(tmp_path / "static", tmp_path)
+    make_embedder(params, downloads=tmp_path, out=tmp_path / "out")
+
+    embedder = Embedder.load(tmp_path / "out", device=torch.device("cpu"))
+    expected = SentenceTransformer(str(tmp_path / "static"), device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(embedder.embed(TEXTS, normalise=True), expected, atol=1e-6)
+    with pytest.raises(ModelError, match=r"out: begins with StaticEmbedding, expected a transf"):
+        _ = embedder.transformer
+
+
+def test_a_pointer_of_git_lfs_is_named(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid 1\n")
+
+    with pytest.raises(SourceError, match=r"model\.safetensors: holds a pointer of Git LFS"):
+        make_embedder(from_folder(copy, tmp_path), downloads=tmp_path, out=tmp_path / "out")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dlplora.adapters import read_adapter
-from dlplora.errors import AdapterError
+from dlplora.errors import AdapterError, SourceError
 from dlplora.imports import import_adapter
 from dlplora.lora.attach import attached
 from dlplora.records.base_card import BaseCard, write_base_card
@@ -268,3 +269,69 @@ def test_a_configuration_that_is_none_is_refused(plain: Path, base: Path, text: 
 def test_a_missing_configuration_is_refused(plain: Path, base: Path) -> None:
     (plain / "adapter_config.json").unlink()
     assert "adapter_config.json: cannot be read" in _refusal(plain, base)
+
+
+def _move_paths(folder: Path, before: str, after: str) -> None:
+    def move(tensors: dict[str, Tensor]) -> None:
+        for name in list(tensors):
+            start = f"base_model.model.{before}"
+            assert name.startswith(start)
+            moved = f"base_model.model.{after}{name.removeprefix(start)}"
+            tensors[moved] = tensors.pop(name)
+
+    _edit_tensors(folder, move)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["model.language_model.", "language_model.model.", "", "base_model.model.model."]
+)
+@pytest.mark.parametrize("config", [{}, {"alpha_pattern": {"v_proj": 9}}])
+def test_an_adapter_of_a_multimodal_model_is_brought_to_its_language_model_s_paths(
+    tmp_path: Path, base: Path, prefix: str, config: dict[str, Any]
+) -> None:
+    plain = _save(tmp_path / "plain", **config)
+    expected = plain(IDS).logits
+    _move_paths(tmp_path / "plain", "model.", prefix)
+    _edit_config(tmp_path / "plain", target_modules=r".*language_model.*\.(q_proj|v_proj)")
+    out = _imported(tmp_path / "plain", base)
+    torch.testing.assert_close(_fused_logits(out, "llama"), expected, atol=1e-4, rtol=1e-4)
+    merged = PeftModel.from_pretrained(tiny_model(), str(out)).merge_and_unload()
+    torch.testing.assert_close(merged(IDS).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_paths_that_no_one_prefix_brings_to_the_base_are_refused(
+    tmp_path: Path, plain: Path, base: Path
+) -> None:
+    _move_paths(plain, "model.", "model.language_model.")
+    shutil.copytree(plain, tmp_path / "tower")
+    _edit_tensors(
+        tmp_path / "tower",
+        lambda tensors: tensors.update(
+            {
+                name.replace("language_model", "vision"): tensor.clone()
+                for name, tensor in tensors.items()
+            }
+        ),
+    )
+    assert "the base model has no layer model.language_model" in _refusal(tmp_path / "tower", base)
+    _edit_config(plain, alpha_pattern={"model.language_model.layers.0.self_attn.q_proj": 9})
+    assert "alpha_pattern names layers by other paths" in _refusal(plain, base)
+
+
+def test_an_adapter_is_not_moved_to_other_layers(plain: Path, base: Path) -> None:
+    def keep_one(tensors: dict[str, Tensor]) -> None:
+        for name in list(tensors):
+            if not name.startswith(LAYER):
+                del tensors[name]
+
+    _edit_tensors(plain, keep_one)
+    _move_paths(plain, "model.layers.0.", "model.layers.5.")
+    assert "no layer model.layers.5.self_attn.q_proj" in _refusal(plain, base)
+
+
+def test_a_pointer_of_git_lfs_is_named(plain: Path, base: Path) -> None:
+    (plain / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(
+        SourceError, match=r"adapter_model\.safetensors: holds a pointer of Git LFS"
+    ):
+        import_adapter(plain, task="mine", base=base)

@@ -100,14 +100,17 @@ class Embedder:
         return unit(vectors_BD) if normalise else vectors_BD
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """Map texts to vectors (B, D), with gradients where parameters want them."""
+        """Map texts to vectors (B, D), with gradients where parameters want them.
+
+        An embedder may say that the first D values of longer vectors are enough (`truncate_dim`).
+        """
         features = self.model.preprocess(list(texts))
         on_device = {
             name: value.to(self.model.device) if isinstance(value, Tensor) else value
             for name, value in features.items()
         }
         vectors_BD: Tensor = self.model(on_device)["sentence_embedding"]
-        return vectors_BD
+        return vectors_BD[:, : self.num_dimensions]
 
     @property
     def num_dimensions(self) -> int:
@@ -116,7 +119,12 @@ class Embedder:
 
     @property
     def transformer(self) -> Any:
-        """The transformer whose states are pooled."""
+        """The transformer whose states are pooled; `ModelError` if there is none."""
+        if not has_transformer(self.folder):
+            raise ModelError(
+                f"{self.folder}: begins with {type(self.model[0]).__name__}, expected a "
+                f"transformer that can be trained"
+            )
         return self.model[0].model
 
     @property
@@ -142,11 +150,20 @@ def copy_embedder(source: Path, target: Path) -> None:
 
 def check_modules(folder: Path) -> None:
     """Raise `ModelError` if an embedder has modules that are not of sentence-transformers."""
+    if foreign := [name for name in _modules(folder) if not name.startswith(_OWN_MODULES)]:
+        raise ModelError(f"{folder}: the module {foreign[0]} is code of its own, which is not run")
+
+
+def has_transformer(folder: Path) -> bool:
+    """Tell whether an embedder begins with a transformer, as most do, or with a table of words."""
+    return all(name.endswith(".Transformer") for name in _modules(folder)[:1])
+
+
+def _modules(folder: Path) -> list[str]:
+    """Return the types of an embedder's modules; `ModelError` if they cannot be read."""
     try:
-        types = [str(module["type"]) for module in read_json(folder / "modules.json")]
+        return [str(module["type"]) for module in read_json(folder / "modules.json")]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(
             f"{folder}: no folder of sentence-transformers (modules.json): {one_line(error)}"
         ) from error
-    if foreign := [name for name in types if not name.startswith(_OWN_MODULES)]:
-        raise ModelError(f"{folder}: the module {foreign[0]} is code of its own, which is not run")
