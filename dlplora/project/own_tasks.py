@@ -2,21 +2,19 @@
 
 import filecmp
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from ruamel.yaml.comments import CommentedMap
 
 from dlplora.data.ingest import Ingested, ingest
 from dlplora.data.raw import FORMATS, raw_file
 from dlplora.errors import AdapterError, DataError, ParamsError, choices
-from dlplora.params import Keys, Splits, is_identifier, parse_params
+from dlplora.params import Keys, Splits, is_identifier, parse_params, parse_yaml
 from dlplora.project.clusters import join_cluster, leave_cluster
+from dlplora.project.commands import CommandError, dvc
 from dlplora.project.files import Project, drop, dump, put
 from dlplora.project.pruning import delete_unlisted
 from dlplora.records.files import written_aside, written_folder
@@ -76,7 +74,7 @@ def add_task(
     if params["indexes"]:  # retrieval finds the adapters of all tasks
         put(params["indexes"], name, CommentedMap())
     text = dump(params)
-    parse_params(yaml.safe_load(text), str(project.params_file))
+    parse_params(parse_yaml(text, str(project.params_file)), str(project.params_file))
     folder = project.root / _RAW / name
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{name}{file.suffix.lower()}"
@@ -191,7 +189,7 @@ def unlist(params: CommentedMap, name: str) -> None:
 
 
 def _dvc(project: Project, *words: str) -> None:
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *words]
-    done = subprocess.run(command, cwd=project.root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise DataError(f"dvc {' '.join(words)}: {' '.join(done.stderr.split())}")
+    try:
+        dvc(project.root, *(word for word in words if word != "--quiet"))  # which hides reasons
+    except CommandError as error:
+        raise DataError(str(error)) from error
