@@ -1,26 +1,34 @@
-# The same targets serve people and CI. VENV may name an environment elsewhere.
+# The same targets serve people and CI. VENV may name an environment elsewhere. Folders may have any
+# name: paths stand in quotes, and PATH is all that needs an absolute one.
 VENV ?= .venv
-BIN := $(abspath $(VENV))/bin
 PYTHON ?= python3
+BLANK := $(subst x,,x x)
+MADE := $(subst $(BLANK),\ ,$(VENV))/installed
 # Stages run `python -m …`: the environment's interpreter must be the first one found.
-export PATH := $(BIN):$(PATH)
+export PATH := $(if $(filter /%,$(firstword $(VENV))),,$(CURDIR)/)$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export PYTHONUNBUFFERED := 1
+export PYTHONSAFEPATH :=
+# In a container whose user has no name: DVC asks for one.
+ifeq ($(shell id -un 2>/dev/null),)
+export LOGNAME ?= nobody
+endif
+BIN := "$(VENV)"/bin
 
 .PHONY: help env repro compare flow ui test check bench pull push
 
 help:           ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
-$(VENV)/installed: pyproject.toml constraints.txt
-	@mkdir $(VENV).making 2>/dev/null || { echo "another make is at work on $(VENV); wait for it, or remove $(VENV).making if it was killed" >&2; exit 1; }
-	@trap 'rmdir $(VENV).making' EXIT; set -ex; \
-	$(PYTHON) -m venv $(VENV); \
-	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
+$(MADE): pyproject.toml constraints.txt
+	@mkdir "$(VENV).making" 2>/dev/null || { echo "another make is at work on $(VENV); wait for it, or remove $(VENV).making if it was killed" >&2; exit 1; }
+	@trap 'rmdir "$(VENV).making"' EXIT; set -ex; \
+	$(PYTHON) -m venv "$(VENV)"; \
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
 	$(BIN)/python -m dlplora.cli check-runtime; \
-	touch $@
+	touch "$@"
 
-env: $(VENV)/installed  ## Make the environment with pinned dependencies
+env: $(MADE)    ## Make the environment with pinned dependencies
 
 repro: env      ## Bring the pipeline up to date
 	@$(BIN)/python -m dlplora.cli repro
@@ -47,11 +55,11 @@ check: env      ## Run the linters, types and import contracts
 # Tasks of the suite default.
 BENCH_TASKS := intent_recognition restaurant_description valid_parentheses
 
-$(VENV)/installed-bench: $(VENV)/installed
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[bench]'
-	touch $@
+$(MADE)-bench: $(MADE)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[bench]'
+	touch "$@"
 
-bench: $(VENV)/installed-bench  ## Time engine, training and scoring beside PEFT, Trainer, TRL, lm-eval
+bench: $(MADE)-bench  ## Time engine, training and scoring beside PEFT, Trainer, TRL, lm-eval
 	@$(BIN)/python -m dlplora.cli repro base_model $(addprefix ingest@,$(BENCH_TASKS))
 	@$(BIN)/python -m benchmarks.fused
 	@$(BIN)/python -m benchmarks.training

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dlplora import warm
-from dlplora.edge import one_line_errors
+from dlplora.edge import one_line_errors, refuse_other_code, set_up_process
 from dlplora.errors import DlpLoraError
 from dlplora.params import is_identifier
 from dlplora.records.files import write_json
@@ -34,13 +34,16 @@ def run(main: Callable[..., None]) -> None:
     """
     gc.freeze()  # what was loaded stays
     gc.enable()
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    set_up_process()
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(main)
     pipeline, name = _starter(), stage_name()
-    with one_line_errors(), alone(name):
-        if _starter() != pipeline:
-            raise DlpLoraError(f"{name}: the pipeline that started it has ended; not run")
-        app()
+    with one_line_errors():
+        refuse_other_code()
+        with alone(name):
+            if _starter() != pipeline:
+                raise DlpLoraError(f"{name}: the pipeline that started it has ended; not run")
+            app()
 
 
 def _starter() -> int:
@@ -80,7 +83,7 @@ def progress(title: str, total: int) -> Iterator[Advance]:
     Yields `advance(n=1, **figures)`; figures, such as loss=0.31, are shown behind the bar.
     """
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not (sys.stderr.isatty() and console.is_terminal):
         yield _plain_lines(title, total)
         return
     columns = (

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
+from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any
 
-import yaml
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
@@ -13,7 +13,7 @@ from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from dlplora.errors import DlpLoraError, ParamsError, choices
-from dlplora.params import load_params
+from dlplora.params import load_params, read_yaml
 from dlplora.project.files import Project, dump
 from dlplora.project.own_tasks import unlist
 from dlplora.project.suites import suite_names, use_suite
@@ -33,7 +33,7 @@ _SUITES = suite_names(Project(ROOT))
 
 def _known_tasks() -> list[str]:
     files = [ROOT / "params.yaml", *(ROOT / "suites" / f"{suite}.yaml" for suite in _SUITES)]
-    sections = [yaml.safe_load(file.read_text(encoding="utf-8"))["tasks"] for file in files]
+    sections = [read_yaml(file)["tasks"] for file in files]
     return sorted({task for section in sections for task in section})
 
 
@@ -115,14 +115,16 @@ def experiment(
         for changed in uncommitted(ROOT):
             log.warning("%s: its uncommitted changes are not part of this run", changed)
         states: dict[str, State[Any]] = {}
+        folders: dict[str, Path] = {}
         for seed in dict.fromkeys(seeds):
             name = _name(suite, tasks, lora, router, seed)
-            folder = open_worktree(ROOT, name)
+            folder = folders[name] = open_worktree(ROOT, name)
             _edit(Project(folder), suite=suite, tasks=tasks, lora=lora, router=router, seed=seed)
             commit_all(folder, f"Set the parameters of run {name}")
-            states[name] = worktree(folder, return_state=True)
+            run = worktree.with_options(flow_run_name=name)
+            states[name] = run(folder, name=name, return_state=True)
             commit_all(folder, f"Keep the results of run {name}")
-        _show(states)
+        _show(states, folders)
         keep = load_params(ROOT / "params.yaml").flow.keep_runs
         for old in delete_old(ROOT, keep=keep):
             log.info("worktree of %s deleted; branch runs/%s keeps its results", old, old)
@@ -167,7 +169,7 @@ def _edit(
     project.write(dump(params))
 
 
-def _show(states: dict[str, State[Any]]) -> None:
+def _show(states: dict[str, State[Any]], folders: dict[str, Path]) -> None:
     """Link the reports of all runs, and put their scores side by side."""
     lines = [
         f"- [{name}]({report_link(name)}), branch `runs/{name}`: {state.message}"
@@ -177,9 +179,7 @@ def _show(states: dict[str, State[Any]]) -> None:
     ]
     create_markdown_artifact("\n".join(lines), key="runs")
     scores = {
-        name: read_scores(ROOT / ".scratch/runs" / name)
-        for name, state in states.items()
-        if state.is_completed()
+        name: read_scores(folders[name]) for name, state in states.items() if state.is_completed()
     }
     if len(scores) > 1:
         first = next(iter(scores.values()))

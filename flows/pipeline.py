@@ -199,9 +199,14 @@ def pipeline(targets: list[str] = [], force: bool = False) -> State[None]:  # no
 
 
 @flow(task_runner=_THREADS, log_prints=True, flow_run_name="{root.name}")
-def worktree(root: Path, targets: list[str] = [], force: bool = False) -> State[None]:  # noqa: B006
-    """Bring another working tree up to date, as `pipeline` does."""
-    return run_stages(root, targets, force=force, name=root.name)
+def worktree(
+    root: Path,
+    targets: list[str] = [],  # noqa: B006
+    force: bool = False,
+    name: str | None = None,
+) -> State[None]:
+    """Bring another working tree up to date, as `pipeline` does; `name` is that of its report."""
+    return run_stages(root, targets, force=force, name=name or root.name)
 
 
 def main() -> int:

@@ -1,30 +1,74 @@
-"""Where Prefect keeps its state and which server it talks to, unless the environment says so."""
+"""Where Prefect keeps its state and which server it talks to."""
 
 import os
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
+from dlplora.edge import one_line_errors
+from dlplora.errors import DlpLoraError
 from dlplora.scratch import is_held
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRATCH = ROOT / ".scratch"
 UI_LOCK = "prefect ui"  # held by `flows.ui` for as long as its server is there
-API_FILE = SCRATCH / "prefect" / "api"  # the address of that server
+HOME = SCRATCH / "prefect"
+API_FILE = HOME / "api"  # the address of that server
+
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
 def set_up_prefect() -> None:
     """Set what Prefect reads of the environment, before it is imported.
 
-    Its state stands in `.scratch/prefect`, nothing is reported to anybody, and flows talk to the
-    server of `flows.ui` while that is open, else to one that starts and ends with them.
+    Its state stands in `.scratch/prefect` and nowhere else: a home, profile or database that the
+    environment names may be of another version, which this one would migrate. Nothing is
+    reported to anybody. Flows talk to the server of PREFECT_API_URL if it is set, to that of
+    `flows.ui` while that is open, else to one that starts and ends with them.
     """
+    with one_line_errors():
+        _refuse_socks(os.environ)
+    for name in filter(_names_state, list(os.environ)):
+        del os.environ[name]
     chosen = {
-        "PREFECT_HOME": str(SCRATCH / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "DO_NOT_TRACK": "1",
+        "PREFECT_HOME": str(HOME),
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{HOME / 'prefect.db'}",
     }
     if is_held(UI_LOCK, scratch=SCRATCH):
         chosen["PREFECT_API_URL"] = API_FILE.read_text(encoding="utf-8").strip()
     for name, value in chosen.items():
         os.environ.setdefault(name, value)
-    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)  # Prefect makes no parents
+    os.environ.update(without_proxy_on_loopback(os.environ))
+    HOME.mkdir(parents=True, exist_ok=True)  # Prefect makes no parents
+
+
+def _refuse_socks(environment: Mapping[str, str]) -> None:
+    """Raise if Prefect's client would look for a package that is not there, whatever it asks."""
+    for name in (*_PROXIES, *map(str.upper, _PROXIES)):
+        is_socks = environment.get(name, "").lower().startswith("socks")
+        if is_socks and find_spec("socksio") is None:
+            raise DlpLoraError(
+                f"{name} names a SOCKS proxy, for which Prefect needs the package socksio; "
+                f"install it (`pip install socksio`), or unset {name} for flows"
+            )
+
+
+def _names_state(name: str) -> bool:
+    """Tell whether a variable says where Prefect keeps its state."""
+    named = ("PREFECT_HOME", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH")
+    return name in named or (name.startswith("PREFECT_") and "_DATABASE_" in name)
+
+
+def without_proxy_on_loopback(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that keep requests to this machine itself from its proxy."""
+    if not any(environment.get(name) or environment.get(name.upper()) for name in _PROXIES):
+        return {}
+    told = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+    hosts = [host for host in told.split(",") if host.strip()]
+    listed = ",".join([*hosts, *(host for host in _LOOPBACK if host not in hosts)])
+    return {} if told.strip() == "*" else {"no_proxy": listed, "NO_PROXY": listed}

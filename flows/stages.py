@@ -24,12 +24,14 @@ from dvc.stage import PipelineStage, Stage
 from dlplora import warm
 from dlplora.errors import DlpLoraError, ParamsError, choices, one_line
 from dlplora.params import load_params
+from dlplora.project.commands import environment, own_site_cache, prepare
 from dlplora.project.files import Project
 from dlplora.project.pruning import delete_unlisted
 from dlplora.scratch import take_lock
 
 Outcome = Literal["ran", "restored from the cache", "up to date"]
 _DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]
+_PLAIN = {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
 _GRACE_SECONDS = 5.0
 _ADVICE = "To track the changes with git, run:"  # is all that follows of a stage that ended well
 _HINTS = {"limit", "retries"}
@@ -59,7 +61,8 @@ def plan(root: Path, targets: Sequence[str]) -> list[Step]:
     Raises `StageError` if dvc.yaml cannot be read or has no such target.
     """
     try:
-        with Repo(str(root)) as repo:
+        cache = own_site_cache(root)
+        with Repo(str(root), config=cache and {"core": {"site_cache_dir": str(cache)}}) as repo:
             graph = repo.index.graph  # an edge runs from a stage to one that it needs
             wanted = _wanted(graph, targets)
             needed = wanted.union(*(networkx.descendants(graph, stage) for stage in wanted))
@@ -113,6 +116,7 @@ def alone_in(root: Path) -> Iterator["Tree"]:
     tree = Tree(root, lock)
     try:
         delete_unlisted(project)
+        prepare(root)
         yield tree
     finally:
         tree.stop()
@@ -198,11 +202,11 @@ class Tree:
             running = subprocess.Popen(
                 [*_DVC, *words],
                 cwd=self.root,
-                env=_environment() | (self._told or {}),
+                env=environment(self.root) | _PLAIN | (self._told or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                text=True,
+                encoding="utf-8",
                 errors="replace",
                 start_new_session=True,
                 pass_fds=[self._lock],
@@ -217,12 +221,6 @@ class Tree:
             self._groups.discard(running.pid)
         self.check()
         return running.returncode
-
-
-def _environment() -> dict[str, str]:
-    """Let `python -m …` find this interpreter, and its lines come at once."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
 
 
 def _signal_group(number: int, sent: int) -> bool:

@@ -110,7 +110,8 @@ def _run(words: list[str], environment: dict[str, str]) -> None:
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     if done.returncode:

@@ -1,6 +1,7 @@
 """dvc.yaml must name every file and parameter that a stage's result depends on."""
 
 import ast
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,13 @@ def test_every_section_that_a_stage_reads_is_tracked(name: str) -> None:
     sections |= {"adapter", "experts"} if "expert_training_of" in read else set()
     sections |= read & set(Params.model_fields)
     assert sections <= tracked(name)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_path_out_of_params_stands_in_quotes_in_a_command(name: str) -> None:
+    names = {"${key}", "${item.embedder}", "${item.system}"}  # identifiers
+    unquoted = re.sub(r'"[^"]*"', "", STAGES[name]["cmd"])
+    assert set(re.findall(r"\$\{.*?\}", unquoted)) <= names
 
 
 def test_each_stage_has_one_file_and_each_file_its_stage() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from dvc.utils.serialize import load_yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
@@ -416,3 +417,79 @@ def test_an_identifier_is_what_python_says_in_ascii_and_not_reserved(name: str) 
     expected = name.isascii() and name.isidentifier() and not name.startswith("_")
     expected = expected and len(name) <= 64 and name.lower() not in RESERVED
     assert is_identifier(name) == expected
+
+
+YAML_1_1 = ("no", "yes", "on", "off", "y", "n", "No", "ON")  # truth values there, words for DVC
+
+
+@pytest.mark.parametrize("name", [*YAML_1_1, "'null'", "'true'", '"False"'])
+def test_a_name_is_read_as_dvc_reads_it(tmp_path: Path, root: Path, name: str) -> None:
+    text = (root / "params.yaml").read_text(encoding="utf-8")
+    file = tmp_path / "params.yaml"
+    file.write_text(text.replace("  past_tense: {", f"  {name}: {{"), encoding="utf-8")
+    assert list(load_params(file).tasks) == list(load_yaml(str(file))["tasks"])
+    assert name.strip("'\"") in load_params(file).adapters
+
+
+@pytest.mark.parametrize("name", ["null", "true", "False", "~", "12", "1e3"])
+def test_a_name_that_yaml_takes_for_a_value_is_refused(
+    tmp_path: Path, root: Path, name: str
+) -> None:
+    text = (root / "params.yaml").read_text(encoding="utf-8")
+    file = tmp_path / "params.yaml"
+    file.write_text(text.replace("  past_tense: {", f"  {name}: {{"), encoding="utf-8")
+    with pytest.raises(ParamsError, match=r"tasks.*; found") as caught:
+        load_params(file)
+    assert "\n" not in str(caught.value)
+    assert "put the name in quotes" in str(caught.value)
+
+
+PATHS = [
+    ("tasks", "past_tense", "raw"),
+    ("unseen_tasks", "object_counting", "raw"),
+    ("routers", "mlp", "reads"),
+    ("systems", "dlp_mlp", "artifact"),
+    ("composites", "composite_2", "artifact"),
+    ("imported_adapters", "past_tense", "path"),
+]
+
+
+def _put(values: dict[str, Any], place: tuple[str, str, str], path: str) -> str:
+    section, name, field = place
+    if section == "imported_adapters":
+        del values["adapters"][name]
+    values[section].setdefault(name, {})[field] = path
+    return ".".join(place)
+
+
+@pytest.mark.parametrize("place", PATHS, ids=".".join)
+@pytest.mark.parametrize("path", ["my data (1)/a [2] & b.json", "d'été; ls #/*?!~/ü.csv", "C:/x,y"])
+def test_a_path_may_hold_what_quotes_carry(
+    values: dict[str, Any], place: tuple[str, str, str], path: str
+) -> None:
+    _put(values, place, path)
+    parse_params(values, "params.yaml")
+
+
+@pytest.mark.parametrize("place", PATHS, ids=".".join)
+@pytest.mark.parametrize("path", ["", 'a "b".json', "$HOME/x", "`ls`", "a\\b", "a\nb", "--help"])
+def test_a_path_that_no_quotes_carry_is_refused_by_its_field(
+    values: dict[str, Any], place: tuple[str, str, str], path: str
+) -> None:
+    where = _put(values, place, path)
+    with pytest.raises(ParamsError, match=r"params.yaml: .*path") as caught:
+        parse_params(values, "params.yaml")
+    assert place[0] in str(caught.value), where
+    assert place[2] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_path_of_a_model_is_no_part_of_a_command_but_has_no_line_break(
+    values: dict[str, Any],
+) -> None:
+    model = {"kind": "gguf", "sha256": "0" * 64, "system_prompt": None}
+    values["base_model"] = model | {"path": "my $models/one `of` them.gguf"}
+    parse_params(values, "params.yaml")
+    values["base_model"] = model | {"path": "one\x00.gguf"}
+    with pytest.raises(ParamsError, match=r"base_model\.gguf\.path: .*control characters"):
+        parse_params(values, "params.yaml")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from dvc.utils.serialize import load_yaml
 
 from dlplora.data.ingest import ingest
 from dlplora.errors import AdapterError, DataError, DlpLoraError, ParamsError
@@ -954,3 +955,23 @@ def test_an_own_task_joins_a_cluster_of_the_suite_and_is_no_edit_of_it(own: Proj
     assert _values(own)["experts"]["all"]["tasks"][-1] == "mine"
     use_suite(own, "default", force=False)
     assert _values(own)["experts"] == {}
+
+
+@pytest.mark.parametrize("name", ["no", "on", "Yes", "null", "true"])
+def test_a_task_may_have_a_name_that_yaml_knows(project: Project, no_dvc: None, name: str) -> None:
+    before = project.params_file.read_bytes()
+    _add(project, name, opposites(60))
+    assert name in load_params(project.params_file).tasks
+    assert name in load_yaml(str(project.params_file))["tasks"]  # as DVC reads it
+    assert use_suite(project, "toy", force=False) == [name]
+    assert use_suite(project, "default", force=False) == [name]
+    remove_task(project, name)
+    assert project.params_file.read_bytes() == before
+
+
+def test_the_reason_of_dvc_is_told(project: Project) -> None:
+    with (project.root / ".gitignore").open("a") as ignored:
+        ignored.write("*.dvc\n")
+    with pytest.raises(DataError, match=r"^dvc add: bad DVC file name .*mine\.dvc' is git-ignored"):
+        _add(project, "mine", opposites(60))
+    assert "mine" not in load_params(project.params_file).tasks

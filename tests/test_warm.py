@@ -103,6 +103,17 @@ def test_an_error_of_a_forked_stage_ends_it_like_any_other(
     assert done.stderr.endswith("ValueError: so it is\n")
 
 
+def test_a_forked_stage_may_say_how_its_streams_write(root: Path, told: dict[str, str]) -> None:
+    (root / "work/writes.py").write_text(
+        "import sys\n"
+        "for stream in (sys.stdout, sys.stderr):\n"
+        "    stream.reconfigure(errors='backslashreplace')\n"
+        "    print(chr(0xdcff), file=stream)\n"
+    )
+    done = run(root, told, "work.writes")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\\udcff\n", "\\udcff\n")
+
+
 def waiting(root: Path, environment: dict[str, str]) -> tuple[subprocess.Popen[str], int]:
     """Start a stage that sleeps; return what waits for it, and the stage."""
     started = subprocess.Popen(

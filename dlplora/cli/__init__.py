@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dlplora.cli import ask, project
-from dlplora.edge import one_line_errors
+from dlplora.edge import one_line_errors, refuse_other_code, set_up_process
 
 app = typer.Typer(
     help="One LoRA adapter per task, and routers that choose. Run it in the project's folder; "
@@ -58,5 +58,7 @@ app.command(context_settings={"ignore_unknown_options": True})(project.repro)
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr."""
+    set_up_process()
     with one_line_errors():
+        refuse_other_code()
         app()

@@ -64,6 +64,7 @@ from dlplora.params.training import (
     PrunedMerge,
     SvdMerge,
 )
+from dlplora.params.yaml import parse_yaml, read_yaml
 
 __all__ = [
     "Adapter",
@@ -123,4 +124,6 @@ __all__ = [
     "load_params",
     "named",
     "parse_params",
+    "parse_yaml",
+    "read_yaml",
 ]

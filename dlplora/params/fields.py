@@ -3,12 +3,14 @@
 import re
 from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from dlplora.errors import ParamsError, choices
 
 T = TypeVar("T")
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_UNQUOTABLE = re.compile(r'["$`\\]')  # what a shell reads between double quotes
 _RESERVED = {"con", "prn", "aux", "nul", "default", "base", "single", "none"} | {
     f"{port}{number}" for port in ("com", "lpt") for number in range(10)
 }
@@ -27,7 +29,27 @@ def _identifier(name: str) -> str:
     return name
 
 
-Name = Annotated[str, AfterValidator(_identifier)]
+def _text(name: object) -> object:
+    if name is None or isinstance(name, bool | int | float):
+        raise ValueError("YAML takes it for a value; put the name in quotes")
+    return name
+
+
+def _path(path: str) -> str:
+    if not path or _CONTROL.search(path):
+        raise ValueError("expected a path without line breaks and control characters")
+    return path
+
+
+def _command_path(path: str) -> str:
+    if path.startswith("-") or _UNQUOTABLE.search(path):
+        raise ValueError('the path is part of a command: no ", $, ` or \\, and no - in front')
+    return path
+
+
+Name = Annotated[str, BeforeValidator(_text), AfterValidator(_identifier)]
+LocalPath = Annotated[str, AfterValidator(_path)]
+CommandPath = Annotated[LocalPath, AfterValidator(_command_path)]  # in a `cmd` of dvc.yaml
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

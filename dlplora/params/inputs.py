@@ -4,7 +4,17 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from dlplora.params.fields import Count, Fraction, HubId, Name, Revision, Section, Sha256
+from dlplora.params.fields import (
+    CommandPath,
+    Count,
+    Fraction,
+    HubId,
+    LocalPath,
+    Name,
+    Revision,
+    Section,
+    Sha256,
+)
 from dlplora.words import Primary
 
 
@@ -26,7 +36,7 @@ class GgufFile(Section):
     """A base model in a local GGUF file, pinned by its hash."""
 
     kind: Literal["gguf"]
-    path: str
+    path: LocalPath
     sha256: Sha256
     system_prompt: str | None
 
@@ -35,7 +45,7 @@ class ModelFolder(Section):
     """A base model in a local transformers folder, pinned by the hash of what is read of it."""
 
     kind: Literal["folder"]
-    path: str
+    path: LocalPath
     sha256: Sha256
     system_prompt: str | None
     trust_remote_code: bool
@@ -81,7 +91,7 @@ class DatasetFolder(Section):
     """Tasks out of a local folder that the library `datasets` reads, pinned by its hash."""
 
     kind: Literal["dataset_folder"]
-    path: str
+    path: LocalPath
     sha256: Sha256
     members: dict[Name, DatasetMember]
 
@@ -100,7 +110,7 @@ class EmbedderFolder(Section):
     """A sentence embedder in a local folder, pinned by the hash of what is read of it."""
 
     kind: Literal["folder"]
-    path: str
+    path: LocalPath
     sha256: Sha256
 
 
@@ -128,7 +138,7 @@ class Task(Section):
     `answer_after`, such as '####'.
     """
 
-    raw: str
+    raw: CommandPath
     keys: Literal["auto"] | Keys
     on_bad_row: Literal["refuse", "skip"]
     primary: Primary
@@ -139,7 +149,7 @@ class Task(Section):
 class UnseenTask(Section):
     """A task without an adapter: do the routers notice that they do not know it?"""
 
-    raw: str
+    raw: CommandPath
     keys: Literal["auto"] | Keys
     on_bad_row: Literal["refuse", "skip"]
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import ValidationError
 
 from dlplora.errors import ParamsError, choices
@@ -28,6 +27,7 @@ from dlplora.params.systems import (
     TopP,
 )
 from dlplora.params.training import Adapter, Arrow, Experts, ImportedAdapter, LoraHub, Merge
+from dlplora.params.yaml import read_yaml
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -217,12 +217,9 @@ def _check_embedding(params: Params, source: str) -> None:
 def load_params(path: Path = PARAMS_FILE) -> Params:
     """Read and check the parameters file."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return parse_params(read_yaml(path), str(path))
     except FileNotFoundError as error:
         raise ParamsError(f"{path}: not there; run this in the project's folder") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ParamsError(f"{path}: {' '.join(str(error).split())}") from error
-    return parse_params(values, str(path))
 
 
 def _checked(validate: Callable[[], T], source: str) -> T:

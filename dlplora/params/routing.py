@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dlplora.params.fields import Count, Name, Section
+from dlplora.params.fields import CommandPath, Count, Name, Section
 
 
 class Balance(Section):
@@ -20,7 +20,7 @@ class MlpRouter(Section):
     """The mini-MLP of DLP-LoRA over the tokens of the base model that it `reads`."""
 
     kind: Literal["mlp"]
-    reads: str
+    reads: CommandPath
     parameters: Annotated[int, Field(ge=1)]
     hidden: Count
     max_tokens: Count
@@ -34,7 +34,7 @@ class EncoderRouter(Section):
     """A classifier over a pretrained encoder: `reads` is the encoder's transformers folder."""
 
     kind: Literal["encoder"]
-    reads: str
+    reads: CommandPath
     max_tokens: Count
     learning_rate: Annotated[float, Field(gt=0)]
     batch_size: Count
@@ -46,7 +46,7 @@ class TfidfRouter(Section):
     """TF-IDF and logistic regression: the simple router beside every learned one."""
 
     kind: Literal["tfidf"]
-    reads: str
+    reads: CommandPath
     regularisation: Annotated[float, Field(gt=0)]
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dlplora.params.fields import Count, Name, Section
+from dlplora.params.fields import CommandPath, Count, Name, Section
 
 Weighting = Literal["renormalise", "softmax_probabilities", "softmax_logits", "equal"]
 LogoScore = Literal["norm", "entropy"]
@@ -13,21 +13,21 @@ LogoScore = Literal["norm", "entropy"]
 class DrawnRoute(Section):
     """A system whose route reads no text: one random adapter, or all alike."""
 
-    artifact: str
+    artifact: CommandPath
     route: Literal["random", "uniform"]
 
 
 class FixedRoute(Section):
     """A system of one adapter for every prompt: the artifact's."""
 
-    artifact: str
+    artifact: CommandPath
     route: Literal["fixed"]
 
 
 class ByTaskRoute(Section):
     """A system that is told the task: the artifact has an adapter for each."""
 
-    artifact: str
+    artifact: CommandPath
     route: Literal["by_task"]
 
 
@@ -50,28 +50,28 @@ class TopK(Section):
 class TopPRoute(TopP):
     """A system that routes by a classifier's likeliest tasks, down to a sum."""
 
-    artifact: str
+    artifact: CommandPath
 
 
 class TopKRoute(TopK):
     """A system that routes by a classifier's k likeliest tasks."""
 
-    artifact: str
+    artifact: CommandPath
 
 
 class OwnExpertRoute(Section):
     """A system that is told the task and answers by its experts, folded into one adapter."""
 
     route: Literal["own_expert"]
-    artifact: str
+    artifact: CommandPath
     clusters: list[Name]
 
 
 class GatedSystem(Section):
     """A system that mixes the experts of clusters by their gate over a router's probabilities."""
 
-    experts: str
-    router: str
+    experts: CommandPath
+    router: CommandPath
     clusters: list[Name]
 
 
@@ -83,7 +83,7 @@ class LogoRoute(Section):
     adapter's mean over those; without, it is taken as it is.
     """
 
-    artifact: str
+    artifact: CommandPath
     route: Literal["logo"]
     score: LogoScore
     k: Count
@@ -95,7 +95,7 @@ class LogoRoute(Section):
 class FusionRoute(Section):
     """A system that answers by the average of the k likeliest adapters' matrices."""
 
-    artifact: str
+    artifact: CommandPath
     route: Literal["fusion"]
     k: Count
 
@@ -123,6 +123,6 @@ class CompositeSetting(Section):
     """A setting of composite prompts: several questions of different tasks in one."""
 
     system: Name
-    artifact: str
+    artifact: CommandPath
     parts: Annotated[int, Field(ge=2)]
     count: Count

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from dlplora.params.fields import Count, Name, Section
+from dlplora.params.fields import CommandPath, Count, Name, Section
 
 
 class Adapter(Section):
@@ -52,7 +52,7 @@ class Experts(Section):
 class ImportedAdapter(Section):
     """A task's adapter that was trained elsewhere: PEFT's folder."""
 
-    path: str
+    path: CommandPath
 
 
 MergeWeights = Literal["mean", "ones"]  # 1/N for each of N adapters, or 1

@@ -7,11 +7,10 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from dlplora.params import load_params, parse_params
+from dlplora.params import load_params, parse_params, parse_yaml
 from dlplora.records.files import written_aside
 from dlplora.scratch import alone
 
@@ -52,7 +51,7 @@ class Project:
 
     def replace(self, text: str) -> None:
         """Replace params.yaml by a text that holds good parameters, within `alone`."""
-        parse_params(yaml.safe_load(text), str(self.params_file))
+        parse_params(parse_yaml(text, str(self.params_file)), str(self.params_file))
         with written_aside(self.params_file) as aside:
             aside.write_text(text, encoding="utf-8")
 
@@ -100,4 +99,4 @@ def dump(values: CommentedMap) -> str:
 
 def plain(values: Any) -> Any:
     """Turn ruamel's containers into plain ones."""
-    return yaml.safe_load(dump(values)) if isinstance(values, CommentedMap) else values
+    return parse_yaml(dump(values), "params.yaml") if isinstance(values, CommentedMap) else values

@@ -2,14 +2,11 @@
 
 import filecmp
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from ruamel.yaml.comments import CommentedMap
 
 from dlplora.data.ingest import Ingested, ingest
@@ -17,8 +14,9 @@ from dlplora.data.limits import ItemLimit
 from dlplora.data.raw import FORMATS, raw_file
 from dlplora.data.scripts import words_of
 from dlplora.errors import AdapterError, DataError, ParamsError, choices
-from dlplora.params import Keys, Splits, is_identifier, load_params, parse_params
+from dlplora.params import Keys, Splits, is_identifier, load_params, parse_params, parse_yaml
 from dlplora.project.clusters import join_cluster, leave_cluster
+from dlplora.project.commands import CommandError, dvc
 from dlplora.project.files import Project, drop, dump, put
 from dlplora.project.pruning import delete_unlisted
 from dlplora.records.files import written_aside, written_folder
@@ -93,7 +91,7 @@ def add_task(
     if params["indexes"]:  # retrieval finds the adapters of all tasks
         put(params["indexes"], name, CommentedMap())
     text = dump(params)
-    parse_params(yaml.safe_load(text), str(project.params_file))
+    parse_params(parse_yaml(text, str(project.params_file)), str(project.params_file))
     folder = project.root / _RAW / name
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{name}{file.suffix.lower()}"
@@ -223,7 +221,7 @@ def unlist(params: CommentedMap, name: str) -> None:
 
 
 def _dvc(project: Project, *words: str) -> None:
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *words]
-    done = subprocess.run(command, cwd=project.root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise DataError(f"dvc {' '.join(words)}: {' '.join(done.stderr.split())}")
+    try:
+        dvc(project.root, *(word for word in words if word != "--quiet"))  # which hides reasons
+    except CommandError as error:
+        raise DataError(str(error)) from error

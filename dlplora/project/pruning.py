@@ -4,9 +4,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
-from dlplora.params import load_params
+from dlplora.params import load_params, read_yaml
 from dlplora.project.files import Project
 from dlplora.records.files import is_aside, is_being_written
 
@@ -50,7 +48,7 @@ def delete_unlisted(project: Project) -> list[Path]:
 
 def _templates(dvc_yaml: Path) -> Iterator[tuple[str, str]]:
     """Yield each output of dvc.yaml that has a key in it, with the section of the keys."""
-    for stage in yaml.safe_load(dvc_yaml.read_text(encoding="utf-8"))["stages"].values():
+    for stage in read_yaml(dvc_yaml)["stages"].values():
         if "foreach" not in stage:
             continue
         section = stage["foreach"].removeprefix("${").removesuffix("}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from dlplora import warm
 from dlplora.errors import DlpLoraError
 from dlplora.params import load_params
+from dlplora.project.commands import environment, prepare
 from dlplora.project.files import Project
 from dlplora.project.pruning import delete_unlisted
 from dlplora.project.suites import use_suite
@@ -21,21 +22,21 @@ def repro(project: Project, words: Sequence[str]) -> None:
 
     Returns if all is up to date, which `dvc status` tells in half the time; it takes targets
     otherwise than `dvc repro` does, and is not asked about them. Else the process itself turns
-    into DVC and keeps the lock, so that the lock lasts exactly as long as DVC does. Stages run
-    `python -m …`: this interpreter's folder stands first in PATH.
+    into DVC and keeps the lock, so that the lock lasts exactly as long as DVC does.
     """
     load_params(project.params_file)  # outside a project nothing is written, no lock either
     handle = take_lock("repro", scratch=project.scratch)
     delete_unlisted(project)
+    prepare(project.root)
     os.set_inheritable(handle, True)
+    told = environment(project.root)
     os.chdir(project.root)
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    dvc, environment = [sys.executable, "-m", "dvc"], os.environ | {"PATH": path}
+    dvc = [sys.executable, "-m", "dvc"]
     status = [*dvc, "status", "--quiet"]
-    if not words and subprocess.run(status, env=environment, check=False).returncode == 0:
+    if not words and subprocess.run(status, env=told, check=False).returncode == 0:
         return
-    with warm.server_for(project.root) as more:
-        os.execve(dvc[0], [*dvc, "repro", *words], environment | more)
+    with warm.server_for(Path()) as more:
+        os.execve(dvc[0], [*dvc, "repro", *words], told | more)
 
 
 def repro_suite(project: Project, suite: str) -> Path:
@@ -51,7 +52,8 @@ def repro_suite(project: Project, suite: str) -> Path:
     use_suite(Project(folder), suite, force=True)
     commit_all(folder, f"Use the suite {suite}")
     words = [sys.executable, "-m", "dlplora.cli", "repro"]
-    if code := subprocess.run(words, cwd=folder, check=False).returncode:
+    done = subprocess.run(words, cwd=folder, env=environment(folder), check=False)
+    if code := done.returncode:
         raise DlpLoraError(f"{folder}: the pipeline ended with exit code {code}")
     commit_all(folder, f"Keep the results of the suite {suite}")
     delete_old(project.root, keep=load_params(project.params_file).flow.keep_runs)

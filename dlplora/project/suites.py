@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import yaml
 from ruamel.yaml.comments import CommentedMap
 
 from dlplora.errors import ParamsError, choices
+from dlplora.params import parse_yaml, read_yaml
 from dlplora.project.clusters import join_cluster
 from dlplora.project.files import Project, dump, plain, put, round_trip
 from dlplora.project.own_tasks import is_own
@@ -28,7 +29,7 @@ def use_suite(project: Project, name: str, *, force: bool) -> list[str]:
         raise ParamsError(f"no suite {name!r}; there are: {choices(suite_names(project))}")
     params = project.read()
     suite = _suite_text(project, name)
-    sections = list(yaml.safe_load(suite))
+    sections = list(parse_yaml(suite, str(_file(project, name))))
     if not force:
         _refuse_lost_edits(project, params, sections)
     own = {key: task for key, task in params["tasks"].items() if is_own(task)}
@@ -49,7 +50,11 @@ def use_suite(project: Project, name: str, *, force: bool) -> list[str]:
 
 
 def _suite_text(project: Project, name: str) -> str:
-    return (project.root / "suites" / f"{name}.yaml").read_text(encoding="utf-8")
+    return _file(project, name).read_text(encoding="utf-8")
+
+
+def _file(project: Project, name: str) -> Path:
+    return project.root / "suites" / f"{name}.yaml"
 
 
 def _refuse_lost_edits(project: Project, params: Mapping[str, Any], sections: list[str]) -> None:
@@ -63,7 +68,7 @@ def _refuse_lost_edits(project: Project, params: Mapping[str, Any], sections: li
         now["indexes"].pop(key, None)
     for cluster in now["experts"].values():
         cluster["tasks"] = [task for task in cluster["tasks"] if task not in own]
-    suites = {name: yaml.safe_load(_suite_text(project, name)) for name in suite_names(project)}
+    suites = {name: read_yaml(_file(project, name)) for name in suite_names(project)}
     changed = {
         name: [section for section in sections if suite.get(section) != now[section]]
         for name, suite in suites.items()

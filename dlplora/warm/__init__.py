@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import NoReturn
 
 _ADDRESS = "DLPLORA_WARM"
+_NOT_ITS = (_ADDRESS, "PYTHONSAFEPATH")  # with which it would load another checkout's code
 _LONGEST_ADDRESS = 107  # of a socket, in Linux
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -138,7 +139,7 @@ def _start(folder: Path, root: Path, ends_with: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "dlplora.warm.server", str(folder), str(ends_with)],
         cwd=root,
-        env={name: value for name, value in os.environ.items() if name != _ADDRESS},
+        env={name: value for name, value in os.environ.items() if name not in _NOT_ITS},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,  # what cannot be loaded, a stage says itself

@@ -36,7 +36,7 @@ _LIBRARIES = (
     "typer",
     "rich.progress",
     "psutil",
-    "yaml",
+    "ruamel.yaml",
 )
 _LARGEST = 1 << 20  # bytes of a request
 
@@ -142,7 +142,12 @@ def _run(stage: _Stage) -> None:
     for number, stream in enumerate(stage.streams):
         os.dup2(stream, number)
         os.close(stream)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    encoding = sys.stdout.encoding  # of the environment that the server was started in
+    # New ones: those there take what they write to for what it was when they were made.
+    sys.stdout, sys.stderr = (
+        open(number, "w", 1, encoding, errors, closefd=False)  # noqa: SIM115
+        for number, errors in ((1, "strict"), (2, "backslashreplace"))
+    )
     Thread(target=_end_with, args=[stage.connection], daemon=True).start()
     os.environ.clear()
     os.environ.update(stage.environment)

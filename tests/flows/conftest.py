@@ -6,9 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
+import flows  # noqa: F401 – it chooses Prefect's home, in the checkout; tests have another one
+
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="prefect-")
-os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
-os.environ["DO_NOT_TRACK"] = "1"
+os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = (
+    f"sqlite+aiosqlite:///{os.environ['PREFECT_HOME']}/prefect.db"
+)
 
 from prefect.testing.utilities import prefect_test_harness
 

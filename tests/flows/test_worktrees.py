@@ -1,6 +1,7 @@
 """Runs with other parameters in worktrees: a branch each, one cache, and the old ones deleted."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,13 @@ from prefect.client.schemas.objects import State
 from dlplora.errors import DlpLoraError
 from dlplora.project.files import Project
 from dlplora.project.repro import repro_suite
-from dlplora.project.worktrees import delete_old, open_worktree
+from dlplora.project.worktrees import (
+    commit_all,
+    commit_of,
+    delete_old,
+    open_worktree,
+    uncommitted,
+)
 from dlplora.scratch import alone
 from flows import experiment, shown
 from flows.experiment import Lora, Router
@@ -171,3 +178,112 @@ def test_old_worktrees_are_deleted_but_not_those_at_work(tree: Tree) -> None:
     assert folders(tree) == ["a", "c", "d"]
     assert "runs/b" in tree.run("git", "branch", "--list", "runs/*")
     assert open_worktree(tree.root, "b").is_dir()
+
+
+def _state(tree: Tree) -> list[str]:
+    """What a commit on a user's own branch, or of a user's own index, would change."""
+    asked = (("log", "--format=%H %D"), ("status", "--porcelain"), ("branch", "--show-current"))
+    return [tree.run("git", *words) for words in asked]
+
+
+def test_a_left_folder_that_is_no_worktree_is_refused_and_nothing_is_committed(tree: Tree) -> None:
+    (tree.root / "suites/new.txt").write_text("not yet committed")
+    name = f"pairs-{commit_of(tree.root)[:8]}"
+    left = tree.root / ".scratch/runs" / name
+    left.mkdir(parents=True)
+    (left / "params.yaml").write_bytes((tree.root / "params.yaml").read_bytes())
+    before = _state(tree)
+    with pytest.raises(DlpLoraError, match=r"expected a worktree on its branch runs/.*move it"):
+        repro_suite(Project(tree.root), "pairs")
+    with pytest.raises(DlpLoraError, match=r"expected a worktree on its branch runs/"):
+        commit_all(left, "Keep the results")
+    assert _state(tree) == before
+    assert delete_old(tree.root, keep=1) == []
+    assert (left / "params.yaml").exists()
+
+
+def test_what_the_user_has_checked_out_is_never_committed_to(tree: Tree) -> None:
+    run = open_worktree(tree.root, "one")
+    other = tree.root.parent / "runs/mine"
+    tree.run("git", "worktree", "add", "-q", "-b", "work", str(other))
+    Tree(run).run("git", "checkout", "-q", "-b", "a-fix")  # within a run's worktree
+    tree.run("git", "checkout", "-q", "runs/one")
+    for folder in (tree.root, other, run):
+        (folder / "new.txt").write_text("new")
+        before = _state(Tree(folder))
+        with pytest.raises(DlpLoraError, match=r"expected a worktree on its branch runs/"):
+            commit_all(folder, "Keep the results")
+        assert _state(Tree(folder)) == before
+
+
+def test_hooks_of_the_user_are_for_commits_of_the_user(tree: Tree) -> None:
+    for hook in ("pre-commit", "post-commit", "post-checkout"):
+        file = tree.root / ".git/hooks" / hook
+        file.write_text(f"#!/bin/sh\ntouch '{tree.root}/{hook}.ran'; exit 1\n")
+        file.chmod(0o755)
+    run = open_worktree(tree.root, "one")
+    (run / "new.txt").write_text("new")
+    commit_all(run, "Keep the results")
+    assert Tree(run).run("git", "log", "--format=%s", "-1") == "Keep the results\n"
+    assert not list(tree.root.glob("*.ran"))
+
+
+def test_a_project_may_be_a_folder_of_a_repository(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "made")
+    whole = Tree(tmp_path / "whole")
+    whole.root.mkdir()
+    shutil.rmtree(tree.root / ".git")
+    tree = Tree(tree.root.rename(whole.root / "my project"))
+    (whole.root / "other.txt").write_text("of another part")
+    whole.run("git", "init", "-q")
+    whole.commit()
+    (whole.root / "other.txt").write_text("changed meanwhile")
+    assert uncommitted(tree.root) == []
+    folder = open_worktree(tree.root, "one")
+    assert folder == tree.root / ".scratch/runs/one/my project"
+    assert (folder / "params.yaml").is_file()
+    (folder / "params.yaml").write_text("changed")
+    (folder.parent / "other.txt").write_text("changed")
+    commit_all(folder, "Keep the results")
+    shown = Tree(folder).run("git", "show", "--format=", "--name-only", "HEAD")
+    assert shown == "my project/params.yaml\n"
+    with alone("repro", scratch=folder / ".scratch"):
+        open_worktree(tree.root, "two")
+        assert delete_old(tree.root, keep=1) == []
+    assert delete_old(tree.root, keep=1) == ["one"]
+
+
+def test_a_project_may_be_a_submodule(tmp_path: Path) -> None:
+    made = make_tree(tmp_path / "made")
+    whole = Tree(tmp_path / "whole")
+    whole.root.mkdir()
+    whole.run("git", "init", "-q")
+    allowed = ("-c", "protocol.file.allow=always")
+    whole.run("git", *allowed, "submodule", "--quiet", "add", str(made.root), "part")
+    folder = open_worktree(whole.root / "part", "one")
+    assert Tree(folder).run("dvc", "status", "--json", "compare").startswith('{"compare"')
+
+
+@pytest.mark.parametrize("words", [[], ["git", "init", "-q"]], ids=["no git", "no commit"])
+def test_without_a_commit_one_line_says_so(tmp_path: Path, words: list[str]) -> None:
+    if words:
+        Tree(tmp_path).run(*words)
+    with pytest.raises(DlpLoraError, match=r"begins with the commit of a git repository.*none"):
+        commit_of(tmp_path)
+
+
+def test_variables_of_another_repository_lead_nowhere(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = commit_of(tree.root)
+    other = make_tree(tree.root.parent / "other")
+    monkeypatch.setenv("GIT_DIR", str(other.root / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(other.root))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(other.root / ".git/index"))
+    run = open_worktree(tree.root, "one")
+    (run / "new.txt").write_text("new")
+    commit_all(run, "Keep the results")
+    monkeypatch.undo()
+    assert commit_of(tree.root) == here
+    assert tree.run("git", "log", "--format=%s", "runs/one", "-1") == "Keep the results\n"
+    assert other.run("git", "branch", "--list", "runs/*") == ""
