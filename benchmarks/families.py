@@ -321,10 +321,10 @@ def train(base: Path, targets: Sequence[str], out: Path) -> None:
 
 
 class Reference:
-    """PEFT's model of the same folder: one prompt at a time, anew for each token."""
+    """PEFT's model of a folder: one prompt at a time, anew for each token."""
 
-    def __init__(self, base: Path, adapters: Path) -> None:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    def __init__(self, folder: Path, adapters: Path) -> None:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self.model = PeftModel.from_pretrained(model, adapters / "one", "one")
         self.model.load_adapter(adapters / "two", "two")
         self.model.eval()
@@ -416,7 +416,8 @@ def attempt(name: str, folder: Path) -> Outcome:
     except DlpLoraError as error:
         line = str(error).replace(str(source), name).replace(str(folder), "")
         return Outcome(name, family.kind, line)
-    loaded, reference = load_base(base, place=PLACE, attention="sdpa"), Reference(base, adapters)
+    whole = base if family.kind == "multimodal" else source  # whose layers have other paths
+    loaded, reference = load_base(base, place=PLACE, attention="sdpa"), Reference(whole, adapters)
     found = compare_reading(loaded, adapters, reference)
     with replaced(batch, "_APART_TOKENS", 1):  # as if the common beginning were long
         in_parts = compare_reading(loaded, adapters, reference)

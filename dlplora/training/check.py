@@ -1,5 +1,7 @@
 """A check that a batch of a model is trained on as its rows would be one by one."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -8,6 +10,9 @@ from dlplora.models import Base, alone_logits, check_alike, probe_rows
 from dlplora.training.lean import lean
 from dlplora.training.loss import mean_loss
 from dlplora.training.pairs import Pair
+
+# Measured: 0.001 of the loss, and 0.12 of the gradient of 30 layers.
+_LOSS_OF_16_BITS, _GRADIENT_OF_16_BITS = 0.05, 0.5
 
 
 def check_training(base: Base) -> None:
@@ -30,8 +35,10 @@ def check_training(base: Base) -> None:
         (expected_I,) = torch.autograd.grad(expected, shift_I)
     finally:
         hook.remove()
-    check_alike(base, "the loss of a batch", found, expected)
-    check_alike(base, "the gradient of a batch", found_I.float(), expected_I.float())
+    check = partial(check_alike, base)
+    check("the loss of a batch", found, expected, gap_of_16_bits=_LOSS_OF_16_BITS)
+    gradients = found_I.float(), expected_I.float()
+    check("the gradient of a batch", *gradients, gap_of_16_bits=_GRADIENT_OF_16_BITS)
 
 
 def _plain_loss(base: Base, pair: Pair) -> Tensor:

@@ -1,0 +1,27 @@
+"""Language models taken out of multimodal checkpoints: the logits of the whole for text alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from benchmarks.families import PLACE, convert, write_family
+from dlplora.models import load_base
+
+IDS = torch.tensor([[5, 6, 7, 8, 9], [9, 10, 11, 12, 3]])
+
+
+@pytest.mark.parametrize("name", ["gemma3", "llava"])
+def test_the_part_gives_the_logits_of_the_whole_and_holds_nothing_else(
+    name: str, tmp_path: Path
+) -> None:
+    write_family(name, tmp_path / "model")
+    whole = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    convert(tmp_path / "model", tmp_path / "base")
+    part = load_base(tmp_path / "base", place=PLACE, attention="sdpa").model
+    with torch.inference_mode():
+        expected = whole(input_ids=IDS).logits
+        torch.testing.assert_close(part(input_ids=IDS).logits, expected, atol=1e-5, rtol=1e-5)
+    assert {path.split(".")[0] for path, _ in part.named_parameters()} == {"model", "lm_head"}
+    assert not any("vision" in path for path, _ in part.named_modules())
