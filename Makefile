@@ -15,7 +15,7 @@ export LOGNAME ?= nobody
 endif
 BIN := "$(VENV)"/bin
 
-.PHONY: help env repro compare flow ui test check bench pull push
+.PHONY: help env repro compare flow ui test check examples bench pull push
 
 help:           ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ check: env      ## Run the linters, types and import contracts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/codespell
+
+examples: env   ## Ask the examples of the README, and compare their answers
+	@$(BIN)/python -m benchmarks.examples
 
 # Tasks of the suite default.
 BENCH_TASKS := intent_recognition restaurant_description valid_parentheses

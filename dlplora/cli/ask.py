@@ -53,7 +53,7 @@ def generate(
 ) -> None:
     """Answer a prompt, word by word, by the adapters that a router chooses.
 
-    Example: dlplora generate "What is 12 plus 35?" --trace
+    Example: dlplora generate "Today I paint. Yesterday I " --trace
     """
     from dlplora.cli import display
     from dlplora.cli.asking import Asked
@@ -99,7 +99,7 @@ def route(
 ) -> None:
     """Show which adapters a router would choose, and how sure it is.
 
-    Example: dlplora route "What is 12 plus 35?"
+    Example: dlplora route "Today I paint. Yesterday I "
     """
     from dlplora.cli import display
     from dlplora.cli.asking import artifact_in
@@ -134,7 +134,7 @@ def score(
 ) -> None:
     """Weigh the options of a multiple-choice question.
 
-    Example: dlplora score "Is 12 plus 35 = 47?" --option yes --option no
+    Example: dlplora score "Sequence: ( ( ] Valid/Invalid? " --option Valid --option Invalid
     """
     from dlplora.cli import display
     from dlplora.cli.asking import Asked

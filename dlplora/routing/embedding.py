@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from dlplora.data.pins import embedder_files, embedder_sha256
+from dlplora.data.prompts import plain_tokenizer
 from dlplora.errors import ModelError, RouterError, is_disk_full, one_line
 from dlplora.models import quiet_transformers
 from dlplora.records.files import read_json
@@ -55,6 +57,11 @@ class Embedder:
             if is_disk_full(error):
                 raise
             raise ModelError(f"{folder}: no usable embedder: {one_line(error)}") from error
+        tokenizer = model[0].tokenizer
+        if isinstance(tokenizer, Tokenizer):  # of a table of words
+            plain_tokenizer(tokenizer)
+        else:
+            tokenizer.split_special_tokens = True  # control tokens in texts are plain text
         return cls(model.eval().requires_grad_(False), folder)
 
     @classmethod

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import processors
 from transformers import AutoModel, AutoTokenizer
 
 from dlplora.errors import ModelError, RouterError
 from dlplora.routing.embedding import Embedder, Vectors, unit
 from tests.embedders import HIDDEN, WINDOW, write_tiny_embedder
+from tests.tiny import byte_level
 
 CPU = torch.device("cpu")
 TEXTS = ["what is up", "say red green blue", "hot", "the opposite of left ? one two", "hot"]
@@ -127,3 +129,19 @@ def test_a_broken_folder_is_one_line(folder: Path, tmp_path: Path, name: str) ->
 
     assert str(caught.value).startswith(f"{tmp_path}/copy: no ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_control_token_in_a_text_is_read_as_plain_text(tmp_path: Path) -> None:
+    write_tiny_embedder(tmp_path)
+    tokenizer = byte_level(None)
+    tokenizer.pad_token = "<turn>"
+    end = tokenizer.convert_tokens_to_ids("<end>")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <end>", special_tokens=[("<end>", end)]
+    )
+    tokenizer.save_pretrained(tmp_path)
+    model = Embedder.load(tmp_path, device=torch.device("cpu")).model
+    ids = model.preprocess(["<end>"])["input_ids"].flatten().tolist()
+    assert ids.count(end) == 1
+    assert ids[-1] == end
+    assert len(ids) > 2
