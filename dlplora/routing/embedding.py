@@ -57,7 +57,7 @@ class Embedder:
             if is_disk_full(error):
                 raise
             raise ModelError(f"{folder}: no usable embedder: {one_line(error)}") from error
-        tokenizer = model[0].tokenizer
+        tokenizer: Any = model[0].tokenizer
         if isinstance(tokenizer, Tokenizer):  # of a table of words
             plain_tokenizer(tokenizer)
         else:
