@@ -115,7 +115,8 @@ def _run(words: list[str], environment: dict[str, str]) -> None:
         check=False,
     )
     if done.returncode:
-        raise UiError(f"prefect {' '.join(words[3:])}: {done.stdout}{done.stderr}"[:1000])
+        told = f"{done.stdout}{done.stderr}"[-1000:]  # the reason is the last that it says
+        raise UiError(f"prefect {' '.join(words[3:])}: {told}")
 
 
 def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:

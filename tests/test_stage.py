@@ -18,7 +18,7 @@ from dlplora.errors import DataError
 from dlplora.records.files import read_table, write_json, write_table, written_folder
 from dlplora.records.training import AdapterTraining, Curve
 from dlplora.scratch import is_awaited
-from dlplora.stage import run
+from dlplora.stage import progress, run
 from dlplora.training.adapter import TrainedAdapter
 from tests.tiny import tiny_model
 from tests.waiting import until as wait_until
@@ -98,7 +98,7 @@ def test_what_is_no_mistake_of_the_user_passes_through(
 SLOW = """
 import time
 from pathlib import Path
-from dlplora.stage import run
+from dlplora.stage import progress, run
 
 def main(name: str) -> None:
     with Path("log").open("a") as log:
@@ -245,3 +245,13 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_the_old_output_as_it_was(
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     assert run_stage(main, "10") == (0, "")  # with room again, a run is a run
     assert tree() != before
+
+
+@pytest.mark.parametrize("name", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_progress_is_plain_lines_where_no_terminal_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+    with progress("adapter sums", total=2) as advance:
+        advance(2, loss=0.25)
+    assert capsys.readouterr().err == "adapter sums: 2/2, 0 s left loss 0.25\n"
