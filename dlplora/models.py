@@ -147,15 +147,17 @@ def reads_apart(model: PreTrainedModel) -> bool:
     """Tell whether a model has to read each row by itself, and none may be padded.
 
     So it is if anything but masks and positions decides what a token sees: the states of
-    convolutions, linear attention and state spaces take in padding, and some older models
-    count places of their own.
+    convolutions, linear attention and state spaces take in padding, and chunks of attention count
+    it. So it is, too, if the model cannot be told positions.
     """
     config = model.config.get_text_config(decoder=True)
     layers = set(getattr(config, "layer_types", None) or [])
-    return (
-        bool(getattr(model, "_is_stateful", False) or layers - ATTENTIONS)
-        or "position_ids" not in inspect.signature(model.forward).parameters
+    taken = inspect.signature(model.forward).parameters.values()
+    takes_positions = any(
+        one.name == "position_ids" or one.kind == one.VAR_KEYWORD for one in taken
     )
+    has_states = bool(getattr(model, "_is_stateful", False))
+    return has_states or bool(layers - ATTENTIONS) or not takes_positions
 
 
 def probe_rows(model: PreTrainedModel) -> list[list[int]]:
