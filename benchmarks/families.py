@@ -247,7 +247,7 @@ def write_family(name: str, folder: Path) -> None:
     if family.kind == "multimodal":
         text = {"text_config": sizes, "vision_config": VISION}
         sizes = text | {
-            "tie_word_embeddings": False,
+            "tie_word_embeddings": SIZES["tie_word_embeddings"],
             "image_token_index": 1,
             "mm_tokens_per_image": 4,
         }

@@ -1,12 +1,23 @@
 """Families of models: all that is computed is what PEFT computes, or one line before training."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.families import attempt, convert, train, write_family
+from benchmarks.families import (
+    FAMILIES,
+    PAGE,
+    RESULTS,
+    Outcome,
+    attempt,
+    convert,
+    table,
+    train,
+    write_family,
+)
 from dlplora.errors import ModelError, ParamsError
 from dlplora.models import context_of
 
@@ -86,3 +97,11 @@ def test_the_context_is_what_the_model_can_read(
         if name in ("gpt2", "opt"):  # learned positions: there is a row for each, and no more
             with pytest.raises(IndexError):
                 model(input_ids=torch.full((1, 129), 5))
+
+
+def test_the_page_shows_what_the_last_run_found() -> None:
+    found = json.loads(RESULTS.read_text())["families"]
+    outcomes = [Outcome(**{k: v for k, v in row.items() if k != "works"}) for row in found]
+    assert table(outcomes) in PAGE.read_text()
+    assert [outcome.family for outcome in outcomes] == list(FAMILIES)
+    assert all(outcome.works or outcome.refusal for outcome in outcomes)

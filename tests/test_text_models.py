@@ -6,16 +6,18 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from benchmarks.families import PLACE, convert, write_family
+from benchmarks.families import PLACE, SIZES, convert, write_family
 from dlplora.models import load_base
 
 IDS = torch.tensor([[5, 6, 7, 8, 9], [9, 10, 11, 12, 3]])
 
 
+@pytest.mark.parametrize("is_tied", [True, False])
 @pytest.mark.parametrize("name", ["gemma3", "llava"])
 def test_the_part_gives_the_logits_of_the_whole_and_holds_nothing_else(
-    name: str, tmp_path: Path
+    name: str, is_tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(SIZES, "tie_word_embeddings", is_tied)
     write_family(name, tmp_path / "model")
     whole = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype=torch.float32)
     convert(tmp_path / "model", tmp_path / "base")
@@ -23,5 +25,6 @@ def test_the_part_gives_the_logits_of_the_whole_and_holds_nothing_else(
     with torch.inference_mode():
         expected = whole(input_ids=IDS).logits
         torch.testing.assert_close(part(input_ids=IDS).logits, expected, atol=1e-5, rtol=1e-5)
-    assert {path.split(".")[0] for path, _ in part.named_parameters()} == {"model", "lm_head"}
+    parts = {path.split(".")[0] for path, _ in part.named_parameters()}
+    assert parts == ({"model"} if is_tied else {"model", "lm_head"})
     assert not any("vision" in path for path, _ in part.named_modules())

@@ -37,6 +37,8 @@ class Apart:
     def __init__(self, num_rows: int) -> None:
         self.layers: list[Any] = []  # has no keys and values of all rows
         self._rows = [_Row() for _ in range(num_rows)]
+        self._mix: BatchMix | None = None
+        self._mixes: list[BatchMix] = []  # of each row, laid out once
 
     def batch_select_indices(self, index: Tensor) -> None:
         """Keep these rows; one that is named twice is copied."""
@@ -49,7 +51,9 @@ class Apart:
 
     def copy(self) -> "Apart":
         """Return rows that go on by themselves: states are changed in place."""
-        return copy.deepcopy(self)
+        twin = Apart(0)
+        twin._rows = copy.deepcopy(self._rows)
+        return twin
 
     def extend(self, other: "Apart") -> None:
         """Take in the rows of another batch, behind the own ones."""
@@ -57,11 +61,14 @@ class Apart:
 
     def read(self, base: Base, pool: Pool, mix: BatchMix, batch: Padded, keep_BS: Tensor) -> Tensor:
         """Read each row's tokens behind its own; return the logits (n, V) where they are wanted."""
+        if mix is not self._mix:
+            self._mix = mix
+            self._mixes = [mix.select([number]) for number in range(len(self._rows))]
         found = []
         for number, row in enumerate(self._rows):
             is_own_S = batch.mask_BS[number].bool()
             ids, keep = batch.ids_BS[number][is_own_S], keep_BS[number].bool()[is_own_S]
-            with pool.mixing(mix.select([number])):
+            with pool.mixing(self._mixes[number]):
                 found += _read(base, row, ids.tolist(), keep.tolist())
         return torch.cat(found)
 
