@@ -1,6 +1,7 @@
 """Embedders from a folder, a package and the hub: the same vectors, pinned, and nothing else."""
 
 import hashlib
+import json
 import shutil
 import zipfile
 from pathlib import Path
@@ -197,10 +198,20 @@ def test_an_embedder_that_says_its_first_values_are_enough_gives_those(
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_a_table_of_words_embeds_but_has_no_transformer_to_train(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["", "0_StaticEmbedding"])
+def test_a_table_of_words_embeds_but_has_no_transformer_to_train(
+    tmp_path: Path, place: str
+) -> None:
     torch.manual_seed(0)
     words = StaticEmbedding(tiny_tokenizer(template=None).backend_tokenizer, embedding_dim=6)
     SentenceTransformer(modules=[words, Normalize()], device="cpu").save(str(tmp_path / "static"))
+    if place:  # as earlier versions wrote it
+        modules = json.loads((tmp_path / "static/modules.json").read_text())
+        modules[0]["path"] = place
+        (tmp_path / "static/modules.json").write_text(json.dumps(modules))
+        (tmp_path / "static" / place).mkdir()
+        for name in ("model.safetensors", "tokenizer.json"):
+            (tmp_path / "static" / name).rename(tmp_path / "static" / place / name)
 
     params = from_folder(tmp_path / "static", tmp_path)
     make_embedder(params, downloads=tmp_path, out=tmp_path / "out")

@@ -28,6 +28,7 @@ EMBEDDER_FILES = (
     "sentence_*_config.json",
     "config_sentence_transformers.json",
     "[0-9]*_*/config.json",
+    "[0-9]*_*/tokenizer.json",
     "[0-9]*_*/*.safetensors",
 )
 

@@ -98,13 +98,13 @@ def add_task(
     if not target.exists():
         with written_aside(target) as aside:
             shutil.copyfile(file, aside)
-    _dvc(project, "add", "--quiet", str(_RAW / name))
+    _dvc(project, "add", str(_RAW / name))
     if adapter is not None:
         with written_folder(project.root / _IMPORTED / name) as aside:
             for part in (*_ADAPTER_FILES, _TRAINING):
                 if (adapter / part).is_file():
                     shutil.copyfile(adapter / part, aside / part)
-        _dvc(project, "add", "--quiet", str(_IMPORTED / name))
+        _dvc(project, "add", str(_IMPORTED / name))
     project.write(text)
     return ingested
 
@@ -222,6 +222,6 @@ def unlist(params: CommentedMap, name: str) -> None:
 
 def _dvc(project: Project, *words: str) -> None:
     try:
-        dvc(project.root, *(word for word in words if word != "--quiet"))  # which hides reasons
+        dvc(project.root, *words)  # --quiet would hide reasons
     except CommandError as error:
         raise DataError(str(error)) from error

@@ -19,12 +19,17 @@ class Pair:
 def encode_pairs(
     examples: Sequence[Example], chat: ChatFormat, *, max_tokens: int
 ) -> list[list[Pair]]:
-    """Tokenise each example with each of its answers; `DataError` if one is longer than that."""
+    """Tokenise each example with each of its answers.
+
+    Raises `DataError` if an example is longer than `max_tokens`, or its prompt has no token.
+    """
     encoded = []
     for example in examples:
         prompt = chat.prompt(example.question)
         answers = [(*chat.answer(answer), chat.end_id) for answer in example.answers]
         size = len(prompt) + max(map(len, answers))
+        if not prompt:
+            raise DataError(f"task {example.task}: {example.question[:60]!r} has no token at all")
         if size > max_tokens:
             raise DataError(
                 f"task {example.task}: {example.question[:60]!r} has {size:,} tokens with its "
