@@ -4,7 +4,6 @@ import getpass
 import io
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,7 +55,9 @@ def cleaned(environment: Mapping[str, str]) -> dict[str, str]:
     except (KeyError, OSError):
         clean["LOGNAME"] = f"uid{os.getuid()}"
     if os.path.expanduser("~") == "~":
-        clean["HOME"] = tempfile.gettempdir()
+        home = Path(".scratch/home").resolve()  # where nobody else writes
+        home.mkdir(parents=True, exist_ok=True)
+        clean["HOME"] = str(home)
     return clean
 
 

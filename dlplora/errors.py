@@ -8,7 +8,9 @@
     ├── AdapterError   an adapter cannot be read, does not fit the base or cannot be fused
     ├── RouterError    a router does not fit the pool or the base model
     ├── TrainingError  a training cannot go on: a loss is not finite, or memory is out
-    └── GenerationError  a request asks for what cannot be generated
+    ├── GenerationError  a request asks for what cannot be generated
+    └── of commands and flows, each beside what raises it: CommandError, WorktreeError, StageError,
+        UiError
 
 Each message is one line: which file or value, what was found, what was expected.
 They are raised where the value is used and caught only at the edge (`dlplora.stage`, the CLI).

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,10 @@ class Base:
         named = [] if config is None or config.eos_token_id is None else config.eos_token_id
         listed = named if isinstance(named, list) else [named]
         return frozenset([*listed, self.chat.end_id])
+
+    def room(self, prompt: Sequence[int]) -> float:
+        """Return how many tokens the model can read and write behind a prompt."""
+        return inf if self.context is None else self.context - len(prompt)
 
     @property
     def context(self) -> int | None:

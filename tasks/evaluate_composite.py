@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dlplora.adapters import read_adapters
 from dlplora.engine.runner import Runner
-from dlplora.evaluation.composites import answer_by_policies, draw_composites
+from dlplora.evaluation.composites import answer_by_policies, draw_composites, readable
 from dlplora.evaluation.settings import POLICIES
 from dlplora.lora.attach import attached
 from dlplora.models import load_base
@@ -26,22 +26,18 @@ def main(
         params.systems[chosen.system], artifact, base, tasks=tasks, seed=params.seed
     )
     examples = {task: read_examples(tests / f"{task}.parquet") for task in tasks}
-    composites = draw_composites(examples, parts=chosen.parts, count=chosen.count, seed=params.seed)
+    drawn = draw_composites(examples, parts=chosen.parts, count=chosen.count, seed=params.seed)
     folders = [adapters / task for task in tasks]
     pool = read_adapters(folders, base_fingerprint=loaded.fingerprint)
-    with (
-        attached(loaded.model, pool) as attached_pool,
-        progress(setting, total=len(POLICIES) * len(composites)) as advance,
-    ):
-        engine = Runner(
-            loaded,
-            attached_pool,
-            router=router,
-            places=params.evaluation.batch_size,
-        )
-        runs = answer_by_policies(
-            engine, composites, params.tasks, setting=setting, seed=params.seed, advance=advance
-        )
+    with attached(loaded.model, pool) as attached_pool:
+        places = params.evaluation.batch_size
+        engine = Runner(loaded, attached_pool, router=router, places=places)
+        composites = readable(engine, drawn, params.tasks)
+        title = f"{setting}: {len(composites)} of {len(drawn)} fit the model"
+        with progress(title, total=len(POLICIES) * len(composites)) as advance:
+            runs = answer_by_policies(
+                engine, composites, params.tasks, setting=setting, seed=params.seed, advance=advance
+            )
     out.mkdir(parents=True, exist_ok=True)  # empty with fewer tasks than parts
     for policy, answered in runs.items():
         answered.scores.save(out / policy)

@@ -29,7 +29,10 @@ def test_nothing_else_of_an_environment_is_dropped() -> None:
     assert not cleaned(dict.fromkeys(astray, "1")).keys() & set(astray)
 
 
-def test_a_user_without_a_name_or_home_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_name_or_home_gets_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as in a container: KeyError
@@ -37,6 +40,7 @@ def test_a_user_without_a_name_or_home_gets_one(monkeypatch: pytest.MonkeyPatch)
         getpass.getuser()
     clean = cleaned(os.environ)
     assert clean["LOGNAME"] == f"uid{os.getuid()}"
+    assert Path(clean["HOME"]).is_relative_to(tmp_path)
     assert Path(clean["HOME"]).is_dir()
 
 

@@ -159,6 +159,11 @@ Edit = Callable[[dict[str, Any]], object]
         (lambda v: v["adapter"].update(rank=-8), "adapter.rank: ", "found -8"),
         (lambda v: v["adapter"].update(dropout=1.0), "adapter.dropout: ", "found 1.0"),
         (lambda v: v["adapter"].update(learning_rate="fast"), "adapter.learning_rate: ", "'fast'"),
+        (
+            lambda v: v["adapters"]["past_tense"].update(max_tokens=64),
+            "adapters.past_tense.max_tokens: ",
+            "set adapter.max_tokens",
+        ),
         (lambda v: v["splits"].update(least=[16, 4]), "splits.least", "found [16, 4]"),
         (lambda v: v["splits"].update(shares=[0.9, 0.9, -0.8]), "splits.shares.2: ", "found -0.8"),
         (lambda v: v["systems"]["dlp_mlp"].update(p=1.5), "systems.dlp_mlp.top_p.p: ", "found 1.5"),

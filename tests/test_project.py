@@ -313,7 +313,7 @@ def test_a_name_that_is_taken_is_refused(project: Project) -> None:
         ([*opposites(60), {"Q": "up"}], "item 61 has no answer"),
         (opposites(5), "of 5 distinct questions fell into the train split, at least 16"),
         ([{"text": "up", "label": "down"}] * 60, "found the keys text, label"),
-        ([item | {"hint": "up"} for item in opposites(60)], "hint: carries text that would not"),
+        ([item | {"hint": "up"} for item in opposites(60)], "'hint': carries text that would not"),
     ],
 )
 def test_a_bad_file_is_refused_and_nothing_changed(

@@ -49,7 +49,7 @@ def _keys(names: str | None, context: str | None) -> "Keys | Literal['auto']":
 def validate(
     files: Annotated[
         list[Path],
-        typer.Argument(help="Files of questions and answers: .json, .jsonl, .csv or .parquet."),
+        typer.Argument(help="Questions and answers: .json, .jsonl, .csv, .tsv or .parquet."),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the problems as JSON.")] = False,
     keys: KeysOption = None,
@@ -94,7 +94,7 @@ def validate(
 def add_task(
     name: Annotated[str, typer.Argument(help="A letter, then up to 63 letters, digits or _.")],
     file: Annotated[
-        Path, typer.Argument(help="Questions and answers: .json, .jsonl, .csv or .parquet.")
+        Path, typer.Argument(help="Questions and answers: .json, .jsonl, .csv, .tsv or .parquet.")
     ],
     primary: Annotated[
         Primary | None,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dlplora.data.items import BadRowError, joined
 from dlplora.data.pins import data_folder_sha256
 from dlplora.data.values import UnreadableValueError, value_to_text
 from dlplora.errors import SourceError, choices, is_disk_full, one_line
@@ -58,30 +59,32 @@ def _read_member(
         )
     names = {column: _label_names(loaded.features[column]) for column in columns}
     return [
-        _raw_item({column: _named(row[column], names[column]) for column in columns}, keys)
-        for row in loaded
+        _raw_item(
+            path, number, {column: _named(row[column], names[column]) for column in columns}, keys
+        )
+        for number, row in enumerate(loaded, start=1)
     ]
 
 
-def _raw_item(row: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
-    """Return a row as a raw file holds it; ingest refuses what is no text."""
-    parts = [_readable(row[column]) for column in (*keys.context, keys.question)]
-    if keys.context and all(isinstance(part, str) for part in parts):
-        parts = ["\n".join(part for part in parts if part)]
-    item = {"Q": parts[-1], "A": _readable(row[keys.answer])}
-    return item | ({"options": _readable(row[keys.options])} if keys.options else {})
+def _raw_item(path: str, number: int, row: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
+    """Return a row as a raw file holds it, scalars as the text that they are read as."""
+    try:
+        question = row[keys.question]
+        if keys.context:
+            question = joined(row, keys.question, (*keys.context, keys.question))
+        item = {"Q": _readable(question), "A": _readable(row[keys.answer])}
+        return item | ({"options": _readable(row[keys.options])} if keys.options else {})
+    except (BadRowError, UnreadableValueError) as error:
+        raise SourceError(f"{path}: row {number} has {error}".replace("has has", "has")) from error
 
 
 def _readable(value: Any) -> Any:
-    """Return a value as JSON holds it, scalars as the text that they are read as."""
+    """Return a value as JSON holds it."""
     if isinstance(value, list):
         return [_readable(part) for part in value]
     if isinstance(value, dict):
         return {name: _readable(part) for name, part in value.items()}
-    try:
-        return value_to_text(value)
-    except UnreadableValueError as error:
-        raise SourceError(f"found {error} among the values of a column; expected text") from error
+    return value_to_text(value)
 
 
 def _load(

@@ -15,7 +15,7 @@ import orjson
 
 from dlplora.data.limits import ItemLimit
 from dlplora.data.raw import Unreadable
-from dlplora.data.values import UnreadableValueError, kind_of, value_to_text
+from dlplora.data.values import UnreadableValueError, is_missing, kind_of, value_to_text
 from dlplora.errors import DataError
 from dlplora.params import Keys
 
@@ -30,7 +30,8 @@ _KNOWN = (
     f"front"
 )
 # Columns that number or name a row carry nothing of its task.
-_IDENTIFIER = re.compile(r"(.*[ _-])?(id|ids|idx|index|uid|guid|uuid)")
+_IDENTIFIER = re.compile(r"((.*[ _-])?(id|ids|idx|index|uid|guid|uuid)|unnamed: \d+|)")
+_NUMBER = re.compile(r"\s*([-+]?[\d.,]+([eE][-+]?\d+)?%?|true|false)\s*", re.IGNORECASE)
 _NUM_NAMES, _NAME_CHARS = 20, 80
 _SHORT = Repr()
 _SHORT.maxstring, _SHORT.maxlist = 200, 6
@@ -54,6 +55,7 @@ class _Fields(NamedTuple):
     question: str
     answer: str
     options: str | None
+    bare: str | None
     parts: tuple[str, ...]
     unused: tuple[str, ...]
 
@@ -97,10 +99,10 @@ class Reader:
                 self._layouts[names] = fields
         if fields is None:
             raise BadRowError(_lacks(row))
-        question_key, answer_key, options_key, parts, unused = fields
+        question_key, answer_key, options_key, bare_key, parts, unused = fields
         question: Any = row.get(question_key)
         if len(parts) > 1 or not _is_plain(question):
-            question = _joined(row, fields)
+            question = joined(row, question_key, parts)
         answers = self._texts(row, answer_key)
         options = None
         if options_key is not None and row.get(options_key) not in _NO_OPTIONS:
@@ -112,9 +114,9 @@ class Reader:
         if options is not None:
             _check_options(options, answers)
         for name in unused:
-            if name not in self._carries_text and _is_text(row.get(name)):
+            if name not in self._carries_text and self._is_text(row.get(name)):
                 self._carries_text.add(name)
-        bare = row.get(BARE_KEY)
+        bare = None if bare_key is None else row.get(bare_key)
         values = (question, answers, options, bare if type(bare) is str else None)
         return tuple.__new__(Item, values)  # as Item(*values), in half the time
 
@@ -153,6 +155,15 @@ class Reader:
             raise BadRowError(problem)
         return whole[: len(answers)], whole[len(answers) :] if options else None
 
+    def _is_text(self, value: Any) -> bool:
+        """Tell whether a value carries text: a string that says something, a list or an object.
+
+        A cell that holds a number or a truth value is one.
+        """
+        if isinstance(value, str):
+            return bool(value.strip()) and not (self._text_cells and _NUMBER.fullmatch(value))
+        return isinstance(value, list | dict | bytes) and bool(value)
+
     @property
     def met_objects(self) -> bool:
         """Tell whether any row had fields at all."""
@@ -174,13 +185,14 @@ class Reader:
             )
         if self._carries_text and self._keys is None:
             raise DataError(
-                f"{file}: {_listed(sorted(self._carries_text))}: carries text that would not be "
+                f"{file}: {_quoted(sorted(self._carries_text))}: carries text that would not be "
                 f"used; name the keys that are, by --keys and --context (in params.yaml: "
                 f"tasks.<task>.keys)"
             )
         if self._keys is not None:
             met = {name for names in self._layouts for name in names}
-            if missing := [key for key in self._keys.context if key not in met]:
+            named = [*self._keys.context, *([self._keys.options] if self._keys.options else [])]
+            if missing := [key for key in named if key not in met]:
                 raise DataError(
                     f"{file}: no {missing[0]!r} in any row (keys: {_listed(sorted(met))})"
                 )
@@ -202,7 +214,9 @@ _NO_OPTIONS = (None, "")  # an empty cell of CSV
 
 def _named_fields(keys: Keys) -> _Fields:
     parts = (*keys.context, keys.question)
-    return _Fields(keys.question, keys.answer, keys.options, parts, ())
+    if clean_name(keys.question) == "instruction":  # which comes first, as `_known_fields` has it
+        parts = (keys.question, *keys.context)
+    return _Fields(keys.question, keys.answer, keys.options, None, parts, ())
 
 
 def _known_fields(names: tuple[str, ...]) -> _Fields | None:
@@ -218,9 +232,10 @@ def _known_fields(names: tuple[str, ...]) -> _Fields | None:
     question = instruction if instruction is not None and is_behind else questions[0]
     parts = (*fronts, *questions)
     options = known.get(OPTIONS_KEY)
-    used = {*parts, *answers, options, known.get(BARE_KEY)}
+    bare = known.get(BARE_KEY)
+    used = {*parts, *answers, options, bare}
     unused = [n for n in names if n not in used and not _IDENTIFIER.fullmatch(clean_name(n))]
-    return _Fields(question, answers[0], options, parts, tuple(unused))
+    return _Fields(question, answers[0], options, bare, parts, tuple(unused))
 
 
 def clean_name(name: str) -> str:
@@ -228,14 +243,18 @@ def clean_name(name: str) -> str:
     return name.strip("\ufeff").strip().casefold()
 
 
-def _joined(row: Mapping[str, Any], fields: _Fields) -> str:
-    """Return the parts of a question, one below another; those that are missing are left out."""
-    parts = []
-    for key in fields.parts:
-        is_needed = key == fields.question
-        if is_needed or not (row.get(key) is None or row.get(key) == ""):
-            parts.append(_text(row, key, row.get(key)))
-    return "\n".join(parts)
+def joined(row: Mapping[str, Any], question: str, parts: Iterable[str]) -> str:
+    """Return the parts of a question, one below another; those that are empty are left out.
+
+    The one under the key `question` has to be there; `BadRowError` says what is wrong.
+    """
+    texts = []
+    for key in parts:
+        value = row.get(key)
+        is_empty = is_missing(value) or (isinstance(value, str) and not value.strip())
+        if key == question or not is_empty:
+            texts.append(_text(row, key, value))
+    return "\n".join(texts)
 
 
 def _text(row: Mapping[str, Any], key: str, value: Any) -> str:
@@ -258,12 +277,6 @@ def _text(row: Mapping[str, Any], key: str, value: Any) -> str:
 def _is_plain(value: Any) -> bool:
     """Tell whether a value is text that nothing is wrong with."""
     return type(value) is str and bool(value) and not value.isspace() and "\0" not in value
-
-
-def _is_text(value: Any) -> bool:
-    """Tell whether a value carries text: a string that says something, or a list or object."""
-    is_said = bool(value.strip()) if isinstance(value, str) else bool(value)
-    return is_said and isinstance(value, str | list | dict | bytes)
 
 
 def _lacks(row: Mapping[str, Any]) -> str:
@@ -297,8 +310,12 @@ def _cell_list(cell: str) -> Any:
         value = orjson.loads(cell)
     except orjson.JSONDecodeError:
         return cell
-    is_texts = isinstance(value, list) and all(isinstance(text, str) for text in value)
+    is_texts = isinstance(value, list) and all(isinstance(text, str) for text in value) and value
     return value if is_texts else cell
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return _listed(repr(name) for name in names)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -15,7 +15,10 @@ class ItemLimit:
 
     def __init__(self, chat: ChatFormat, max_tokens: int, context: int | None) -> None:
         self.chat = chat
-        self._context = context
+        self._advice = "shorten it"
+        if context is None or max_tokens < context:
+            reads = "" if context is None else f" (the model reads {context:,})"
+            self._advice += f", raise adapter.max_tokens{reads}"
         self._most = max_tokens if context is None else min(max_tokens, context)
         self._room = self._most - chat.num_frame
 
@@ -35,10 +38,8 @@ class ItemLimit:
         num_answer = max(len(self.chat.answer(answer)) for answer in answers) + 1
         if num_prompt + num_answer <= self._most:
             return None
-        reads = "" if self._context is None else f" (the model reads {self._context:,})"
         return (
             f"has {num_prompt + num_answer:,} tokens, its prompt {num_prompt:,} and its longest "
-            f"answer {num_answer:,}; at most {self._most:,} are read: shorten it, raise "
-            f"adapter.max_tokens{reads}, or leave such items out (--skip-bad-rows; on_bad_row: "
-            f"skip)"
+            f"answer {num_answer:,}; at most {self._most:,} are read: {self._advice}, or leave "
+            f"such items out (--skip-bad-rows; on_bad_row: skip)"
         )

@@ -67,8 +67,12 @@ class ChatFormat:
         first, last = len(before), len(before) + len(question)
         ids = list(self.frame.begin_ids)
         for token, (start, end) in zip(encoded.ids, encoded.offsets, strict=True):
-            is_asked = token in self._controls and first <= start and end <= last
-            ids += self._plain_ids(text[start:end]) if is_asked else [token]
+            if token in self._controls and first < end and start < last:  # also blanks beside it
+                start, end = max(start, first), min(end, last)
+                if self.controls_in(text[start:end]):
+                    ids += self._plain_ids(text[start:end])
+                    continue
+            ids.append(token)
         return tuple(ids)
 
     def answer(self, text: str) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from dlplora.errors import DataError, choices
+from dlplora.records.files import check_no_pointers
 
 _BATCH = 512  # rows whose text fits in a core's own cache
 _CHUNK = 2**18
@@ -38,7 +39,6 @@ class Unreadable:
     problem: str
 
 
-_POINTER = b"version https://git-lfs.github.com/"
 _FIRST_BYTES = {b"{": "an object", b'"': "a string", b"t": "a truth value", b"f": "a truth value"}
 _FIRST_BYTES |= {b"n": "null"} | {bytes([digit]): "a number" for digit in b"-0123456789"}
 BLANK = Unreadable("")  # an empty line: counted, and no row
@@ -81,8 +81,7 @@ def format_of(file: Path) -> Format:
         raise DataError(f"{file}: {error.strerror or error}") from error
     if not head:
         raise DataError(f"{file}: the file is empty")
-    if head.startswith(_POINTER):
-        raise DataError(f"{file}: a pointer of Git LFS, not the file itself; run git lfs pull")
+    check_no_pointers(file)
     found = FORMATS[file.suffix.lower()]
     is_text = found.batches is not _parquet_batches
     if is_text and (head.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) or b"\0" in head[:4]):
@@ -216,10 +215,13 @@ def _csv_rows(file: Path) -> Iterator[Any]:
 
 
 def _delimiter(file: Path) -> str:
-    """Return what parts the cells of the header: a comma, or else a semicolon or tab."""
+    """Return what parts the cells of the header: the most frequent of comma, semicolon and tab."""
+    if file.suffix.lower() == ".tsv":
+        return "\t"
     with file.open("rb") as stream:
-        first = next((line for line in stream if line.strip()), b"")[:_CHUNK]
-    return next((sign for sign in ",;\t" if sign.encode() in first), ",")
+        first = next((line for line in stream if line.strip(b",;\t\r\n ")), b"")[:_CHUNK]
+    counts = {sign: first.count(sign.encode()) for sign in ",;\t"}
+    return max(counts, key=lambda sign: counts[sign])
 
 
 def _header(cells: Sequence[str]) -> list[str]:

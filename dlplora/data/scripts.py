@@ -12,7 +12,8 @@ _TERM = regex.compile(rf"(?V1)[{_UNSPACED}]\p{{M}}*|[[\w\p{{M}}]--[{_UNSPACED}]]
 _STEMMED = regex.compile(r"[a-z0-9]{4,}")  # as rouge-score does
 _JAPANESE = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 _CHINESE = regex.compile(r"\p{Han}")
-_OTHERS_UNSPACED = regex.compile(r"[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
+_LETTER = regex.compile(r"\p{L}")
+_UNSPACED_LETTER = regex.compile(rf"[{_UNSPACED}]")
 
 
 def words_of(text: str) -> list[str]:
@@ -49,10 +50,12 @@ def _stemmer() -> Any:
 def bleu_tokenizer(text: str) -> str:
     """Return the name of sacrebleu's tokenizer for the script of a text.
 
-    That of its standard, 13a, parts words at blanks.
+    That of its standard, 13a, parts words at blanks; others are for texts that are mostly, by
+    letters, of scripts without blanks.
     """
+    num_letters = len(_LETTER.findall(text))
+    if 2 * len(_UNSPACED_LETTER.findall(text)) <= num_letters:
+        return "13a"
     if _JAPANESE.search(text):
         return "ja-mecab"
-    if _CHINESE.search(text):
-        return "zh"
-    return "char" if _OTHERS_UNSPACED.search(text) else "13a"
+    return "zh" if _CHINESE.search(text) else "char"

@@ -5,6 +5,8 @@ import decimal
 import math
 from typing import Any
 
+_EXACT = 2**53  # beyond, not every whole number is a float
+
 
 class UnreadableValueError(Exception):
     """What was found in place of text, to follow "has ": "an object"."""
@@ -18,7 +20,7 @@ def value_to_text(value: Any) -> str | None:
     | text | itself |
     | null, not a number, not a time | missing |
     | whole number, also as 3.0 | its digits: 3 |
-    | other number | its shortest decimal form: 0.5 |
+    | other number | as Python writes it: 0.5, 1e-05 |
     | truth value | true, false |
     | date, time | ISO 8601: 2024-07-26 |
     | bytes | their UTF-8 text |
@@ -51,7 +53,11 @@ def kind_of(value: Any) -> str:
 def _number(value: float | decimal.Decimal) -> str:
     if not math.isfinite(value):
         raise UnreadableValueError(f"the number {value}")
-    return str(int(value)) if value == int(value) else str(value)
+    if value != int(value):
+        return str(value)
+    if isinstance(value, float) and abs(value) >= _EXACT:
+        raise UnreadableValueError(f"the number {value:.0f}, of which a float has not all digits,")
+    return str(int(value))
 
 
 def _bytes(value: bytes) -> str:

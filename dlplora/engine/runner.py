@@ -166,9 +166,8 @@ class Runner:
 
     def reads(self, request: Request) -> bool:
         """Tell whether the model can read a request's prompt together with its answer."""
-        prompt = self.base.chat.prompt(request.prompt)
-        context = self.base.context
-        return context is None or len(prompt) + request.sampling.max_new_tokens <= context
+        room = self.base.room(self.base.chat.prompt(request.prompt))
+        return request.sampling.max_new_tokens <= room
 
     def inputs(self, texts: Sequence[str], path: str) -> Tensor:
         """Return what the layer at a path reads of each prompt's last token (B, I), base alone."""
@@ -296,11 +295,10 @@ class Runner:
         prompt = self.base.chat.prompt(text)
         if not prompt:
             raise GenerationError("the prompt is empty, expected a text")
-        context = self.base.context
-        if context is not None and len(prompt) + new_tokens > context:
+        if new_tokens > self.base.room(prompt):
             raise GenerationError(
                 f"the prompt has {len(prompt):,} tokens and {new_tokens:,} may be generated; the "
-                f"model reads {context:,} in all"
+                f"model reads {self.base.context:,} in all"
             )
         return prompt
 

@@ -39,6 +39,13 @@ def draw_composites(
     return [draw_parts(tests, parts, rng) for _ in range(count)]
 
 
+def readable(
+    engine: Runner, composites: Sequence[Sequence[Example]], tasks: Mapping[str, Task]
+) -> list[Sequence[Example]]:
+    """Return the composites that the model can read together with their answers."""
+    return [parts for parts in composites if engine.reads(_request(parts, tasks, ORACLE))]
+
+
 def answer_by_policies(
     engine: Runner,
     composites: Sequence[Sequence[Example]],
@@ -48,16 +55,12 @@ def answer_by_policies(
     seed: int,
     advance: Advance,
 ) -> dict[str, CompositeRun]:
-    """Answer composites by each of `POLICIES`; without composites by none.
-
-    Those that the model cannot read together with their answers are left out.
-    """
-    short = [parts for parts in composites if engine.reads(_request(parts, tasks, "keep"))]
+    """Answer composites by each of `POLICIES`; without composites by none."""
     return {
         policy: answer_composites(
-            engine, short, tasks, setting=setting, system=policy, seed=seed, advance=advance
+            engine, composites, tasks, setting=setting, system=policy, seed=seed, advance=advance
         )
-        for policy in (POLICIES if short else ())
+        for policy in (POLICIES if composites else ())
     }
 
 

@@ -40,7 +40,7 @@ def exact_match(text: str, references: Sequence[str], answer_after: str | None =
 def final_answer(text: str, answer_after: str | None) -> str:
     """Return what follows the last `answer_after` in a text, or all of it."""
     final = text.rpartition(answer_after)[2] if answer_after else text
-    return unicodedata.normalize("NFC", final.strip())
+    return _nfc(final.strip())
 
 
 @cache
@@ -48,15 +48,21 @@ def _bleu(tokenizer: str) -> BLEU:
     return BLEU(effective_order=True, tokenize=tokenizer)
 
 
-def _sentence_bleu(text: str, references: Sequence[str]) -> Any:
-    """Score by the tokenizer that sacrebleu has for the script of the references."""
-    bleu = _bleu(bleu_tokenizer("".join(references)))
-    return bleu.sentence_score(text, list(references))
+def _sentence_bleu(text: str, references: Sequence[str], tokenizer: str) -> Any:
+    return _bleu(tokenizer).sentence_score(_nfc(text), list(map(_nfc, references)))
 
 
 def sentence_bleu(text: str, references: Sequence[str]) -> float:
-    """Return sacrebleu's sentence BLEU: for an item's row, never for a task's score."""
-    return float(_sentence_bleu(text, references).score) / 100
+    """Return sacrebleu's sentence BLEU: for an item's row, never for a task's score.
+
+    The tokenizer is sacrebleu's for the script of the references.
+    """
+    tokenizer = bleu_tokenizer("".join(references))
+    return float(_sentence_bleu(text, references, tokenizer).score) / 100
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 @cache
@@ -83,7 +89,7 @@ def rouge(text: str, references: Sequence[str]) -> dict[str, float]:
 
     Words are those of any script; of ASCII text they are rouge-score's own.
     """
-    scores = _rouge_scorer().score_multi(list(references), text)
+    scores = _rouge_scorer().score_multi(list(map(_nfc, references)), _nfc(text))
     return {name: float(score.fmeasure) for name, score in scores.items()}
 
 
@@ -101,7 +107,9 @@ class Metric:
 
 
 METRICS: dict[Primary, Metric] = {
-    "accuracy": Metric(exact_match, ("mcq",), is_proportion=True),
+    "accuracy": Metric(
+        lambda text, references, _: exact_match(text, references), ("mcq",), is_proportion=True
+    ),
     "exact_match": Metric(exact_match, ("mcq", "qa"), is_proportion=True),
     "bleu": Metric(
         lambda text, references, _: sentence_bleu(text, references), ("qa",), is_proportion=False
@@ -113,10 +121,14 @@ METRICS: dict[Primary, Metric] = {
 
 
 def bleu_counts(items: Sequence[ItemScore]) -> NDArray[np.int64]:
-    """Count for each item what corpus BLEU adds up: 4 matches, 4 totals, 2 lengths (n, 10)."""
+    """Count for each item what corpus BLEU adds up: 4 matches, 4 totals, 2 lengths (n, 10).
+
+    The tokenizer is sacrebleu's for the script of all references.
+    """
+    tokenizer = bleu_tokenizer("".join(text for item in items for text in item.references))
     rows = []
     for item in items:
-        score = _sentence_bleu(item.generated, item.references)
+        score = _sentence_bleu(item.generated, item.references, tokenizer)
         rows.append([*score.counts, *score.totals, score.sys_len, score.ref_len])
     return np.array(rows, dtype=np.int64)
 

@@ -121,12 +121,6 @@ def _read(
     return batch, routes
 
 
-def _room(base: Base, prompt: Sequence[int], task: Task) -> int:
-    """Return how many tokens may be generated behind a prompt."""
-    free = task.max_new_tokens if base.context is None else base.context - len(prompt)
-    return max(1, min(task.max_new_tokens, free))
-
-
 def _answer_batch(
     engine: Runner,
     system: System,
@@ -139,9 +133,10 @@ def _answer_batch(
     texts = [example.question for example in examples]
     batch, routes = _read(engine, system, router, texts, prompts)
     chosen = batch.score_options([example.options for example in examples if example.options])
+    limits = [int(min(task.max_new_tokens, engine.base.room(prompt))) for prompt in prompts]
     requests = [
-        Request(example.question, Sampling(max_new_tokens=_room(engine.base, prompt, task)))
-        for example, prompt in zip(examples, prompts, strict=True)
+        Request(example.question, Sampling(max_new_tokens=limit))
+        for example, limit in zip(examples, limits, strict=True)
     ]
     answers = engine.finish(batch, prompts, requests)
     scores = []

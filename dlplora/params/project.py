@@ -105,11 +105,6 @@ class Params(Section):
         return self._overridden(named(self.joint, name, "joint"), f"joint.{name}")
 
     def _overridden(self, overrides: dict[str, Any], source: str) -> Adapter:
-        if "max_tokens" in overrides:
-            raise ParamsError(
-                f"params.yaml: {source}.max_tokens: holds for all tasks alike; set "
-                f"adapter.max_tokens, which costs nothing where items are shorter"
-            )
         merged = self.adapter.model_dump() | overrides
         return _checked(lambda: Adapter.model_validate(merged), source)
 
@@ -143,6 +138,7 @@ def parse_params(values: object, source: str) -> Params:
         )
     if known := set(params.tasks) & set(params.unseen_tasks):
         raise ParamsError(f"{source}: {choices(known)}: in tasks and in unseen_tasks")
+    _check_overrides(params, source)
     _check_embedding(params, source)
     if twice := set(params.arrow) & {*params.systems, *params.gated_systems}:
         raise ParamsError(f"{source}: {choices(twice)}: in arrow and among the other systems")
@@ -154,6 +150,19 @@ def parse_params(values: object, source: str) -> Params:
             )
     _check_experts(params, source)
     return params
+
+
+def _check_overrides(params: Params, source: str) -> None:
+    """Raise `ParamsError` if items may have another length in one training than in others."""
+    overrides = {f"adapters.{name}": row for name, row in params.adapters.items()}
+    overrides |= {f"joint.{name}": row for name, row in params.joint.items()}
+    overrides |= {f"experts.{name}.training": row.training for name, row in params.experts.items()}
+    for where, row in overrides.items():
+        if "max_tokens" in row:
+            raise ParamsError(
+                f"{source}: {where}.max_tokens: the same for all tasks; set adapter.max_tokens, "
+                f"which costs nothing where items are shorter"
+            )
 
 
 def _check_experts(params: Params, source: str) -> None:

@@ -78,15 +78,22 @@ def prepare(root: Path) -> None:
     Raises `CommandError` if DVC cannot work here at all.
     """
     folder = root.resolve()
-    settings = [folder / ".dvc" / name for name in ("config", "config.local")]
-    if not any((parent / ".git").exists() for parent in (folder, *folder.parents)) and not any(
-        "no_scm" in file.read_text(encoding="utf-8") for file in settings if file.is_file()
+    if not any((parent / ".git").exists() for parent in (folder, *folder.parents)) and (
+        not _is_without_git(root)
     ):
         raise CommandError(
             f"{folder}: in no git repository, which DVC asks for; run `git init`, or do without: "
             f"`dvc config --local core.no_scm true`"
         )
     _clear_broken_rwlock(folder / ".dvc/tmp")
+
+
+def _is_without_git(root: Path) -> bool:
+    """Tell whether DVC is set up to do without git."""
+    try:
+        return dvc(root, "config", "core.no_scm").lower() == "true"
+    except CommandError:  # not set
+        return False
 
 
 def _clear_broken_rwlock(folder: Path) -> None:

@@ -67,7 +67,8 @@ def add_task(
         splits=Splits.model_validate(params["splits"]),
         limit=limit,
     )
-    if answer_after is None and primary in (None, "exact_match"):
+    is_free = ingested.findings.kind == "qa"
+    if answer_after is None and is_free and primary in (None, "exact_match"):
         answer_after = _mark_of(ingested)
     task = CommentedMap(
         raw=str(_RAW / name),
@@ -160,7 +161,8 @@ def _mark_of(ingested: Ingested) -> str | None:
     answers = [answer for example in ingested.examples["train"] for answer in example.answers]
     for mark in _MARKS:
         finals = [answer.rpartition(mark)[2].strip() for answer in answers if mark in answer]
-        if len(finals) == len(answers) and all(0 < len(final) <= _FINAL for final in finals):
+        is_short = all(0 < len(final) <= _FINAL and "\n" not in final for final in finals)
+        if len(finals) == len(answers) and is_short:
             return mark
     return None
 

@@ -55,5 +55,10 @@ def read_base_card(folder: Path) -> BaseCard:
             frame, begin_ids=tuple(frame.begin_ids), control_ids=tuple(frame.control_ids)
         )
         return BaseCard(**values | {"frame": frame})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (TypeError, KeyError) as error:
+        raise ModelError(
+            f"{folder}: made by an earlier version of this project; `dlplora repro base_model` "
+            f"makes it again"
+        ) from error
+    except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: no base model of this project: {unreadable(error)}") from error

@@ -10,7 +10,7 @@ import pytest
 from dlplora.data.ingest import ingest, validate
 from dlplora.data.items import BadRowError, Item, Reader
 from dlplora.data.raw import FORMATS, format_of
-from dlplora.errors import DataError
+from dlplora.errors import DataError, SourceError
 from dlplora.params import Keys, Splits
 
 SPLITS = Splits(train=400, validation=50, test=60, shares=(0.75, 0.10, 0.15), least=(1, 1, 1))
@@ -52,6 +52,9 @@ def _item(**row: Any) -> Item:
         ({"prompt": "Say up", "completion": "up"}, "Say up", ("up",)),
         ({"\ufeffPrompt ": "Say up", "\u00a0RESPONSE": "up"}, "Say up", ("up",)),
         ({"Q": 3, "A": 4.0}, "3", ("4",)),
+        ({"context": " ", "Q": "Which?", "A": "red"}, "Which?", ("red",)),
+        ({"context": float("nan"), "Q": "Which?", "A": "red"}, "Which?", ("red",)),
+        ({"instruction": "Say up", "input": " ", "output": "up"}, "Say up", ("up",)),
     ],
 )
 def test_known_columns_make_the_question(
@@ -82,7 +85,7 @@ def test_a_column_that_carries_text_and_is_not_read_is_named(value: object) -> N
     reader = Reader("auto", text_cells=False)
     reader.item({"Q": "up", "A": "down", "hint": None})
     reader.item({"Q": "left", "A": "right", "hint": value})
-    with pytest.raises(DataError, match=r"^x: hint: carries text that would not be used"):
+    with pytest.raises(DataError, match=r"^x: 'hint': carries text that would not be used"):
         reader.settled_keys(Path("x"))
 
 
@@ -96,6 +99,8 @@ def test_a_column_that_carries_text_and_is_not_read_is_named(value: object) -> N
         {"hint": []},
         {"n": 3, "share": 0.5, "is_new": True},
         {"bare": "up"},
+        {"Bare": "up"},
+        {"Unnamed: 0": "x"},
     ],
 )
 def test_identifiers_numbers_and_nothing_carry_no_text(row: dict[str, Any]) -> None:
@@ -104,12 +109,56 @@ def test_identifiers_numbers_and_nothing_carry_no_text(row: dict[str, Any]) -> N
     assert reader.settled_keys(Path("x")).question == "Q"
 
 
+def test_a_bare_question_is_found_in_any_case() -> None:
+    assert _item(Q="Which way is up?", A="up", Bare="up?").bare == "up?"
+
+
+def test_numbers_and_truth_values_in_cells_carry_no_text(tmp_path: Path) -> None:
+    rows = [f"{n},Number {n}?,n {n},{n / 2},True" for n in range(40)]
+    (tmp_path / "raw.csv").write_text("\n".join([",Q,A,difficulty,is_new", *rows]))
+    found = ingest(
+        tmp_path / "raw.csv", "task", keys="auto", on_bad_row="refuse", splits=SPLITS, limit=None
+    )
+    assert found.findings.distinct == 40
+    (tmp_path / "raw.csv").write_text("Q,A,difficulty\nup,down,hard\n")
+    with pytest.raises(DataError, match="'difficulty': carries text"):
+        validate(tmp_path / "raw.csv", keys="auto", splits=SPLITS, limit=None)
+
+
+def test_named_keys_of_an_instruction_read_as_found_ones_do() -> None:
+    row = {"instruction": "Reverse", "input": "up", "output": "pu", "text": "Reverse up: pu"}
+    keys = Keys(question="instruction", answer="output", options=None, context=["input"])
+    assert Reader(keys, text_cells=False).item(row).question == "Reverse\nup"
+    assert Reader(keys, text_cells=False).item(row | {"input": ""}).question == "Reverse"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("raw.tsv", 'Q\tA\tnote, id\nup\t"down"\t3\n'),
+        ("raw.csv", '"Q";A\nup;"down"\n'),
+        ("raw.csv", 'Q;A;"note, of an id"\nup;down;3\n'),
+    ],
+)
+def test_the_most_frequent_sign_of_the_header_parts_cells(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    file = tmp_path / name
+    file.write_text(content)
+    rows = [row for batch in format_of(file).batches(file) for row in batch]
+    assert [(row["Q"], row["A"]) for row in rows] == [("up", "down")]
+
+
 def test_named_keys_leave_other_columns_out_and_put_the_context_in_front() -> None:
     keys = Keys(question="q", answer="a", options=None, context=["story", "hint"])
     reader = Reader(keys, text_cells=False)
     row = {"q": "Who?", "a": "Ann", "story": "Ann went.", "hint": "", "note": "left out"}
     assert reader.item(row).question == "Ann went.\nWho?"
     assert reader.settled_keys(Path("x")) == keys
+    options = Reader(keys.model_copy(update={"options": "choice"}), text_cells=False)
+    options.item(row)
+    with pytest.raises(DataError, match=r"^x: no 'choice' in any row"):
+        options.settled_keys(Path("x"))
     wrong = Reader(keys.model_copy(update={"context": ["tale"]}), text_cells=False)
     wrong.item(row)
     with pytest.raises(DataError, match=r"^x: no 'tale' in any row \(keys: a, hint, note, q, sto"):
@@ -189,7 +238,7 @@ def test_a_pointer_of_git_lfs_is_called_so(tmp_path: Path) -> None:
     for ending in FORMATS:
         file = tmp_path / f"raw{ending}"
         file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-        with pytest.raises(DataError, match=r"a pointer of Git LFS.*run git lfs pull"):
+        with pytest.raises(SourceError, match=r"a pointer of Git LFS.*`git lfs pull`"):
             format_of(file)
 
 

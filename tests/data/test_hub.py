@@ -198,3 +198,16 @@ def test_a_data_set_of_the_hub_that_cannot_be_had_is_one_line_with_advice(tmp_pa
     )
     assert message.endswith("then run the same command again")
     assert "\n" not in message
+
+
+def test_a_context_stands_in_front_and_may_be_empty(folder: Path) -> None:
+    rows = [
+        {"title": "T", "text": "It is red.", "question": "Which?", "answer": "red"},
+        {"title": None, "text": "It is blue.", "question": "Which?", "answer": "blue"},
+    ]
+    _write(folder / "train.jsonl", rows)
+    found = _read(folder, mine=_member(context=["title", "text"]))["mine"]
+    assert [item["Q"] for item in found] == ["T\nIt is red.\nWhich?", "It is blue.\nWhich?"]
+    _write(folder / "train.jsonl", [*rows, rows[0] | {"question": ""}])
+    message = _refusal(folder, _member(context=["title", "text"]))
+    assert message == f"{folder}: row 3 has an empty 'question'"

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlplora.data.ingest import Ingested, ingest, validate
-from dlplora.errors import DataError
+from dlplora.errors import DataError, DlpLoraError
 from dlplora.params import Splits
 from dlplora.records.examples import SPLITS, Example, Split, normalise
 from tests.tiny import choices, opposites
@@ -254,7 +254,7 @@ def test_any_bytes_are_validated_or_refused_in_one_line(
     message = ""
     try:
         validate(path, keys="auto", splits=LARGE, limit=None)
-    except DataError as error:
+    except DlpLoraError as error:
         message = str(error)
     assert "\n" not in message
 

@@ -1,9 +1,10 @@
 """Prompts by the tokenizer's own template, around questions that are plain text."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, processors
+from tokenizers import AddedToken, Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
 from dlplora.data.prompts import ChatFormat
@@ -40,6 +41,18 @@ def test_what_looks_like_a_control_token_is_plain_text(
     assert controls.isdisjoint(chat.answer(text))
     assert chat.controls_in(text)
     assert not chat.controls_in("what < end > is ?")
+
+
+def test_a_control_token_that_takes_blanks_beside_it_is_plain_text_too() -> None:
+    tokenizer = byte_level(None)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [AddedToken("<mask>", lstrip=True, rstrip=True)]}
+    )
+    mask = tokenizer.convert_tokens_to_ids("<mask>")
+    chat = ChatFormat(tokenizer.backend_tokenizer, render_frame(tokenizer, None))
+    chat = ChatFormat(chat.tokenizer, replace(chat.frame, before="Q: ", after=" A:"))
+    for text in ("<mask>", " <mask> ", "a <mask> b"):
+        assert mask not in chat.prompt(text)
 
 
 def test_plain_text_reads_back_as_it_was_written() -> None:

@@ -51,6 +51,13 @@ def test_sacrebleu_scores_a_right_answer_as_right_by_the_tokenizer_of_its_script
     assert bleu.sentence_score(text, [text]).score == pytest.approx(100)
 
 
+def test_the_tokenizer_is_that_of_most_letters() -> None:
+    assert bleu_tokenizer("The character 水 means water.") == "13a"
+    assert bleu_tokenizer("東京都、東京に行く") == "ja-mecab"
+    assert bleu_tokenizer("水 (H2O) 是一种无机化合物") == "zh"
+    assert bleu_tokenizer("42") == "13a"
+
+
 def test_chinese_and_japanese_have_tokenizers_of_their_own() -> None:
     names = {name: bleu_tokenizer(text) for name, text in SAME.items()}
     assert names == dict.fromkeys(SAME, "13a") | {

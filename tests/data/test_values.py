@@ -34,7 +34,8 @@ NAN = float("nan")
         (3, "3"),
         (3.0, "3"),
         (-2.0, "-2"),
-        (1e20, "100000000000000000000"),
+        (2.0**53 - 1, "9007199254740991"),
+        (2**70, str(2**70)),
         (0.5, "0.5"),
         (0.1, "0.1"),
         (decimal.Decimal("1.50"), "1.50"),
@@ -55,6 +56,7 @@ def test_each_type_has_one_reading(value: object, text: str | None) -> None:
     ("value", "found"),
     [
         (float("inf"), "the number inf"),
+        (1e20, "the number 100000000000000000000, of which a float has not all digits,"),
         (b"\xff", "bytes that are not UTF-8"),
         ({"up": 1}, "an object"),
         (["up"], "a list"),

@@ -28,7 +28,7 @@ QUESTIONS = {
     "colours": ["say red", "say blue", "which colour : one ?", "say green"],
     "opposites": ["what is the opposite of up ?", "opposite of hot", "left right", "big small"],
 }
-FUSION = FusionRoute(artifact="", route="fusion", k=2)
+FUSION = FusionRoute(artifact="x", route="fusion", k=2)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 def items_of(questions: dict[str, list[str]]) -> list[run.Test]:
     task = Task(
-        raw="",
+        raw="x",
         keys="auto",
         on_bad_row="refuse",
         primary="exact_match",

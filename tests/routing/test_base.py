@@ -24,11 +24,11 @@ Counts = st.lists(st.integers(0, 20), min_size=1, max_size=6).filter(any)
 
 
 def top_p(p: float, weights: Weighting = "renormalise") -> TopPRoute:
-    return TopPRoute(artifact="", route="top_p", p=p, weights=weights)
+    return TopPRoute(artifact="x", route="top_p", p=p, weights=weights)
 
 
 def top_k(k: int, weights: Weighting = "renormalise") -> TopKRoute:
-    return TopKRoute(artifact="", route="top_k", k=k, weights=weights)
+    return TopKRoute(artifact="x", route="top_k", k=k, weights=weights)
 
 
 def names(count: int) -> list[str]:

@@ -48,11 +48,11 @@ def mlp(tmp_path: Path, base: Path) -> Path:
 
 
 def top_k(k: int) -> TopKRoute:
-    return TopKRoute(artifact="", route="top_k", k=k, weights="renormalise")
+    return TopKRoute(artifact="x", route="top_k", k=k, weights="renormalise")
 
 
 def test_random_draws_by_the_seed_over_sorted_tasks_without_an_artifact(base: Path) -> None:
-    system = DrawnRoute(artifact="", route="random")
+    system = DrawnRoute(artifact="x", route="random")
 
     router = build_router(system, base / "none", base, tasks=["b", "a"], seed=5)
 
@@ -63,7 +63,7 @@ def test_random_draws_by_the_seed_over_sorted_tasks_without_an_artifact(base: Pa
 
 
 def test_uniform_needs_no_artifact(base: Path) -> None:
-    system = DrawnRoute(artifact="", route="uniform")
+    system = DrawnRoute(artifact="x", route="uniform")
 
     router = build_router(system, base / "none", base, tasks=["b", "a"], seed=0)
 
@@ -88,7 +88,7 @@ def test_top_k_routes_by_the_classifier_of_its_artifact(
 
 
 def test_top_p_keeps_both_tasks_when_it_must_reach_all(tfidf: Path, base: Path) -> None:
-    system = TopPRoute(artifact="", route="top_p", p=1.0, weights="renormalise")
+    system = TopPRoute(artifact="x", route="top_p", p=1.0, weights="renormalise")
 
     routes = build_router(system, tfidf, base, tasks=TASKS, seed=0).route(TEXTS)
 

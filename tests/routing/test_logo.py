@@ -215,7 +215,7 @@ def test_neutral_texts_are_read_at_the_projection_and_calibrate() -> None:
 
     def params(neutral: list[str]) -> LogoRoute:
         return LogoRoute(
-            artifact="",
+            artifact="x",
             route="logo",
             score="norm",
             k=2,

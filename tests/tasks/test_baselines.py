@@ -76,7 +76,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_raw(Path("suites/colours.json"), choices(70))
         for task in TASKS:
             raw, own, test = Path(f"suites/{task}.json"), ADAPTERS / task, TESTS / f"{task}.parquet"
-            ingest.main(task, raw, EXAMPLES, Path("findings.json"), TIMING)
+            ingest.main(task, raw, BASE, EXAMPLES, Path("findings.json"), TIMING)
             adapter.main(task, BASE, EXAMPLES, own, TIMING)
             evaluate_base.main(task, BASE, test, SCORES / "base" / task, TIMING)
             evaluate_single.main(task, BASE, own, test, SCORES / "single" / task, TIMING)

@@ -58,7 +58,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for task in TASKS:
             raw, own = Path(f"suites/{task}.json"), DATA / "adapters" / task
             test = TESTS / f"{task}.parquet"
-            ingest.main(task, raw, examples, Path("findings.json"), TIMING)
+            ingest.main(task, raw, BASE, examples, Path("findings.json"), TIMING)
             adapter.main(task, BASE, examples, own, TIMING)
             evaluate_base.main(task, BASE, test, scores / "base" / task, TIMING)
             evaluate_single.main(task, BASE, own, test, scores / "single" / task, TIMING)

@@ -13,7 +13,7 @@ import yaml
 
 from dlplora.params import load_params
 from tests.tasks.test_pipeline import CODE, ROOT, params
-from tests.tiny import opposites, write_raw
+from tests.tiny import opposites, write_raw, write_tiny_folder
 
 RAW = "suites/my d'ata (1) & more/é.json"
 
@@ -31,7 +31,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copyfile(source, root / name)
     (root / RAW).parent.mkdir(parents=True)
     write_raw(root / RAW, opposites(70))
-    values = params("0" * 64, root / "base")
+    values = params(write_tiny_folder(root / "base"), root / "base")
     values["tasks"] = {"no": values["tasks"]["opposites"] | {"raw": RAW}}
     values["adapters"] = {"no": {}}
     (root / "params.yaml").write_text(yaml.safe_dump(values).replace("'no':", "no:"))
