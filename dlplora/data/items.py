@@ -6,33 +6,20 @@ Every rule looks at one row alone, so that the order of rows changes nothing.
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from itertools import islice
 from pathlib import Path
 from reprlib import Repr
 from typing import Any, Literal, NamedTuple
 
 import orjson
 
+from dlplora.data.columns import KNOWN, Columns, known_columns, lacks, listed, named_columns, quoted
 from dlplora.data.limits import ItemLimit
 from dlplora.data.raw import Unreadable
 from dlplora.data.values import UnreadableValueError, is_missing, kind_of, value_to_text
 from dlplora.errors import DataError
 from dlplora.params import Keys
 
-# The columns that "auto" knows, in any case. A row has one question and one answer; what stands
-# in front of the question becomes part of it. An instruction may do without a question.
-QUESTIONS = ("Q", "question", "input", "prompt")
-ANSWERS = ("A", "answer", "answers", "output", "completion", "response")
-CONTEXTS = ("instruction", "title", "context", "passage")
-OPTIONS_KEY, BARE_KEY = "options", "bare"
-_KNOWN = (
-    f"one of {'/'.join(QUESTIONS)} and one of {'/'.join(ANSWERS)}, with {'/'.join(CONTEXTS)} in "
-    f"front"
-)
-# Columns that number or name a row carry nothing of its task.
-_IDENTIFIER = re.compile(r"((.*[ _-])?(id|ids|idx|index|uid|guid|uuid)|unnamed: \d+|)")
 _NUMBER = re.compile(r"\s*([-+]?[\d.,]+([eE][-+]?\d+)?%?|true|false)\s*", re.IGNORECASE)
-_NUM_NAMES, _NAME_CHARS = 20, 80
 _SHORT = Repr()
 _SHORT.maxstring, _SHORT.maxlist = 200, 6
 
@@ -44,20 +31,6 @@ class Item(NamedTuple):
     answers: tuple[str, ...]
     options: tuple[str, ...] | None
     bare: str | None
-
-
-class _Fields(NamedTuple):
-    """The keys of a row by what they hold; unlike `Keys` as quick to read as a tuple.
-
-    The question is what stands under `parts`, one below another. Nobody reads what is `unused`.
-    """
-
-    question: str
-    answer: str
-    options: str | None
-    bare: str | None
-    parts: tuple[str, ...]
-    unused: tuple[str, ...]
 
 
 class BadRowError(Exception):
@@ -79,7 +52,7 @@ class Reader:
         self._keys = None if keys == "auto" else keys
         self._text_cells = text_cells
         self._limit = limit
-        self._layouts: dict[tuple[str, ...], _Fields | None] = {}
+        self._layouts: dict[tuple[str, ...], Columns | None] = {}
         self._carries_text: set[str] = set()  # of the columns that nobody reads
         self.controls: Counter[str] = Counter()  # answers, questions and options that hold a token
         self.stripped = 0  # answers and options that ended in the end token
@@ -94,11 +67,11 @@ class Reader:
         try:
             fields = self._layouts[names]
         except KeyError:
-            fields = _known_fields(names) if self._keys is None else _named_fields(self._keys)
+            fields = known_columns(names) if self._keys is None else named_columns(self._keys)
             if len(self._layouts) < _MOST_LAYOUTS or fields not in self._layouts.values():
                 self._layouts[names] = fields
         if fields is None:
-            raise BadRowError(_lacks(row))
+            raise BadRowError(lacks(row))
         question_key, answer_key, options_key, bare_key, parts, unused = fields
         question: Any = row.get(question_key)
         if len(parts) > 1 or not _is_plain(question):
@@ -178,14 +151,14 @@ class Reader:
         layouts = [fields for fields in self._layouts.values() if fields]
         pairs = {(fields.question, fields.answer) for fields in layouts}
         if len(pairs) != 1:
-            found = _listed(dict.fromkeys(name for names in self._layouts for name in names))
+            found = listed(dict.fromkeys(name for names in self._layouts for name in names))
             raise DataError(
-                f"{file}: found the keys {found}; expected the same in all rows, {_KNOWN}, or "
+                f"{file}: found the keys {found}; expected the same in all rows, {KNOWN}, or "
                 f"names by --keys (in params.yaml: tasks.<task>.keys)"
             )
         if self._carries_text and self._keys is None:
             raise DataError(
-                f"{file}: {_quoted(sorted(self._carries_text))}: carries text that would not be "
+                f"{file}: {quoted(sorted(self._carries_text))}: carries text that would not be "
                 f"used; name the keys that are, by --keys and --context (in params.yaml: "
                 f"tasks.<task>.keys)"
             )
@@ -194,7 +167,7 @@ class Reader:
             named = [*self._keys.context, *([self._keys.options] if self._keys.options else [])]
             if missing := [key for key in named if key not in met]:
                 raise DataError(
-                    f"{file}: no {missing[0]!r} in any row (keys: {_listed(sorted(met))})"
+                    f"{file}: no {missing[0]!r} in any row (keys: {listed(sorted(met))})"
                 )
             return self._keys
         ((question, answer),) = pairs
@@ -210,37 +183,6 @@ class Reader:
 
 _MOST_LAYOUTS = 1000  # rows with a key of their own each are not remembered for ever
 _NO_OPTIONS = (None, "")  # an empty cell of CSV
-
-
-def _named_fields(keys: Keys) -> _Fields:
-    parts = (*keys.context, keys.question)
-    if clean_name(keys.question) == "instruction":  # which comes first, as `_known_fields` has it
-        parts = (keys.question, *keys.context)
-    return _Fields(keys.question, keys.answer, keys.options, None, parts, ())
-
-
-def _known_fields(names: tuple[str, ...]) -> _Fields | None:
-    """Find the one known question and answer among the keys of a row, in any case."""
-    known = {clean_name(name): name for name in sorted(names, reverse=True)}
-    fronts = [known[key] for key in CONTEXTS if key in known]
-    questions = [known[key.casefold()] for key in QUESTIONS if key.casefold() in known]
-    answers = [known[key.casefold()] for key in ANSWERS if key.casefold() in known]
-    instruction = known.get("instruction")
-    if len(questions) + (instruction is not None) == 0 or len(questions) > 1 or len(answers) != 1:
-        return None
-    is_behind = not questions or questions[0] == known.get("input")  # Alpaca's `input` may be empty
-    question = instruction if instruction is not None and is_behind else questions[0]
-    parts = (*fronts, *questions)
-    options = known.get(OPTIONS_KEY)
-    bare = known.get(BARE_KEY)
-    used = {*parts, *answers, options, bare}
-    unused = [n for n in names if n not in used and not _IDENTIFIER.fullmatch(clean_name(n))]
-    return _Fields(question, answers[0], options, bare, parts, tuple(unused))
-
-
-def clean_name(name: str) -> str:
-    """Return a key as it is compared: without blanks and marks around it, in any case."""
-    return name.strip("\ufeff").strip().casefold()
 
 
 def joined(row: Mapping[str, Any], question: str, parts: Iterable[str]) -> str:
@@ -260,7 +202,7 @@ def joined(row: Mapping[str, Any], question: str, parts: Iterable[str]) -> str:
 def _text(row: Mapping[str, Any], key: str, value: Any) -> str:
     """Return a value as text; `BadRowError` says what is wrong with it."""
     if key not in row:
-        raise BadRowError(f"has no {key!r} (keys: {_listed(row)})")
+        raise BadRowError(f"has no {key!r} (keys: {listed(row)})")
     try:
         text = value_to_text(value)
     except UnreadableValueError as error:
@@ -277,19 +219,6 @@ def _text(row: Mapping[str, Any], key: str, value: Any) -> str:
 def _is_plain(value: Any) -> bool:
     """Tell whether a value is text that nothing is wrong with."""
     return type(value) is str and bool(value) and not value.isspace() and "\0" not in value
-
-
-def _lacks(row: Mapping[str, Any]) -> str:
-    """Say which field a row lacks, or has twice."""
-    known = {clean_name(name) for name in row}
-    names = _listed(row)
-    has_question = any(key.casefold() in known for key in (*QUESTIONS, "instruction"))
-    has_answer = any(key.casefold() in known for key in ANSWERS)
-    if has_question and has_answer:
-        return f"has more than one question or answer (keys: {names})"
-    if has_question:
-        return f"has no answer (keys: {names})"
-    return f"has no question{'' if has_answer else ' and no answer'} (keys: {names})"
 
 
 def _check_options(options: tuple[str, ...], answers: tuple[str, ...]) -> None:
@@ -312,15 +241,3 @@ def _cell_list(cell: str) -> Any:
         return cell
     is_texts = isinstance(value, list) and all(isinstance(text, str) for text in value) and value
     return value if is_texts else cell
-
-
-def _quoted(names: Iterable[str]) -> str:
-    return _listed(repr(name) for name in names)
-
-
-def _listed(names: Iterable[str]) -> str:
-    """List the first names of a row or file in one line."""
-    listed = [" ".join(name.split())[:_NAME_CHARS] for name in islice(names, _NUM_NAMES + 1)]
-    if len(listed) > _NUM_NAMES:
-        listed[-1] = "…"
-    return ", ".join(listed) or "none"
