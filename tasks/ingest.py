@@ -5,7 +5,7 @@ from pathlib import Path
 from dlplora.data.ingest import ingest
 from dlplora.data.limits import ItemLimit
 from dlplora.params import load_params, named
-from dlplora.records.examples import examples_path, write_examples
+from dlplora.records.examples import check_primary, examples_path, write_examples
 from dlplora.records.findings import write_findings
 from dlplora.stage import run, write_timing
 
@@ -22,6 +22,7 @@ def main(task: str, raw: Path, base: Path, examples: Path, findings: Path, timin
         splits=params.splits,
         limit=ItemLimit.load(base, max_tokens=params.adapter.max_tokens),
     )
+    check_primary(settings.primary, ingested.findings.kind, task=task)
     for split, part in ingested.examples.items():
         write_examples(examples_path(examples, split, task), part)
     write_findings(findings, ingested.findings)

@@ -171,6 +171,8 @@ def test_json_of_good_files_ends_with_success(run: Run) -> None:
         ["add-task", "mine", "a.json", "--max-new-tokens", "many"],
         ["add-task", "mine", "a.json", "--max-new-tokens", "0"],
         ["add-task", "mine", "a.json", "--max-new-tokens", "-1"],
+        ["add-task", "mine", "a.json", "--keys", "q,q"],
+        ["validate", "a.json", "--keys", "q,a", "--context", "q"],
         ["remove-task"],
         ["prune", "now"],
         ["use-suite"],

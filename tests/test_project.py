@@ -183,6 +183,25 @@ def test_a_mark_in_front_of_the_final_answer_is_recognised(
 
 
 @pytest.mark.usefixtures("no_dvc")
+@pytest.mark.parametrize(
+    ("items", "options", "message"),
+    [
+        (opposites(60), {"primary": "accuracy"}, "primary is accuracy, but the task has free answ"),
+        (choices(80), {"primary": "bleu"}, "primary is bleu, but the task has multiple choice"),
+        (opposites(60), {"answer_after": "NOPE"}, "training answers do not hold 'NOPE'"),
+        (opposites(60), {"answer_after": ""}, "training answers do not hold ''"),
+    ],
+)
+def test_a_metric_or_mark_that_does_not_fit_is_refused_and_nothing_changed(
+    project: Project, items: list[Any], options: dict[str, Any], message: str
+) -> None:
+    before = _tree(project)
+    with pytest.raises(DlpLoraError, match=message):
+        _add(project, "mine", items, **options)
+    assert _tree(project) == before
+
+
+@pytest.mark.usefixtures("no_dvc")
 def test_items_that_are_too_long_are_refused_before_anything_is_trained(project: Project) -> None:
     write_tiny_tokenizer(project.root / "data/base")  # it reads 256 tokens
     before = _tree(project)

@@ -142,6 +142,8 @@ def score(
     asked = _read(prompt)
     if len(option) < 2:
         raise GenerationError(f"found one option, {option[0]!r}; expected at least two to weigh")
+    if len(set(option)) < len(option):
+        raise GenerationError(f"found the options {option}; expected all different")
     with Asked([system], data).runner(system) as runner:
         (by,) = runner.route([asked])
         scores = runner.score(asked, option, route=by)

@@ -38,11 +38,14 @@ def _keys(names: str | None, context: str | None) -> "Keys | Literal['auto']":
     question, *rest = names.split(",")
     if not 1 <= len(rest) <= 2:
         raise typer.BadParameter(f"--keys {names}: expected Q,A or Q,A,OPTIONS")
+    fronts = context.split(",") if context else []
+    if len({question, *rest, *fronts}) < 1 + len(rest) + len(fronts):
+        raise typer.BadParameter("--keys and --context name a field twice")
     return Keys(
         question=question,
         answer=rest[0],
         options=rest[1] if len(rest) == 2 else None,
-        context=context.split(",") if context else [],
+        context=fronts,
     )
 
 

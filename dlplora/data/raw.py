@@ -10,6 +10,7 @@ from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import inf
 from os import SEEK_END
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class Unreadable:
 
 _FIRST_BYTES = {b"{": "an object", b'"': "a string", b"t": "a truth value", b"f": "a truth value"}
 _FIRST_BYTES |= {b"n": "null"} | {bytes([digit]): "a number" for digit in b"-0123456789"}
+_COLON: dict[type, Any] = {str: ":", bytes: b":"}
 BLANK = Unreadable("")  # an empty line: counted, and no row
 
 
@@ -82,6 +84,8 @@ def format_of(file: Path) -> Format:
     if not head:
         raise DataError(f"{file}: the file is empty")
     check_no_pointers(file)
+    if FORMATS[file.suffix.lower()].text_cells and head.lstrip().startswith((b"[{", b'{"')):
+        raise DataError(f"{file}: looks like JSON; name it .json, or .jsonl if a line is an object")
     found = FORMATS[file.suffix.lower()]
     is_text = found.batches is not _parquet_batches
     if is_text and (head.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) or b"\0" in head[:4]):
@@ -169,18 +173,32 @@ def _line_batches(file: Path) -> Iterator[list[Any]]:
 
 def _parsed_all(texts: Sequence[str | bytes]) -> list[Any]:
     try:
-        return list(map(orjson.loads, texts))
+        rows = list(map(orjson.loads, texts))
     except orjson.JSONDecodeError:  # at least one of them
         return list(map(_parsed, texts))
+    told = sum(text.count(_COLON[type(text)]) for text in texts)
+    return rows if told == _num_colons(rows) else list(map(_parsed, texts))
 
 
 def _parsed(text: str | bytes) -> Any:
     try:
-        return orjson.loads(text)
+        row = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         if not text.strip():
             return BLANK
         return Unreadable(f"is not JSON: {error.msg} (its character {error.pos + 1})")
+    # Every colon is in both, but for those of a key that stands twice, which is dropped.
+    if text.count(_COLON[type(text)]) > _num_colons(row):
+        return Unreadable("has a key twice in one object")
+    return row
+
+
+def _num_colons(parsed: Any) -> float:
+    """Count the colons of parsed JSON, written again; infinite if it is nested too deeply."""
+    try:
+        return orjson.dumps(parsed).count(b":")
+    except TypeError:
+        return inf
 
 
 def _csv_batches(file: Path) -> Iterator[list[Any]]:
@@ -211,7 +229,21 @@ def _csv_rows(file: Path) -> Iterator[Any]:
         except csv.Error as error:
             raise DataError(f"{file}: line {reader.line_num}: not CSV: {error}") from error
         except UnicodeDecodeError as error:
-            raise DataError(f"{file}: not UTF-8, somewhere after line {reader.line_num}") from error
+            raise DataError(
+                f"{file}: not UTF-8: {_bad_line(file)}; convert it first, for example by "
+                f"iconv -f LATIN1 -t UTF-8"
+            ) from error
+
+
+def _bad_line(file: Path) -> str:
+    """Name the first line that is no UTF-8."""
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return f"line {number} holds the byte {line[error.start]:#04x}"
+    return "its end"
 
 
 def _delimiter(file: Path) -> str:

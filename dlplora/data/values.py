@@ -56,7 +56,7 @@ def _number(value: float | decimal.Decimal) -> str:
     if value != int(value):
         return str(value)
     if isinstance(value, float) and abs(value) >= _EXACT:
-        raise UnreadableValueError(f"the number {value:.0f}, of which a float has not all digits,")
+        raise UnreadableValueError("a whole number too large to be read exactly without quotes")
     return str(int(value))
 
 

@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from sacrebleu.metrics.bleu import BLEU
 
 from dlplora.data.scripts import StemmedWords, bleu_tokenizer
-from dlplora.errors import ParamsError, choices
-from dlplora.records.examples import Kind
 from dlplora.records.scores import ItemScore, Summary, TaskScore
 from dlplora.words import Primary
 
@@ -95,27 +93,25 @@ def rouge(text: str, references: Sequence[str]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric that can be a task's primary one.
+    """A metric that can be a task's primary one (`PRIMARIES` tells of which kinds).
 
-    `of_item` maps a text, its references and the task's `answer_after` to the item's score;
-    `kinds` are those of the tasks that it fits.
+    `of_item` maps a text, its references and the task's `answer_after` to the item's score.
     """
 
     of_item: Callable[[str, Sequence[str], str | None], float]
-    kinds: tuple[Kind, ...]
     is_proportion: bool
 
 
 METRICS: dict[Primary, Metric] = {
     "accuracy": Metric(
-        lambda text, references, _: exact_match(text, references), ("mcq",), is_proportion=True
+        lambda text, references, _: exact_match(text, references), is_proportion=True
     ),
-    "exact_match": Metric(exact_match, ("mcq", "qa"), is_proportion=True),
+    "exact_match": Metric(exact_match, is_proportion=True),
     "bleu": Metric(
-        lambda text, references, _: sentence_bleu(text, references), ("qa",), is_proportion=False
+        lambda text, references, _: sentence_bleu(text, references), is_proportion=False
     ),
     "rougeL": Metric(
-        lambda text, references, _: rouge(text, references)["rougeL"], ("qa",), is_proportion=False
+        lambda text, references, _: rouge(text, references)["rougeL"], is_proportion=False
     ),
 }
 
@@ -195,17 +191,6 @@ def interval(resampled: Numbers) -> tuple[float, float]:
     """Return the middle 95 % of resampled scores."""
     low, high = np.quantile(resampled, [0.025, 0.975])
     return float(low), float(high)
-
-
-def check_primary(primary: Primary, kind: Kind, *, task: str) -> None:
-    """Raise `ParamsError` if a primary metric does not fit the kind of a task."""
-    fitting = [name for name, metric in METRICS.items() if kind in metric.kinds]
-    if primary not in fitting:
-        title = "multiple choice" if kind == "mcq" else "free answers"
-        raise ParamsError(
-            f"params.yaml: tasks.{task}.primary is {primary}, but the task has {title}; "
-            f"expected one of {choices(fitting)}"
-        )
 
 
 def score_task(items: Sequence[ItemScore], primary: Primary, resampled: Numbers) -> TaskScore:

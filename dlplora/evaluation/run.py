@@ -8,10 +8,10 @@ from dlplora.adapters import LoraAdapter
 from dlplora.engine.answers import Request
 from dlplora.engine.batch import Batch
 from dlplora.engine.runner import Runner
-from dlplora.evaluation.metrics import METRICS, check_primary, resampled_tasks, summarise
+from dlplora.evaluation.metrics import METRICS, resampled_tasks, summarise
 from dlplora.models import Base
 from dlplora.params import Evaluation, Task
-from dlplora.records.examples import Example
+from dlplora.records.examples import Example, check_primary
 from dlplora.records.routes import Route
 from dlplora.records.scores import IID, ItemScore, Summary, write_scores
 from dlplora.routing.base import Probe, Router

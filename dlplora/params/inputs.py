@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from dlplora.params.fields import (
     CommandPath,
@@ -130,6 +130,14 @@ class Keys(Section):
     options: str | None
     context: list[str]
 
+    @model_validator(mode="after")
+    def _name_each_once(self) -> "Keys":
+        names = [self.question, self.answer, *self.context]
+        names += [] if self.options is None else [self.options]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{twice[0]!r} is named twice")
+        return self
+
 
 class Task(Section):
     """One NLP task: where its items come from and how its answers are scored.
@@ -142,7 +150,7 @@ class Task(Section):
     keys: Literal["auto"] | Keys
     on_bad_row: Literal["refuse", "skip"]
     primary: Primary
-    answer_after: str | None
+    answer_after: Annotated[str, Field(min_length=1)] | None
     max_new_tokens: Count
 
 

@@ -19,6 +19,7 @@ from dlplora.project.clusters import join_cluster, leave_cluster
 from dlplora.project.commands import CommandError, dvc
 from dlplora.project.files import Project, drop, dump, put
 from dlplora.project.pruning import delete_unlisted
+from dlplora.records.examples import check_primary
 from dlplora.records.files import written_aside, written_folder
 from dlplora.records.training import ADAPTER_WEIGHTS
 from dlplora.words import Primary
@@ -67,6 +68,10 @@ def add_task(
         splits=Splits.model_validate(params["splits"]),
         limit=limit,
     )
+    if primary is not None:
+        check_primary(primary, ingested.findings.kind, task=name)
+    if answer_after is not None:
+        _check_mark(ingested, answer_after, file)
     is_free = ingested.findings.kind == "qa"
     if answer_after is None and is_free and primary in (None, "exact_match"):
         answer_after = _mark_of(ingested)
@@ -154,6 +159,17 @@ def item_limit(project: Project) -> ItemLimit | None:
     if not base.is_dir():
         return None
     return ItemLimit.load(base, max_tokens=load_params(project.params_file).adapter.max_tokens)
+
+
+def _check_mark(ingested: Ingested, mark: str, file: Path) -> None:
+    """Raise `DataError` unless all training answers hold the mark in front of the final one."""
+    answers = [answer for example in ingested.examples["train"] for answer in example.answers]
+    without = [answer for answer in answers if not mark or mark not in answer]
+    if without:
+        raise DataError(
+            f"{file}: {len(without)} of {len(answers)} training answers do not hold {mark!r} "
+            f"(--answer-after), such as {without[0][:60]!r}"
+        )
 
 
 def _mark_of(ingested: Ingested) -> str | None:

@@ -9,10 +9,17 @@ from typing import Literal
 
 import pyarrow as pa
 
+from dlplora.errors import ParamsError, choices
 from dlplora.records.files import read_table, write_table
+from dlplora.words import Primary
 
 Split = Literal["train", "validation", "test"]
 Kind = Literal["mcq", "qa"]
+# Which metrics can be the primary one of a kind of task.
+PRIMARIES: dict[Kind, tuple[Primary, ...]] = {
+    "mcq": ("accuracy", "exact_match"),
+    "qa": ("bleu", "exact_match", "rougeL"),
+}
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _TEXTS = pa.list_(pa.string())
 _SCHEMA = pa.schema(
@@ -46,6 +53,16 @@ class Example:
     def kind(self) -> Kind:
         """Multiple choice or free answer."""
         return "qa" if self.options is None else "mcq"
+
+
+def check_primary(primary: Primary, kind: Kind, *, task: str) -> None:
+    """Raise `ParamsError` if a primary metric does not fit the kind of a task."""
+    if primary not in PRIMARIES[kind]:
+        title = "multiple choice" if kind == "mcq" else "free answers"
+        raise ParamsError(
+            f"params.yaml: tasks.{task}.primary is {primary}, but the task has {title}; "
+            f"expected one of {choices(PRIMARIES[kind])}"
+        )
 
 
 def normalise(question: str) -> str:

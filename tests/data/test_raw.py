@@ -359,8 +359,8 @@ def test_a_ragged_row_is_refused_or_skipped(tmp_path: Path) -> None:
         ("Q,A,Q\nup,down,left\n", "a column stands twice in the header: ['Q', 'A', 'Q']"),
         ('Q,A\n"up,down\n', "line 2: not CSV: unexpected end of data"),
         ('Q,A\n"up"x,down\n', "line 2: not CSV: "),
-        (b"Q,A\nup,down\nleft,\xff\n", "not UTF-8, somewhere after line "),
-        (b"Q,A\nup,down\n" + b"left,right\n" * 9999 + b"\xc3", "not UTF-8, somewhere after line "),
+        (b"Q,A\nup,down\nleft,\xff\n", "not UTF-8: line 3 holds the byte 0xff"),
+        (b"Q,A\nup,down\n" + b"left,right\n" * 9999 + b"\xc3", "not UTF-8: line 10002 holds"),
     ],
 )
 def test_a_file_that_is_no_csv_is_named(
@@ -496,3 +496,18 @@ def test_a_tampered_parquet_file_is_read_or_named_and_nothing_else(tmp_path: Pat
             messages.append(str(error))
     assert len(messages) > 100
     assert all("not Parquet: " in text or "stands twice" in text for text in messages)
+
+
+@pytest.mark.parametrize("ending", [".json", ".jsonl"])
+def test_a_key_that_stands_twice_in_an_object_is_a_bad_row(tmp_path: Path, ending: str) -> None:
+    good = '{"Q": "at 3:15 {\\"a\\": 1}", "A": "b\\u003a"}'
+    rows = [good, '{"Q": "up", "A": "x", "A": "y"}', '{"Q": "up", "n": {"a": 1, "a": 2}}']
+    content = f"[{', '.join(rows)}]" if ending == ".json" else "\n".join(rows)
+    found = _rows(tmp_path / f"raw{ending}", content)
+    twice = Unreadable("has a key twice in one object")
+    assert found == [{"Q": 'at 3:15 {"a": 1}', "A": "b:"}, twice, twice]
+
+
+@pytest.mark.parametrize("content", ['[{"Q": "up", "A": "down"}]', '{"Q": "up", "A": "down"}\n'])
+def test_json_that_is_named_csv_is_told_its_name(tmp_path: Path, content: str) -> None:
+    assert _error(tmp_path / "raw.csv", content).startswith("looks like JSON; name it .json")

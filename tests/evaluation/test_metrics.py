@@ -21,7 +21,6 @@ from dlplora.evaluation.metrics import (
     NUM_RESAMPLES,
     bleu_counts,
     bleu_of_counts,
-    check_primary,
     exact_match,
     interval,
     resampled_scores,
@@ -33,7 +32,8 @@ from dlplora.evaluation.metrics import (
     task_metrics,
     wilson,
 )
-from dlplora.records.examples import Kind
+from dlplora.records import examples
+from dlplora.records.examples import Kind, check_primary
 from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.records.scores import (
     IID,
@@ -478,3 +478,7 @@ def test_exact_match_reads_what_follows_the_last_mark(text: str, score: float) -
     assert exact_match(text, references, "####") == score
     item = replace(free(0, text, references, primary="exact_match"), answer_after="####")
     assert task_metrics([item])["exact_match"] == score
+
+
+def test_every_metric_is_of_a_kind_of_task() -> None:
+    assert {name for names in examples.PRIMARIES.values() for name in names} == METRICS.keys()
