@@ -127,7 +127,10 @@ def _kept(
 
 
 def _too_few(seen: Scan, kept: Mapping[Split, FirstPlaces], splits: Splits) -> str | None:
-    """Say which split has too few items, if one has."""
+    """Say which split has too few items, if one has, or that no item is good."""
+    if not any(kept.values()) and seen.problems:
+        first = seen.problems[0]
+        return f"all {seen.num_bad} {seen.unit}s are bad, the first: {first.item} {first.problem}"
     for split, least in zip(SPLITS, splits.least, strict=True):
         if len(kept[split]) < least:
             return (

@@ -40,11 +40,11 @@ def load_classifier(folder: Path, *, base: Path, tasks: Sequence[str]) -> Classi
             f"{folder}: trained for the base model {fingerprint[:12]}, the one here is {found[:12]}"
         )
     classifier = CLASSIFIERS[kind](folder, card, base)
-    if set(classifier.labels) != set(tasks):
-        raise RouterError(
-            f"{folder}: trained for the tasks {choices(classifier.labels)}; "
-            f"the pool has {choices(tasks)}; `dlplora repro` brings it up to date"
-        )
+    new, gone = set(tasks) - set(classifier.labels), set(classifier.labels) - set(tasks)
+    told = [f"not trained for {choices(new)}"] if new else []
+    told += [f"trained for {choices(gone)}, which the pool lacks"] if gone else []
+    if told:
+        raise RouterError(f"{folder}: {'; '.join(told)}; `dlplora repro` brings it up to date")
     return classifier
 
 
