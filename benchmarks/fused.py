@@ -244,7 +244,7 @@ def measure_routing(base: Base) -> float:
     width = embedding_width(budget=5_100_000, **sizes)
     labels = tuple(f"a{number}" for number in range(NUM_ADAPTERS))
     model = MiniMlp(embedding=width, **sizes)
-    selection = TopP(route="top_p", p=0.6, weights="renormalise")
+    selection = TopP(p=0.6, weights="renormalise")
     router = ClassifierRouter(MlpClassifier(model, tokenizer, labels, max_tokens=256), selection)
     text = "Dr. Smith paid three dollars and fifty cents. Which of these words is a number? " * 3
     seconds = []

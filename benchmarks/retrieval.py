@@ -29,7 +29,7 @@ from dlplora.runtime import Place
 DIMENSIONS = 384
 ADAPTERS = (100, 1_000, 10_000, 100_000)
 TEXTS = (1, 16)
-NEAREST = TopK(route="top_k", k=3, weights="equal")
+NEAREST = TopK(k=3, weights="equal")
 
 
 def drawn(count: int, seed: int) -> Vectors:

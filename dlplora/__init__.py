@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dlplora.engine.answers import Request
-    from dlplora.engine.engine import Engine
     from dlplora.records.routes import Route
     from dlplora.sampling import Sampling
+    from dlplora.systems.engine import Engine
 
 __all__ = ["Engine", "Request", "Route", "Sampling"]
 _HOMES = {
-    "Engine": "dlplora.engine.engine",
+    "Engine": "dlplora.systems.engine",
     "Request": "dlplora.engine.answers",
     "Route": "dlplora.records.routes",
     "Sampling": "dlplora.sampling",

@@ -2,44 +2,40 @@
 
 from pathlib import Path
 
-from dlplora.evaluation.compare import BY_TASK, compare
-from dlplora.evaluation.settings import ORACLE, POLICIES, composite_primaries
-from dlplora.params import load_params
-from dlplora.records.comparison import write_comparisons
+from dlplora.evaluation.compare import compare
+from dlplora.evaluation.settings import primaries_in
+from dlplora.params import NUM_QUESTIONS, REFERENCE, load_params
+from dlplora.records.comparison import write_comparisons, write_metrics
 from dlplora.records.novelty import read_novelty
-from dlplora.records.scores import IID
+from dlplora.records.training import read_adapter_training
 from dlplora.stage import run, write_timing
 
 
-def main(scores: Path, out: Path, metrics: Path, timing: Path) -> None:
-    """Compare the SCORES of all systems; write what the report needs to OUT, and METRICS."""
+def main(
+    scores: Path, adapters: Path, out: Path, comparison: Path, metrics: Path, timing: Path
+) -> None:
+    """Compare the SCORES of systems; write to OUT, and in short to COMPARISON and METRICS."""
     params = load_params()
     comparisons = [
         compare(
             scores,
-            setting=IID,
-            primaries={task: params.tasks[task].primary for task in sorted(params.tasks)},
-            systems=[*BY_TASK, *params.systems, *params.gated_systems, *params.arrow],
-            reference="single",
-            seed=params.seed,
-        )
-    ]
-    comparisons += [
-        compare(
-            scores,
             setting=setting,
-            primaries=composite_primaries(params.tasks),
-            systems=list(POLICIES),
-            reference=ORACLE,
+            primaries=primaries_in(setting, params.tasks),
+            systems={name: params.systems[name] for name in systems},
+            reference=REFERENCE,
+            default=params.default_system,
             seed=params.seed,
         )
-        for setting in params.composite_settings
+        for setting in NUM_QUESTIONS
+        if (systems := params.systems_in(setting))
     ]
     novelties = {
         task: read_novelty(scores / "novelty" / f"{task}.json")
         for task in sorted(params.unseen_tasks)
     }
-    write_comparisons(out, metrics, comparisons, novelties)
+    trainings = {task: read_adapter_training(adapters / task) for task in sorted(params.tasks)}
+    write_comparisons(out, comparisons, novelties, trainings)
+    write_metrics(comparison, metrics, comparisons)
     write_timing(timing)
 
 

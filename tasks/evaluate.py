@@ -1,33 +1,55 @@
-"""Stage `evaluate`: score one routed system on the test examples of every task."""
+"""Stage `evaluate`: score one system in all its settings."""
 
 from pathlib import Path
 
-from dlplora.evaluation.run import Test, answer_tests
-from dlplora.evaluation.systems import Inputs, build_system
+from dlplora.evaluation.items import TaskItems
+from dlplora.evaluation.run import evaluate, num_prompts
 from dlplora.models import load_base
-from dlplora.params import load_params, named
+from dlplora.params import NUM_QUESTIONS, load_params, named
 from dlplora.records.examples import read_examples
 from dlplora.runtime import set_up
-from dlplora.stage import run, write_timing
+from dlplora.stage import progress, run, write_timing
+from dlplora.systems.load import build
+from dlplora.systems.system import Inputs
 
 
 def main(
-    system: str, base: Path, adapters: Path, artifact: Path, tests: Path, out: Path, timing: Path
+    system: str,
+    base: Path,
+    adapters: Path,
+    artifact: Path,
+    router: Path,
+    tests: Path,
+    scores: Path,
+    timing: Path,
 ) -> None:
-    """Answer the TESTS by BASE with the ADAPTERS that SYSTEM picks by ARTIFACT; write to OUT."""
+    """Answer the TESTS by SYSTEM, made of BASE, ADAPTERS, ARTIFACT and ROUTER; write to SCORES."""
     params = load_params()
-    tasks = sorted(params.tasks)
+    entry, tasks = named(params.systems, system, "systems"), sorted(params.tasks)
     loaded = load_base(base, place=set_up(params.runtime, seed=params.seed), attention="sdpa")
-    inputs = Inputs(loaded, base, adapters, artifact, tasks, params.seed)
-    answer_tests(
-        loaded,
-        build_system(named(params.systems, system, "systems"), inputs),
-        [Test(read_examples(tests / f"{task}.parquet"), params.tasks[task]) for task in tasks],
-        name=system,
-        evaluation=params.evaluation,
-        seed=params.seed,
-    ).save(out)
-    write_timing(timing)
+    inputs = Inputs(loaded, base, adapters, artifact, router, tasks, params.seed)
+    items = [
+        TaskItems(read_examples(tests / f"{task}.parquet"), params.tasks[task]) for task in tasks
+    ]
+    settings = [setting for setting in NUM_QUESTIONS if system in params.systems_in(setting)]
+    seconds: dict[str, float] = {}
+    with progress(
+        f"evaluate {system}", total=num_prompts(settings, items, params.evaluation)
+    ) as advance:
+        for setting, found in evaluate(
+            build(entry, inputs),
+            items,
+            name=system,
+            settings=settings,
+            evaluation=params.evaluation,
+            seed=params.seed,
+            advance=advance,
+        ):
+            found.save(scores / setting / system)
+            seconds[setting] = found.seconds
+    for setting in NUM_QUESTIONS:  # DVC wants every folder; one of no scores is empty
+        (scores / setting / system).mkdir(parents=True, exist_ok=True)
+    write_timing(timing, parts=seconds)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dlplora.params import load_params
+from dlplora.params import NUM_QUESTIONS, load_params
 from dlplora.report.inputs import read_inputs
 from dlplora.report.page import write_report
 from dlplora.stage import run
@@ -20,7 +20,7 @@ def main(
         routers,
         timings,
         tasks=sorted(params.tasks),
-        composites=params.composite_settings,
+        settings=[setting for setting in NUM_QUESTIONS if params.systems_in(setting)],
         unseen_tasks=sorted(params.unseen_tasks),
         router_names=params.router_names,
         runtime=params.runtime.model_dump(),

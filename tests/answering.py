@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -11,15 +12,7 @@ from tests.peft_adapters import peft_pool
 from tests.tiny import TARGETS, tiny_model, write_tiny_folder, write_tiny_tokenizer
 
 TASKS = ("colours", "opposites")
-_LOGO = {
-    "artifact": "data/adapters",
-    "route": "logo",
-    "score": "norm",
-    "k": 2,
-    "block": "last",
-    "projection": "q_proj",
-    "neutral": [],
-}
+_LOGO = {"score": "norm", "k": 2, "block": "last", "projection": "q_proj", "neutral": []}
 _TASK = {
     "raw": "data/raw/x",
     "keys": "auto",
@@ -28,6 +21,12 @@ _TASK = {
     "answer_after": None,
     "max_new_tokens": 8,
 }
+
+
+def system_entry(kind: str, **values: Any) -> dict[str, Any]:
+    """Return what params.yaml says of a system that needs no more than `values`."""
+    inputs = dict.fromkeys(("adapters", "artifact", "router"), "data/base")
+    return {"kind": kind, **inputs, "policy": "route_once", "settings": ["iid"], **values}
 
 
 def write_answering_project(root: Path, folder: Path) -> None:
@@ -48,12 +47,15 @@ def write_answering_project(root: Path, folder: Path) -> None:
     params = yaml.safe_load((root / "params.yaml").read_text())
     params["tasks"] = dict.fromkeys(TASKS, _TASK)
     params["adapters"] = {name: {} for name in TASKS}
-    params["systems"]["logo"] = _LOGO
-    params["systems"]["own"] = {"artifact": "data/adapters", "route": "by_task"}
-    params["systems"]["elsewhere"] = params["systems"]["dlp_mlp"] | {"artifact": "elsewhere/mlp"}
-    params["systems"]["fused"] = {"artifact": "data/routers/mlp", "route": "fusion", "k": 2}
-    params["arrow"] = {"arrow": {"top_k": 2, "temperature": 1.0}}
-    params |= {"experts": {}, "gated_systems": {}, "composites": {}, "unseen_tasks": {}}
+    params["systems"] |= {
+        "logo": system_entry("logo", adapters="data/adapters", **_LOGO),
+        "own": system_entry("by_task", adapters="data/adapters"),
+        "elsewhere": params["systems"]["dlp_mlp"] | {"router": "elsewhere/mlp"},
+        "unmade": params["systems"]["dlp_mlp"] | {"router": "data/routers/unmade"},
+        "fused": system_entry("fusion", adapters="data/adapters", router="data/routers/mlp", k=2),
+        "arrow": system_entry("arrow", adapters="data/adapters", top_k=2, temperature=1.0),
+    }
+    params |= {"experts": {}, "unseen_tasks": {}}
     params["runtime"]["dtype"] = "float32"
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     shutil.copyfile(root / "dvc.yaml", folder / "dvc.yaml")

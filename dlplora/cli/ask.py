@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dlplora.errors import GenerationError, ParamsError
+from dlplora.errors import GenerationError
 from dlplora.words import Policy
 
 if TYPE_CHECKING:
+    from dlplora.engine.answers import Answer
     from dlplora.engine.decisions import DecisionLog
 
 PromptArgument = Annotated[str, typer.Argument(help="The prompt, or - to read it from stdin.")]
 DataOption = Annotated[Path, typer.Option(help="The folder that the pipeline writes to.")]
 SystemOption = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="How it is answered: base, single:TASK or a system of params.yaml, such as cgc:TASK."
+        help="A system of params.yaml, with the task where it is told one, such as single:TASK.",
+        show_default="default_system of params.yaml",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -27,13 +29,17 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def generate(
     prompt: PromptArgument,
-    system: SystemOption = "dlp_mlp",
+    system: SystemOption = None,
     compare: Annotated[
         str | None, typer.Option(metavar="A,B,…", help="Answer by several systems side by side.")
     ] = None,
     policy: Annotated[
-        Policy, typer.Option(help="When a sentence begins: ask the router again, and the cache?")
-    ] = "keep",
+        Policy | None,
+        typer.Option(
+            help="When a sentence begins: ask the router again, and the cache?",
+            show_default="the system's",
+        ),
+    ] = None,
     trace: Annotated[bool, typer.Option("--trace", help="Colour sentences by adapters.")] = False,
     as_json: JsonOption = False,
     max_new_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 128,
@@ -56,9 +62,9 @@ def generate(
     Example: dlplora generate "Today I paint. Yesterday I " --trace
     """
     from dlplora.cli import display
-    from dlplora.cli.asking import Asked
     from dlplora.engine.answers import Request
     from dlplora.sampling import Sampling
+    from dlplora.systems.load import Systems
 
     sampling = Sampling(
         max_new_tokens=max_new_tokens,
@@ -70,65 +76,54 @@ def generate(
         stop=tuple(stop or ()),
     )
     asked = _read(prompt)
-    names = compare.split(",") if compare else [system]
+    names = compare.split(",") if compare else []
     settings = {"fallback_below": fallback_below, "log": _decision_log(log)}
-    systems = Asked(names, data)
+    systems = Systems(data, names or [system])
     request = Request(asked, sampling, policy=policy)
-    if as_json or compare:
-        answers = {}
-        for name in names:
-            with systems.runner(name, **settings) as runner:
-                (answers[name],) = runner.generate([request])
-        if as_json:
-            told = {name: asdict(answer) for name, answer in answers.items()}
-            typer.echo(json.dumps(told if compare else told[system], ensure_ascii=False))
-        else:
-            display.side_by_side(answers, trace=trace)
-        return
-    with systems.runner(system, **settings) as runner:
-        display.stream(runner.stream(request), trace=trace)
+
+    def answered(name: str | None) -> Answer:
+        with systems.named(name).running(**settings) as runner:
+            return runner.generate([request])[0]
+
+    if as_json:
+        told = {name: asdict(answered(name)) for name in names} or asdict(answered(system))
+        typer.echo(json.dumps(told, ensure_ascii=False))
+    elif names:
+        display.side_by_side({name: answered(name) for name in names}, trace=trace)
+    else:
+        with systems.named(system).running(**settings) as runner:
+            display.stream(runner.stream(request), trace=trace)
 
 
 def route(
     text: PromptArgument,
-    system: Annotated[
-        str, typer.Option(help="A system of params.yaml whose router has probabilities.")
-    ] = "dlp_mlp",
+    system: SystemOption = None,
     as_json: JsonOption = False,
     data: DataOption = Path("data"),
 ) -> None:
-    """Show which adapters a router would choose, and how sure it is.
+    """Show which adapters a system would choose and, where its router knows, how sure it is.
 
     Example: dlplora route "Today I paint. Yesterday I "
     """
     from dlplora.cli import display
-    from dlplora.cli.asking import artifact_in
-    from dlplora.params import TopK, TopP, load_params, named
-    from dlplora.routing.build import load_classifier, router_of
+    from dlplora.systems.load import Systems
 
-    params = load_params()
-    found = named(params.systems, system, "systems")
-    if not isinstance(found, TopP | TopK):
-        raise ParamsError(
-            f"params.yaml: systems.{system} has no probabilities of tasks: "
-            f"its route is {found.route}"
-        )
-    folder = artifact_in(data, found.artifact)
-    classifier = load_classifier(folder, base=data / "base", tasks=sorted(params.tasks))
-    asked = [_read(text)]
-    (row,), (chosen,) = classifier.probabilities(asked), router_of(classifier, found).route(asked)
-    probabilities = dict(zip(classifier.labels, row.tolist(), strict=True))
+    asked = _read(text)
+    chosen = Systems(data, [system]).named(system)
+    with chosen.running() as runner:
+        (found,) = runner.route([asked])
+    probabilities = chosen.probabilities(asked)
     if as_json:
-        told = {"route": asdict(chosen), "probabilities": probabilities}
+        told = {"route": asdict(found), "probabilities": probabilities}
         typer.echo(json.dumps(told, ensure_ascii=False))
     else:
-        display.bars(probabilities, chosen)
+        display.bars(probabilities or dict(found.mix), found)
 
 
 def score(
     prompt: PromptArgument,
     option: Annotated[list[str], typer.Option(help="An answer to weigh; give two or more.")],
-    system: SystemOption = "dlp_mlp",
+    system: SystemOption = None,
     as_json: JsonOption = False,
     data: DataOption = Path("data"),
 ) -> None:
@@ -137,14 +132,14 @@ def score(
     Example: dlplora score "Sequence: ( ( ] Valid/Invalid? " --option Valid --option Invalid
     """
     from dlplora.cli import display
-    from dlplora.cli.asking import Asked
+    from dlplora.systems.load import Systems
 
     asked = _read(prompt)
     if len(option) < 2:
         raise GenerationError(f"found one option, {option[0]!r}; expected at least two to weigh")
     if len(set(option)) < len(option):
         raise GenerationError(f"found the options {option}; expected all different")
-    with Asked([system], data).runner(system) as runner:
+    with Systems(data, [system]).named(system).running() as runner:
         (by,) = runner.route([asked])
         scores = runner.score(asked, option, route=by)
     if as_json:

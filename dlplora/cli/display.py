@@ -63,6 +63,9 @@ def side_by_side(answers: Mapping[str, Answer], *, trace: bool) -> None:
 
 def bars(probabilities: Mapping[str, float], chosen: Route) -> None:
     """Draw the probability of each task, the chosen ones in colour with their weights."""
+    if not probabilities:
+        Console().print(_told(chosen))
+        return
     table = Table(box=None, pad_edge=False, show_header=False)
     weights = dict(chosen.mix)
     for task, probability in sorted(probabilities.items(), key=lambda pair: -pair[1]):
@@ -120,6 +123,8 @@ def _harmless(text: str) -> str:
 
 
 def _told(route: Route) -> str:
+    if route.per_token:
+        return "chosen token by token"
     if not route.adapters:
         return "base model"
     return " + ".join(f"{weight:.2f} {name}" for name, weight in route.mix)

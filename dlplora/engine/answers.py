@@ -29,15 +29,16 @@ def check_text(text: object) -> None:
 class Request:
     """One prompt and how it is to be answered.
 
-    Without `routes` the router chooses. A composite prompt asks for `num_answers`: when the model
-    ends one before the last, a line break is appended and, unless the policy is `route_once`, it
-    is routed again. Several `routes` are those of the answers, one after another.
+    Without `routes` the router chooses, and without `policy` the runner's holds. A multi-question
+    prompt asks for `num_answers`: when the model ends one before the last, a line break is appended
+    and, unless the policy is `route_once`, it is routed again. Several `routes` are those of the
+    answers, one after another.
     """
 
     prompt: str
     sampling: Sampling = field(default_factory=Sampling)
     routes: tuple[Route, ...] = ()
-    policy: Policy = "route_once"
+    policy: Policy | None = None
     num_answers: int = 1
     cancelled: Event = field(init=False, default_factory=Event, compare=False, repr=False)
 
@@ -46,7 +47,7 @@ class Request:
         check_text(self.prompt)
         if self.num_answers < 1:
             raise GenerationError(f"num_answers is {self.num_answers}, expected at least 1")
-        if self.policy not in get_args(Policy):
+        if self.policy not in (None, *get_args(Policy)):
             raise GenerationError(
                 f"policy is {self.policy!r}, expected one of {choices(get_args(Policy))}"
             )

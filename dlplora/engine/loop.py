@@ -79,15 +79,14 @@ def _route_begun(
     """Route the sentences that have begun; return what is to be read again by its new route."""
     rereading = []
     for writing in writings:
-        policy = writing.request.policy
-        if writing.is_open and writing.begins and policy != "route_once":
+        if writing.is_open and writing.begins and writing.policy != "route_once":
             before = writing.route
             try:
                 writing.reroute(*next_route(writing))
             except DlpLoraError as error:
                 writing.error = error
             else:
-                if policy == "refill" and writing.route.mix != before.mix:
+                if writing.policy == "refill" and writing.route.mix != before.mix:
                     rereading.append(writing)
     return rereading
 

@@ -31,6 +31,7 @@ from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.records.scores import OptionScores
 from dlplora.routing.base import Probe, Router
 from dlplora.sampling import Sampling
+from dlplora.words import Policy
 
 
 class Runner:
@@ -44,6 +45,7 @@ class Runner:
         router: Chooses the routes of requests that bring none, by their texts or, as a probe, by
             the base model's own reading of them; where the base model answers, it goes on from
             that reading.
+        policy: When requests that name none are routed again.
         places: How many sequences are written at once.
         fallback_below: Routes of less confidence go to the base model instead.
         window_chars: How many of the last characters the router reads when a sentence begins.
@@ -57,6 +59,7 @@ class Runner:
         pool: Pool,
         *,
         router: Router | Probe | None = None,
+        policy: Policy = "route_once",
         places: int = 16,
         fallback_below: float = 0.0,
         window_chars: int = 2000,
@@ -71,6 +74,7 @@ class Runner:
         self.base = base
         self.pool = pool
         self._router = router
+        self._policy = policy
         self._places = places
         self._fallback_below = fallback_below
         self._window_chars = window_chars
@@ -101,6 +105,13 @@ class Runner:
             return self.read(prompts, self._judged(texts, router.route(texts)))
         batch, routes = self._probe(router, texts, prompts)
         return batch.read_anew(prompts, routes)
+
+    def begin(self, requests: Sequence[Request], prompts: Sequence[Sequence[int]]) -> Batch:
+        """Read the prompts of requests: by the first of their own routes, or the router's."""
+        told = [request.routes[0] for request in requests if request.routes]
+        if len(told) == len(requests):
+            return self.read(prompts, told)
+        return self.read_by(self._chooser(), [request.prompt for request in requests], prompts)
 
     def finish(
         self, batch: Batch, prompts: Sequence[Sequence[int]], requests: Sequence[Request]
@@ -332,6 +343,7 @@ class Runner:
             route,
             row,
             self.base.chat,
+            policy=self._policy,
             end_ids=self.base.end_ids,
             device=self.base.device,
             language=self._language,

@@ -13,6 +13,7 @@ from dlplora.errors import DlpLoraError
 from dlplora.lora.mix import Row
 from dlplora.records.routes import Route
 from dlplora.sampling import Sampler
+from dlplora.words import Policy
 
 
 class Writing:
@@ -27,11 +28,13 @@ class Writing:
         row: Row,
         chat: ChatFormat,
         *,
+        policy: Policy,
         end_ids: frozenset[int],
         device: torch.device,
         language: str,
     ) -> None:
         self.request = request
+        self.policy = request.policy or policy
         self.number = number
         self.route = route
         self.row = row  # the adapters of the route, taken when it was chosen

@@ -14,14 +14,13 @@ from dlplora.evaluation.metrics import (
     resampled_tasks,
     summarise,
 )
+from dlplora.params import SystemEntry
 from dlplora.records.comparison import Comparison, Difference, Routing, Sample
-from dlplora.records.routes import Route
 from dlplora.records.scores import ItemScore, read_items
 from dlplora.routing.base import calibration_error
 from dlplora.words import Primary
 
 _SAMPLES_PER_TASK = 3
-BY_TASK = ("base", "single")
 
 
 def compare(
@@ -29,15 +28,22 @@ def compare(
     *,
     setting: str,
     primaries: Mapping[str, Primary],
-    systems: Sequence[str],
+    systems: Mapping[str, SystemEntry],
     reference: str,
+    default: str,
     seed: int,
 ) -> Comparison:
     """Compare systems with each other, and with the reference, over the tasks of `primaries`.
 
+    `systems` are what the params say of those that answered in the setting; the report shows the
+    `default` beside base and reference.
+
     Raises `DataError` if two systems did not answer the same items.
     """
-    items = {name: _system_items(scores / setting / name, name, primaries) for name in systems}
+    items = {
+        name: [row for row in read_items(scores / setting / name) if row.task in primaries]
+        for name in systems
+    }
     asked = [item.id for item in items[reference]]
     for name, rows in items.items():
         if [item.id for item in rows] != asked:
@@ -68,13 +74,16 @@ def compare(
     return Comparison(
         setting=setting,
         reference=reference,
+        default=default,
+        captions={name: system.caption for name, system in systems.items()},
+        joint=tuple(name for name, system in systems.items() if system.is_joint),
         summaries=summaries,
         differences=differences,
         task_differences=task_differences,
         routing={
-            name: _routing(rows, routes)
+            name: _routing(rows)
             for name, rows in items.items()
-            if name not in BY_TASK and (routes := [item.route for item in rows if item.route])
+            if not any(item.route.per_token for item in rows)
         },
         samples=_samples(items, sorted(primaries), reference),
     )
@@ -85,14 +94,8 @@ def _difference(gap: float, resampled: Numbers) -> Difference:
     return Difference(gap, low, high)
 
 
-def _system_items(folder: Path, name: str, primaries: Mapping[str, Primary]) -> list[ItemScore]:
-    """Read a system's items, those of listed tasks alone, task after task."""
-    if name not in BY_TASK:
-        return [item for item in read_items(folder) if item.task in primaries]
-    return [item for task in sorted(primaries) for item in read_items(folder / task)]
-
-
-def _routing(items: Sequence[ItemScore], routes: Sequence[Route]) -> Routing:
+def _routing(items: Sequence[ItemScore]) -> Routing:
+    routes = [item.route for item in items]
     confusion: dict[str, Counter[str]] = {}
     for item, route in zip(items, routes, strict=True):
         confusion.setdefault(item.task, Counter())[route.first or "none"] += 1
@@ -124,7 +127,7 @@ def _samples(
                 name: {
                     "text": rows[place].prediction,
                     "score": rows[place].score,
-                    "route": dict(route.mix) if (route := rows[place].route) else None,
+                    "route": None if rows[place].route.per_token else dict(rows[place].route.mix),
                 }
                 for name, rows in items.items()
             }

@@ -247,9 +247,9 @@ def summarise(
         for task, primary in primaries.items()
     }
     low, high = interval(mean_over_tasks(resampled))
-    routes = [item.route for item in items if item.route is not None]
+    routes = [item.route for item in items if not item.route.per_token]
     firsts = {route.first for route in routes}
-    right = [item.route is not None and item.route.first == item.task for item in items]
+    right = [item.route.first == item.task for item in items]
     return Summary(
         setting=setting,
         system=system,

@@ -1,23 +1,18 @@
-"""The settings of a comparison beside `iid`, as far as they need no model."""
+"""What differs between settings, as far as it needs no model."""
 
 from collections.abc import Mapping
 
-from dlplora.params import Task
-from dlplora.words import Policy, Primary
-
-ORACLE = "oracle"
-# Systems of composite prompts: what happens when an answer ends. The oracle is told each task.
-POLICIES: dict[str, Policy] = {
-    ORACLE: "refill",
-    "route_once": "route_once",
-    "keep": "keep",
-    "refill": "refill",
-}
+from dlplora.params import NUM_QUESTIONS, Task
+from dlplora.words import Primary, Setting
 
 
-def composite_primaries(tasks: Mapping[str, Task]) -> dict[str, Primary]:
-    """Return each task's metric of generated text: options are not weighed within an answer."""
+def primaries_in(setting: Setting, tasks: Mapping[str, Task]) -> dict[str, Primary]:
+    """Return what counts as each task's score, by the tasks' names in order.
+
+    In a prompt of several questions no options are weighed: the generated text counts.
+    """
+    alone = NUM_QUESTIONS[setting] == 1
     return {
-        name: "exact_match" if tasks[name].primary == "accuracy" else tasks[name].primary
+        name: tasks[name].primary if alone or tasks[name].primary != "accuracy" else "exact_match"
         for name in sorted(tasks)
     }

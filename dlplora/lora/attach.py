@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from dlplora.lora.layout import Pair, PairsByPath
 from dlplora.lora.mix import BatchMix, Groups, Row
 from dlplora.records.routes import Route
 
+T = TypeVar("T")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -47,29 +49,25 @@ class Pool:
             if adapter.name in self._adapters:
                 raise AdapterError(f"there is an adapter {adapter.name!r} already")
             layers = {path: self._layer(adapter, path) for path in adapter.pairs}
-            pairs = {
-                path: Pair(
-                    pair.down_RI.to(_weight(layers[path])),
-                    pair.up_OR.T.contiguous().to(_weight(layers[path])),
-                    len(pair.down_RI),
-                    pair.scaling,
-                )
-                for path, pair in adapter.pairs.items()
-            }
+            pairs = _lay_out(adapter, layers)
             if new := layers.keys() - self._fused.keys():
                 self._fuse({path: layers[path] for path in new})
             self._adapters = {**self._adapters, adapter.name: pairs}
 
+    def lay_out(self, adapter: LoraAdapter) -> PairsByPath:
+        """Return an adapter's pairs as batches use them; `AdapterError` if it does not fit."""
+        return _lay_out(adapter, {path: self._layer(adapter, path) for path in adapter.pairs})
+
     def remove(self, name: str) -> None:
         """Let go of an adapter; batches that run with it end with it."""
         with self._changing:
-            _found(self._adapters, name)
+            found(self._adapters, name)
             self._adapters = {k: v for k, v in self._adapters.items() if k != name}
 
     def row(self, route: Route) -> Row:
         """Take the adapters of a route as they are now; `RouterError` on one that is not here."""
         adapters = self._adapters
-        return tuple((_found(adapters, name), weight) for name, weight in route.mix)
+        return tuple((found(adapters, name), weight) for name, weight in route.mix)
 
     def mix(self, routes: Sequence[Route]) -> BatchMix:
         """Return the mix of a batch by its routes; `RouterError` on an adapter that is not here."""
@@ -150,9 +148,9 @@ class Pool:
                 f"fused; train it without"
             )
         pair = adapter.pairs[path]
-        if (found := (pair.down_RI.shape[1], pair.up_OR.shape[0])) != sizes:
+        if (size := (pair.down_RI.shape[1], pair.up_OR.shape[0])) != sizes:
             raise AdapterError(
-                f"adapter {adapter.name!r}: {path} maps {found[0]} to {found[1]}, "
+                f"adapter {adapter.name!r}: {path} maps {size[0]} to {size[1]}, "
                 f"the base model's maps {sizes[0]} to {sizes[1]}"
             )
         return layer
@@ -176,9 +174,11 @@ class _Watch:
 
 
 @contextmanager
-def attached(model: nn.Module, adapters: Sequence[LoraAdapter]) -> Iterator[Pool]:
+def attached(
+    model: nn.Module, adapters: Sequence[LoraAdapter], *, pool_type: type[Pool] = Pool
+) -> Iterator[Pool]:
     """Attach adapters to a model for the time of a `with` block."""
-    pool = Pool(model)
+    pool = pool_type(model)
     try:
         for adapter in adapters:
             pool.add(adapter)
@@ -187,7 +187,20 @@ def attached(model: nn.Module, adapters: Sequence[LoraAdapter]) -> Iterator[Pool
         pool.detach()
 
 
-def _found(adapters: Mapping[str, PairsByPath], name: str) -> PairsByPath:
+def _lay_out(adapter: LoraAdapter, layers: Mapping[str, nn.Module]) -> PairsByPath:
+    """Put the matrices of an adapter where its layers are, and in their dtype."""
+    return {
+        path: Pair(
+            pair.down_RI.to(_weight(layers[path])),
+            pair.up_OR.T.contiguous().to(_weight(layers[path])),
+            len(pair.down_RI),
+            pair.scaling,
+        )
+        for path, pair in adapter.pairs.items()
+    }
+
+
+def found(adapters: Mapping[str, T], name: str) -> T:
     """Return an adapter; `RouterError` says which there are."""
     if name not in adapters:
         raise RouterError(f"no adapter {name!r}; there are: {choices(adapters)}")

@@ -6,9 +6,54 @@ Shapes: R rank, I inputs, O outputs.
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from dlplora.adapters import LoraAdapter, LoraPair
 from dlplora.errors import AdapterError
+from dlplora.lora.attach import Pool, found
+from dlplora.lora.layout import PairsByPath
+from dlplora.lora.mix import Row
+from dlplora.records.routes import Route
+
+_KEPT = 64  # averages
+
+
+class FusionPool(Pool):
+    """A pool in which the adapters of a route become one: the average of their matrices.
+
+    The averages used last are kept. Weights of routes are not looked at: all members count alike.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self._members: dict[str, LoraAdapter] = {}
+        self._averages: dict[tuple[str, ...], PairsByPath] = {}
+
+    def add(self, adapter: LoraAdapter) -> None:
+        """Attach an adapter, as `Pool.add` does."""
+        super().add(adapter)
+        self._members = {**self._members, adapter.name: adapter}
+        self._averages = {}
+
+    def remove(self, name: str) -> None:
+        """Let go of an adapter; batches that run with it end with it."""
+        super().remove(name)
+        self._members = {k: v for k, v in self._members.items() if k != name}
+        self._averages = {}
+
+    def row(self, route: Route) -> Row:
+        """Take the average of a route's adapters; `RouterError` on one that is not here."""
+        if not route.adapters:
+            return ()
+        names = tuple(sorted(route.adapters))
+        members, averages = self._members, self._averages
+        average = averages.pop(names, None) or self.lay_out(
+            fuse([found(members, name) for name in names], name=" + ".join(names))
+        )
+        averages[names] = average
+        if len(averages) > _KEPT:
+            averages.pop(next(iter(averages)))
+        return ((average, 1.0),)
 
 
 def fuse(adapters: Sequence[LoraAdapter], *, name: str) -> LoraAdapter:

@@ -11,22 +11,34 @@ T = TypeVar("T")
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _UNQUOTABLE = re.compile(r'["$`\\]')  # what a shell reads between double quotes
-_RESERVED = {"con", "prn", "aux", "nul", "default", "base", "single", "none"} | {
+_DEVICES = {"con", "prn", "aux", "nul"} | {
     f"{port}{number}" for port in ("com", "lpt") for number in range(10)
 }
+_RESERVED = {"default", "base", "single", "none"}  # systems are named so
+
+
+def is_plain(name: str) -> bool:
+    """Tell whether a name may stand in paths, as that of a system."""
+    return _IDENTIFIER.fullmatch(name) is not None and name.lower() not in _DEVICES
 
 
 def is_identifier(name: str) -> bool:
-    """Tell whether a name may stand for a task, system or router, and so in paths."""
-    return _IDENTIFIER.fullmatch(name) is not None and name.lower() not in _RESERVED
+    """Tell whether a name may stand for a task, router or other entry."""
+    return is_plain(name) and name.lower() not in _RESERVED
 
 
-def _identifier(name: str) -> str:
-    if not is_identifier(name):
+def _plain(name: str) -> str:
+    if not is_plain(name):
         raise ValueError(
             f"{name[:80]!r} is no plain identifier: use a letter, then up to 63 letters, digits, _"
         )
     return name
+
+
+def _identifier(name: str) -> str:
+    if name.lower() in _RESERVED:
+        raise ValueError(f"{name!r} is reserved; choose another name")
+    return _plain(name)
 
 
 def _text(name: object) -> object:
@@ -48,6 +60,7 @@ def _command_path(path: str) -> str:
 
 
 Name = Annotated[str, BeforeValidator(_text), AfterValidator(_identifier)]
+SystemName = Annotated[str, BeforeValidator(_text), AfterValidator(_plain)]
 LocalPath = Annotated[str, AfterValidator(_path)]
 CommandPath = Annotated[LocalPath, AfterValidator(_command_path)]  # in a `cmd` of dvc.yaml
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from dlplora.errors import ParamsError, choices
-from dlplora.params.fields import Count, Name, Section, T, named
+from dlplora.params.fields import Count, Name, Section, SystemName, T, named
 from dlplora.params.inputs import Embedder, Model, Source, Splits, Task, UnseenTask
 from dlplora.params.routing import (
     Balance,
@@ -18,18 +18,18 @@ from dlplora.params.routing import (
     TunedEmbedder,
 )
 from dlplora.params.systems import (
-    CompositeSetting,
+    NUM_QUESTIONS,
     Evaluation,
-    GatedSystem,
-    OwnExpertRoute,
+    ExpertsByTask,
+    GatedExperts,
     System,
-    TopK,
-    TopP,
 )
-from dlplora.params.training import Adapter, Arrow, Experts, ImportedAdapter, LoraHub, Merge
+from dlplora.params.training import Adapter, Experts, ImportedAdapter, LoraHub, Merge
 from dlplora.params.yaml import read_yaml
+from dlplora.words import Setting
 
 PARAMS_FILE = Path("params.yaml")
+REFERENCE = "single"  # the system that others are compared with: each task by its own adapter
 
 
 class Runtime(Section):
@@ -66,7 +66,6 @@ class Params(Section):
     experts: dict[Name, Experts]
     joint: dict[Name, dict[str, Any]]
     merges: dict[Name, Merge]
-    arrow: dict[Name, Arrow]
     lorahub: dict[Name, LoraHub]
     balance: Balance
     routers: dict[Name, RouterParams]
@@ -75,9 +74,8 @@ class Params(Section):
     index: Index
     indexes: dict[Name, IndexedTask]
     embedding_routers: dict[Name, EmbeddingRouter]
-    systems: dict[Name, System]
-    gated_systems: dict[Name, GatedSystem]
-    composites: dict[Name, CompositeSetting]
+    systems: dict[SystemName, System]
+    default_system: SystemName
     unseen_tasks: dict[Name, UnseenTask]
     evaluation: Evaluation
 
@@ -91,10 +89,11 @@ class Params(Section):
         """All routers, of the base model's tokens or of an embedder's vectors."""
         return sorted({**self.routers, **self.embedding_routers})
 
-    @property
-    def composite_settings(self) -> list[str]:
-        """The settings of composites for which there are enough tasks."""
-        return [name for name, row in self.composites.items() if row.parts <= len(self.tasks)]
+    def systems_in(self, setting: Setting) -> list[str]:
+        """Return the systems that answer in a setting; none where it asks more than all tasks."""
+        if NUM_QUESTIONS[setting] > len(self.tasks):
+            return []
+        return [name for name, row in self.systems.items() if setting in row.settings]
 
     def adapter_of(self, task: str) -> Adapter:
         """Return the training parameters of one task: `adapter` with its overrides."""
@@ -140,14 +139,7 @@ def parse_params(values: object, source: str) -> Params:
         raise ParamsError(f"{source}: {choices(known)}: in tasks and in unseen_tasks")
     _check_overrides(params, source)
     _check_embedding(params, source)
-    if twice := set(params.arrow) & {*params.systems, *params.gated_systems}:
-        raise ParamsError(f"{source}: {choices(twice)}: in arrow and among the other systems")
-    for name, setting in params.composites.items():
-        if not isinstance(params.systems.get(setting.system), TopP | TopK):
-            raise ParamsError(
-                f"{source}: composites.{name}.system is {setting.system}; expected a system that "
-                f"reads the text"
-            )
+    _check_systems(params, source)
     _check_experts(params, source)
     return params
 
@@ -176,13 +168,8 @@ def _check_experts(params: Params, source: str) -> None:
             if task in home:
                 raise ParamsError(f"{source}: {task}: in experts.{home[task]} and experts.{name}")
             home[task] = name
-    systems: dict[str, Section] = {**params.systems}
-    for name, gated in params.gated_systems.items():
-        if name in systems:
-            raise ParamsError(f"{source}: {name}: in systems and in gated_systems")
-        systems[name] = gated
-    for name, system in systems.items():
-        if not isinstance(system, OwnExpertRoute | GatedSystem):
+    for name, system in params.systems.items():
+        if not isinstance(system, ExpertsByTask | GatedExperts):
             continue
         for cluster_name in system.clusters:
             named(params.experts, cluster_name, "experts")
@@ -192,6 +179,30 @@ def _check_experts(params: Params, source: str) -> None:
                 f"{source}: {choices(missing)}: in none of the clusters of {name} "
                 f"({choices(system.clusters)})"
             )
+
+
+def _check_systems(params: Params, source: str) -> None:
+    """Raise `ParamsError` on a default that needs the task, or a setting without a reference."""
+    default = params.systems.get(params.default_system)
+    if default is None or default.needs_task:
+        known = [name for name, system in params.systems.items() if not system.needs_task]
+        raise ParamsError(
+            f"{source}: default_system is {params.default_system}; expected a system that is not "
+            f"told the task: {choices(known)}"
+        )
+    reference = named(params.systems, REFERENCE, "systems")
+    for name, system in params.systems.items():
+        for setting in system.settings:
+            if setting not in reference.settings:
+                raise ParamsError(
+                    f"{source}: systems.{name}.settings: {setting}: expected systems.{REFERENCE} "
+                    f"to answer it, too: scores are compared with its"
+                )
+            if system.needs_task and NUM_QUESTIONS[setting] > 1 and system.policy == "route_once":
+                raise ParamsError(
+                    f"{source}: systems.{name}.policy is route_once; expected keep or refill: it "
+                    f"is told each task of a prompt of {setting}"
+                )
 
 
 def _check_embedding(params: Params, source: str) -> None:

@@ -94,13 +94,6 @@ class PrunedMerge(Section):
 Merge = Annotated[CatMerge | SvdMerge | LinearMerge | PrunedMerge, Field(discriminator="kind")]
 
 
-class Arrow(Section):
-    """For each token and layer the `top_k` adapters nearest to it, weighed by a softmax."""
-
-    top_k: Count
-    temperature: Annotated[float, Field(gt=0)]
-
-
 class LoraHub(Section):
     """A search for the weights of all adapters by the loss on `shots` training examples of a task.
 

@@ -55,8 +55,7 @@ def set_clusters(project: Project, clusters: Sequence[Sequence[str]]) -> list[st
 
 def _systems(params: CommentedMap) -> list[CommentedMap]:
     """Return the systems that name clusters."""
-    listed = [*params["systems"].values(), *params["gated_systems"].values()]
-    return [system for system in listed if "clusters" in system]
+    return [system for system in params["systems"].values() if "clusters" in system]
 
 
 def _flow(values: Sequence[str]) -> CommentedSeq:

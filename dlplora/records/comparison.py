@@ -1,6 +1,7 @@
 """The comparison of systems in one setting, as the report shows it."""
 
-from collections.abc import Mapping, Sequence
+import csv
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,14 @@ from typing import Any
 from dlplora.records.files import read_json, write_json, written_folder
 from dlplora.records.novelty import Novelties, Novelty, read_novelty, write_novelty
 from dlplora.records.scores import Summary, summary_from_json, summary_to_json
+from dlplora.records.training import AdapterTraining
 
 _NOVELTY = "novelty"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A system's score less the reference's, on the same items, with a paired interval."""
+    """A system's score minus the reference's, on the same items, with a paired interval."""
 
     difference: float
     low: float
@@ -48,12 +50,16 @@ class Sample:
 class Comparison:
     """All systems of one setting, in the order in which they are shown.
 
-    The reference is told each question's task: `single`, or the oracle of composites.
+    The reference is told each question's task. The default is what users ask; `captions` say how
+    each system answers, and `joint` are those trained on several tasks together.
     `task_differences[system][task]` are those of one task alone.
     """
 
     setting: str
     reference: str
+    default: str
+    captions: Mapping[str, str]
+    joint: tuple[str, ...]
     summaries: Mapping[str, Summary]
     differences: Mapping[str, Difference]
     task_differences: Mapping[str, Mapping[str, Difference]]
@@ -67,21 +73,68 @@ class Comparison:
 
 
 def write_comparisons(
-    folder: Path, metrics: Path, comparisons: Sequence[Comparison], novelties: Novelties
+    folder: Path,
+    comparisons: Sequence[Comparison],
+    novelties: Novelties,
+    trainings: Mapping[str, AdapterTraining],
 ) -> None:
-    """Write the folder that the report reads and the small file of metrics that git keeps."""
+    """Write the folder that the report reads, and in plots/ the tables that DVC plots."""
     with written_folder(folder) as aside:
         for task, novelty in novelties.items():
             write_novelty(aside / _NOVELTY / f"{task}.json", novelty)
         for comparison in comparisons:
             write_json(aside / f"{comparison.setting}.json", _to_json(comparison))
-    write_json(metrics, {found.setting: _metrics(found) for found in comparisons})
+        plots = aside / "plots"
+        plots.mkdir()
+        _write_csv(plots / "scores.csv", ("setting", "system", "score"), _score_rows(comparisons))
+        _write_csv(plots / "confusion.csv", ("task", "adapter"), _first_choices(comparisons[0]))
+        _write_csv(
+            plots / "learning.csv", ("task", "step", "loss", "validation_loss"), _losses(trainings)
+        )
+
+
+def write_metrics(comparison: Path, metrics: Path, comparisons: Sequence[Comparison]) -> None:
+    """Write what is known of each system by setting, and the scores alone, which git keeps."""
+    write_json(comparison, {found.setting: _metrics(found) for found in comparisons})
+    scores = {
+        found.setting: {name: summary.score for name, summary in found.summaries.items()}
+        for found in comparisons
+    }
+    write_json(metrics, scores)
+
+
+def _write_csv(file: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    with file.open("w", encoding="utf-8", newline="") as written:
+        csv.writer(written, lineterminator="\n").writerows([head, *rows])
+
+
+def _score_rows(comparisons: Sequence[Comparison]) -> Iterator[tuple[object, ...]]:
+    for comparison in comparisons:
+        for name, summary in comparison.summaries.items():
+            yield comparison.setting, name, summary.score
+
+
+def _first_choices(comparison: Comparison) -> Iterator[tuple[object, ...]]:
+    """Yield for each item its task and the default system's first adapter."""
+    routing = comparison.routing.get(comparison.default)
+    for task, row in routing.confusion.items() if routing else ():
+        for adapter, count in row.items():
+            yield from [(task, adapter)] * count
+
+
+def _losses(trainings: Mapping[str, AdapterTraining]) -> Iterator[tuple[object, ...]]:
+    for task, training in trainings.items():
+        for point in training.curve.points:
+            yield task, point.step, point.loss, point.validation_loss
 
 
 def _to_json(comparison: Comparison) -> dict[str, Any]:
     return {
         "setting": comparison.setting,
         "reference": comparison.reference,
+        "default": comparison.default,
+        "captions": comparison.captions,
+        "joint": comparison.joint,
         "summaries": {
             name: summary_to_json(summary) for name, summary in comparison.summaries.items()
         },
@@ -119,6 +172,9 @@ def read_comparison(folder: Path, setting: str) -> Comparison:
     return Comparison(
         setting=values["setting"],
         reference=values["reference"],
+        default=values["default"],
+        captions=values["captions"],
+        joint=tuple(values["joint"]),
         summaries={name: summary_from_json(row) for name, row in values["summaries"].items()},
         differences={name: Difference(**row) for name, row in values["differences"].items()},
         task_differences={

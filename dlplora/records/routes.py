@@ -11,12 +11,14 @@ class Route:
     """The chosen adapters and their weights, which sum to 1; no adapter means the base model.
 
     `confidence` is the router's probability of its first choice, where it has one; of LoGo, which
-    has none, it is the share of the first in the scores of all adapters.
+    has none, it is the share of the first in the scores of all adapters. `per_token` says that the
+    model weighs adapters itself, for each token and layer, so that the route names none.
     """
 
     adapters: tuple[str, ...]
     weights: tuple[float, ...]
     confidence: float | None = None
+    per_token: bool = False
 
     def __post_init__(self) -> None:
         """Refuse weights that do not belong to the adapters or do not sum to 1."""
@@ -42,3 +44,4 @@ class Route:
 
 
 BASE_ROUTE = Route((), ())
+PER_TOKEN = Route((), (), per_token=True)

@@ -9,9 +9,8 @@ import pyarrow as pa
 
 from dlplora.records.examples import Kind
 from dlplora.records.files import read_json, read_table, write_json, write_table, written_folder
-from dlplora.records.routes import Route
+from dlplora.records.routes import PER_TOKEN, Route
 
-IID = "iid"  # the setting of questions from the tasks that the adapters were trained on
 _TEXTS = pa.list_(pa.string())
 _NUMBERS = pa.list_(pa.float64())
 _COUNTS = pa.list_(pa.int32())
@@ -63,7 +62,6 @@ class ItemScore:
 
     `prediction` is the chosen option or the generated text; `generated` is always the text.
     Exact match reads what follows `answer_after` in texts and references, if there is one.
-    There is no route where the model weighs adapters within, token by token.
     """
 
     id: str
@@ -74,7 +72,7 @@ class ItemScore:
     score: float
     generated: str
     options: OptionScores | None
-    route: Route | None
+    route: Route
     answer_after: str | None = None
 
 
@@ -141,17 +139,18 @@ def write_scores(folder: Path, items: Sequence[ItemScore], summary: Summary) -> 
 
 
 def read_summary(folder: Path) -> Summary:
-    """Read summary.json of one system, or of one task of `base` or `single`."""
+    """Read summary.json of one system."""
     return summary_from_json(read_json(folder / "summary.json"))
 
 
 def read_items(folder: Path) -> list[ItemScore]:
-    """Read items.parquet of one system, or of one task of `base` or `single`."""
+    """Read items.parquet of one system."""
     return [_row_to_item(row) for row in read_table(folder / "items.parquet")]
 
 
 def _item_to_row(item: ItemScore) -> dict[str, Any]:
     options, route = item.options, item.route
+    named = None if route.per_token else route  # in a table, adapters per token are null
     return {
         "id": item.id,
         "task": item.task,
@@ -165,14 +164,14 @@ def _item_to_row(item: ItemScore) -> dict[str, Any]:
         "option_logprobs": options and options.logprobs,
         "option_tokens": options and options.tokens,
         "option_bytes": options and options.bytes,
-        "adapters": route and route.adapters,
-        "weights": route and route.weights,
-        "confidence": route and route.confidence,
+        "adapters": named and named.adapters,
+        "weights": named and named.weights,
+        "confidence": named and named.confidence,
     }
 
 
 def _row_to_item(row: Mapping[str, Any]) -> ItemScore:
-    options = route = None
+    options, route = None, PER_TOKEN
     if row["adapters"] is not None:
         route = Route(tuple(row["adapters"]), tuple(row["weights"]), row["confidence"])
     if row["options"] is not None:

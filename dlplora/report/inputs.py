@@ -12,7 +12,6 @@ from dlplora.records.comparison import Comparison, read_comparison, read_novelti
 from dlplora.records.files import read_json
 from dlplora.records.findings import Findings, read_findings
 from dlplora.records.novelty import Novelties
-from dlplora.records.scores import IID
 from dlplora.records.training import AdapterTraining, read_adapter_training
 
 _VERSIONS = ("torch", "transformers", "peft", "dvc")
@@ -34,7 +33,7 @@ class Inputs:
     """Everything that a report shows."""
 
     comparison: Comparison
-    composites: Mapping[str, Comparison]
+    multi_question: Mapping[str, Comparison]
     novelties: Novelties
     findings: Mapping[str, Findings]
     trainings: Mapping[str, AdapterTraining]
@@ -51,15 +50,16 @@ def read_inputs(
     timings: Path,
     *,
     tasks: Sequence[str],
-    composites: Sequence[str],
+    settings: Sequence[str],
     unseen_tasks: Sequence[str],
     router_names: Sequence[str],
     runtime: Mapping[str, Any],
 ) -> Inputs:
     """Read what the listed tasks and routers left; other folders are not looked at."""
+    first, *several = settings
     return Inputs(
-        comparison=read_comparison(comparison, IID),
-        composites={name: read_comparison(comparison, name) for name in composites},
+        comparison=read_comparison(comparison, first),
+        multi_question={name: read_comparison(comparison, name) for name in several},
         novelties=read_novelties(comparison, unseen_tasks),
         findings={task: read_findings(findings / f"{task}.json") for task in tasks},
         trainings={task: read_adapter_training(adapters / task) for task in tasks},

@@ -1,6 +1,6 @@
 """The report: one self-contained HTML page, and the same as markdown with its pictures."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,38 +10,6 @@ from markupsafe import Markup
 from dlplora.records.files import written_folder
 from dlplora.report import plots, tables
 from dlplora.report.inputs import Inputs
-
-_HEADLINE = ("base", "single", "dlp_mlp")
-_JOINT = ("cgc", "multitask")
-_SYSTEMS = {
-    "base": "the model without adapters",
-    "single": "each task with its own adapter (it is told the task)",
-    "random": "one adapter at random",
-    "uniform": "all adapters alike",
-    "dlp_mlp": "adapters by DLP-LoRA's mini-MLP, top-p",
-    "dlp_mlp_top1": "its first choice alone",
-    "dlp_encoder": "adapters by DLP-LoRA's other router, a pretrained encoder",
-    "tfidf": "the first choice of TF-IDF and logistic regression",
-    "cgc": "CGC-LoRA, common and own experts trained jointly (it is told the task)",
-    "cgc_routed": "the same experts, mixed by the mini-MLP's probabilities",
-    "retriever_selection": "the adapter most similar to the text (LoraRetriever)",
-    "retriever_mixture": "the three most similar, mixed alike",
-    "retriever_fusion": "the three most similar, their matrices averaged",
-    "logo_norm": "the three adapters that would add most to one layer (LoGo)",
-    "logo_entropy": "the three whose addition there is the surest",
-    "logo_calibrated": "as logo_norm, relative to what each adds to texts of no task",
-    "knn": "the vote of the five nearest router texts by embedding",
-    "centroid": "the task of the nearest mean embedding",
-    "multitask": "one adapter trained on all tasks together",
-    "multitask_wide": "the same with the ranks of all adapters together",
-    "merge_cat": "all adapters merged exactly, as uniform",
-    "merge_svd": "that cut to the rank of one",
-    "merge_linear": "their matrices averaged",
-    "merge_ties": "their matrices merged by TIES",
-    "merge_dare_ties": "their matrices merged by DARE and TIES",
-    "arrow": "adapters weighed token by token on each layer",
-    "lorahub": "adapters weighed for each task by five of its examples (it is told the task)",
-}
 
 
 def write_report(inputs: Inputs, out: Path) -> None:
@@ -98,8 +66,8 @@ def _charts(inputs: Inputs) -> dict[str, Any]:
         "scores_by_task": plots.scores_by_task(comparison, _headline(inputs)),
         "stage_seconds": plots.stage_seconds(inputs.timings),
     }
-    if joint := _joint(inputs):
-        charts["seesaw"] = plots.seesaw(comparison, joint)
+    if joint := comparison.joint:
+        charts["interference"] = plots.interference(comparison, joint)
     if any(training.curve.points for training in inputs.trainings.values()):
         charts["learning_curves"] = plots.learning_curves(inputs.trainings)
     if comparison.routing:
@@ -110,17 +78,15 @@ def _charts(inputs: Inputs) -> dict[str, Any]:
 
 
 def _headline(inputs: Inputs) -> list[str]:
-    return [name for name in _HEADLINE if name in inputs.comparison.summaries]
+    """Return the systems that stand first: the first of all, the reference, the default."""
+    comparison = inputs.comparison
+    first = next(iter(comparison.summaries))
+    return list(dict.fromkeys([first, comparison.reference, comparison.default]))
 
 
-def _joint(inputs: Inputs) -> list[str]:
-    """Return the systems there are whose tasks were trained together."""
-    return [name for name in _JOINT if name in inputs.comparison.summaries]
-
-
-def _glossary(systems: Iterable[str]) -> str:
-    """Say what a score is and what the known systems among those shown are."""
-    said = "; ".join(f"{name}: {_SYSTEMS[name]}" for name in systems if name in _SYSTEMS)
+def _glossary(captions: Mapping[str, str]) -> str:
+    """Say what a score is and what the systems are."""
+    said = "; ".join(f"{name}: {caption}" for name, caption in captions.items())
     return (
         f"A score is the mean over tasks of each task's primary metric, normalised by that of "
         f"single; answers are cut at the task's token limit. {said}."
@@ -136,18 +102,22 @@ def _learned(inputs: Inputs) -> list[str]:
 def _content(inputs: Inputs) -> Mapping[str, Any]:
     comparison = inputs.comparison
     return {
-        "glossary": _glossary(comparison.summaries),
+        "glossary": _glossary(comparison.captions),
         "headline": [comparison.summaries[name] for name in _headline(inputs)],
         "num_systems": len(comparison.summaries),
-        "num_items": sum(task.n for task in comparison.summaries["single"].tasks.values()),
+        "num_items": sum(
+            task.n for task in comparison.summaries[comparison.reference].tasks.values()
+        ),
         "tasks": sorted(inputs.findings),
         "learned": _learned(inputs),
         "systems": tables.systems_by_tasks(comparison),
-        "seesaw": tables.seesaw(comparison, joint) if (joint := _joint(inputs)) else None,
+        "interference": tables.interference(comparison, joint)
+        if (joint := comparison.joint)
+        else None,
         "metrics": tables.all_metrics(comparison, _headline(inputs)),
         "routing": tables.routed_systems(comparison),
         "unseen": tables.unseen_tasks(inputs.novelties),
-        "composites": tables.composites_by_policy(inputs.composites, inputs.timings),
+        "multi_question": tables.multi_question(inputs.multi_question, inputs.timings),
         "routers": tables.router_quality(inputs.routers),
         "findings": tables.data_findings(inputs.findings, inputs.trainings),
         "problems": {

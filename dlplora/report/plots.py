@@ -55,13 +55,13 @@ def scores_by_system(comparison: Comparison) -> Any:
             "low": summary.score_low,
             "high": summary.score_high,
             "label": f"{summary.score:.3f}",
-            "kind": "reference" if name in ("base", "single") else "system",
+            "kind": "default" if name == comparison.default else "system",
         }
         for name, summary in comparison.summaries.items()
     )
     colour = alt.Color(
         "kind:N",
-        scale=alt.Scale(domain=["system", "reference"], range=[ACCENT, GREY]),
+        scale=alt.Scale(domain=["default", "system"], range=[SECOND, ACCENT]),
         legend=None,
     )
     y = alt.Y("system:N", sort=alt.SortField("score", order="descending"), title=None)
@@ -111,11 +111,11 @@ def scores_by_task(comparison: Comparison, shown: Sequence[str]) -> Any:
     return (span + marks).properties(width=_WIDTH, height=height)
 
 
-def seesaw(comparison: Comparison, shown: Sequence[str]) -> Any:
+def interference(comparison: Comparison, shown: Sequence[str]) -> Any:
     """Draw on each task what the systems of `shown` gain or lose against the reference.
 
-    Bars are paired 95 % intervals; where the tasks of a system lie on both sides, what one
-    gains by joint training another one pays.
+    Bars are paired 95 % intervals; where the tasks of a system lie on both sides, tasks trained
+    together interfere.
     """
     rows = pd.DataFrame(
         {
@@ -133,14 +133,14 @@ def seesaw(comparison: Comparison, shown: Sequence[str]) -> Any:
     offset = alt.YOffset("system:N", sort=list(shown))
     colour = alt.Color(
         "system:N",
-        scale=alt.Scale(domain=list(shown), range=[ACCENT, SECOND][: len(shown)]),
+        scale=alt.Scale(domain=list(shown), range=[ACCENT, SECOND, GREY, INK, MUTED][: len(shown)]),
         title=None,
         legend=alt.Legend(orient="top", symbolOpacity=1),
     )
     room = [min(rows["low"].min(), -0.1) - 0.02, max(rows["high"].max(), 0.1) + 0.1]  # for labels
     x = alt.X(
         "low:Q",
-        title=f"score less that of {comparison.reference}",
+        title=f"difference from {comparison.reference}",
         scale=alt.Scale(domain=room, nice=False),
         axis=alt.Axis(format="+.1f", tickCount=8),
     )

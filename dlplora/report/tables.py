@@ -56,11 +56,11 @@ def systems_by_tasks(comparison: Comparison) -> Table:
                 )
             )
         rows.append(row)
-    head = ["system", "score", "normalised", "less single", "routing accuracy", "adapters a prompt"]
-    return Table([*head, *tasks], rows)
+    head = ["system", "score", "normalised", _minus(comparison.reference)]
+    return Table([*head, "routing accuracy", "adapters per prompt", *tasks], rows)
 
 
-def seesaw(comparison: Comparison, shown: Sequence[str]) -> Table:
+def interference(comparison: Comparison, shown: Sequence[str]) -> Table:
     """Lay out the reference and what systems gain or lose against it, task by task."""
     best = comparison.summaries[comparison.reference]
     rows = [
@@ -85,32 +85,45 @@ def seesaw(comparison: Comparison, shown: Sequence[str]) -> Table:
             _signed(comparison.differences[name]),
         ]
     head = ["task", comparison.reference]
-    head += [text for name in shown for text in (name, f"less {comparison.reference}")]
+    head += [text for name in shown for text in (name, _minus(comparison.reference))]
     return Table(head, [*rows, means])
 
 
-def composites_by_policy(composites: Mapping[str, Comparison], timings: Sequence[Timing]) -> Table:
-    """Lay out how composite prompts were answered: quality and seconds by what is re-routed."""
+def multi_question(comparisons: Mapping[str, Comparison], timings: Sequence[Timing]) -> Table:
+    """Lay out how prompts of several questions were answered: quality and seconds by system."""
     seconds = {
-        (timing.item, name): taken for timing in timings for name, taken in timing.parts.items()
+        (timing.item, setting): taken
+        for timing in timings
+        for setting, taken in timing.parts.items()
     }
     rows = []
-    for setting, comparison in composites.items():
-        fastest = min(seconds[setting, name] for name in comparison.summaries)
+    for setting, comparison in comparisons.items():
+        fastest = min(seconds[name, setting] for name in comparison.summaries)
         for name, summary in comparison.summaries.items():
-            taken = seconds[setting, name]
+            taken = seconds[name, setting]
             rows.append(
                 [
                     Cell(setting),
-                    Cell(name),
+                    Cell(name, comparison.captions[name]),
                     Cell(f"{summary.score:.3f}", _span(summary.score_low, summary.score_high)),
                     _difference(comparison, name),
                     _fraction(summary.routing_accuracy),
                     Cell(f"{taken:.1f}", f"{taken / fastest:.2f} × the fastest"),
                 ]
             )
-    head = ["setting", "routing", "score", "less oracle", "right adapter at the end", "seconds"]
+    head = [
+        "setting",
+        "system",
+        "score",
+        "difference from single",
+        "right adapter at the end",
+        "seconds",
+    ]
     return Table(head, rows)
+
+
+def _minus(reference: str) -> str:
+    return f"difference from {reference}"
 
 
 def unseen_tasks(novelties: Novelties) -> Table:
@@ -159,7 +172,7 @@ def all_metrics(comparison: Comparison, shown: Sequence[str]) -> Table:
             Cell(str(score.n)),
             *[_metric(score, name) for name in names],
         ]
-        for task in sorted(comparison.summaries["single"].tasks)
+        for task in sorted(comparison.summaries[comparison.reference].tasks)
         for system in shown
         for score in [comparison.summaries[system].tasks[task]]
     ]

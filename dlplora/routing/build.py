@@ -1,11 +1,11 @@
-"""From params and a folder to a router: the look-up tables of kinds."""
+"""From the folder of a trained router to its classifier: the look-up table of kinds."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dlplora.errors import RouterError, choices
-from dlplora.params import DrawnRoute, System, TopK, TopP
+from dlplora.params import TopK, TopP
 from dlplora.records.base_card import read_base_card
 from dlplora.records.router_card import read_router_card
 from dlplora.routing.base import Classifier, ClassifierRouter, Router
@@ -13,7 +13,7 @@ from dlplora.routing.encoder import EncoderClassifier
 from dlplora.routing.mlp import MlpClassifier
 from dlplora.routing.nearest import CentroidClassifier, KnnClassifier
 from dlplora.routing.retriever import RetrievalRouter, Retriever
-from dlplora.routing.simple import RandomRouter, TfidfClassifier, UniformRouter
+from dlplora.routing.simple import TfidfClassifier
 from dlplora.runtime import best_place
 
 CLASSIFIERS: dict[str, Callable[[Path, Mapping[str, Any], Path], Classifier]] = {
@@ -46,27 +46,6 @@ def load_classifier(folder: Path, *, base: Path, tasks: Sequence[str]) -> Classi
     if told:
         raise RouterError(f"{folder}: {'; '.join(told)}; `dlplora repro` brings it up to date")
     return classifier
-
-
-def build_router(
-    system: System,
-    artifact: Path,
-    base: Path,
-    *,
-    tasks: Sequence[str],
-    seed: int,
-) -> Router:
-    """Build the router of a system that reads texts alone, from its artifact.
-
-    Raises `RouterError` for a system that is told the task, probes the base model, or builds
-    adapters of its own.
-    """
-    labels = tuple(sorted(tasks))
-    if isinstance(system, DrawnRoute):
-        return RandomRouter(labels, seed) if system.route == "random" else UniformRouter(labels)
-    if not isinstance(system, TopP | TopK):
-        raise RouterError(f"a system of route {system.route} is not routed by texts alone")
-    return router_of(load_classifier(artifact, base=base, tasks=tasks), system)
 
 
 def router_of(classifier: Classifier, selection: TopP | TopK) -> Router:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dlplora.adapters import LoraAdapter, LoraPair
 from dlplora.errors import AdapterError, ParamsError, RouterError, choices
-from dlplora.params import LogoRoute, LogoScore
+from dlplora.params import LogoScore, LogoSystem
 from dlplora.records.routes import BASE_ROUTE, Route
 
 _BLOCK = re.compile(r"(?:^|\.)(\d+)\.")
@@ -107,7 +107,7 @@ class Logo:
 
 
 def build_logo(
-    params: LogoRoute,
+    params: LogoSystem,
     model: nn.Module,
     adapters: Sequence[LoraAdapter],
     read: Callable[[Sequence[str], str], Tensor],

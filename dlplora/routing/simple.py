@@ -1,4 +1,4 @@
-"""Routers that learn nothing or little: base, fixed, random, uniform, and TF-IDF."""
+"""Routers that learn nothing or little: constant, random, and TF-IDF."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -14,28 +14,19 @@ from safetensors.numpy import load_file, save_file
 from dlplora.data.scripts import terms_of
 from dlplora.records.base_card import read_base_card
 from dlplora.records.router_card import ROUTER_WEIGHTS, write_router_card
-from dlplora.records.routes import BASE_ROUTE, Route
+from dlplora.records.routes import Route
 from dlplora.routing.base import Probabilities
 
 
 @dataclass(frozen=True)
-class BaseRouter:
-    """The base model alone for every text."""
+class ConstantRouter:
+    """One route for every text: of the base model, of one adapter, of all with equal weights."""
+
+    constant: Route
 
     def route(self, texts: Sequence[str]) -> list[Route]:
         """Return one route for each text."""
-        return [BASE_ROUTE] * len(texts)
-
-
-@dataclass(frozen=True)
-class FixedRouter:
-    """One adapter for every text; with the true task's, the oracle."""
-
-    adapter: str
-
-    def route(self, texts: Sequence[str]) -> list[Route]:
-        """Return one route for each text."""
-        return [Route((self.adapter,), (1.0,))] * len(texts)
+        return [self.constant] * len(texts)
 
 
 @dataclass(frozen=True)
@@ -52,18 +43,6 @@ class RandomRouter:
     def _draw(self, text: str) -> int:
         digest = hashlib.sha256(f"{self.seed}\0{text}".encode()).digest()
         return int.from_bytes(digest[:8], "big") % len(self.labels)
-
-
-@dataclass(frozen=True)
-class UniformRouter:
-    """All adapters alike for every text."""
-
-    labels: tuple[str, ...]
-
-    def route(self, texts: Sequence[str]) -> list[Route]:
-        """Return one route for each text."""
-        weights = (1 / len(self.labels),) * len(self.labels)
-        return [Route(self.labels, weights) for _ in texts]
 
 
 @dataclass(frozen=True)

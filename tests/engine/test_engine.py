@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from dlplora.engine.engine import Engine
 from transformers.cache_utils import DynamicCache
 
 import dlplora
 from dlplora.engine.answers import Answer, Request
 from dlplora.engine.batch import Batch
 from dlplora.engine.decisions import DecisionLog
-from dlplora.engine.engine import Engine
 from dlplora.errors import GenerationError, RouterError
 from dlplora.lora.attach import Pool
 from dlplora.lora.mix import BatchMix, Row

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+from dlplora.evaluation.composites import answer_composites, draw_composites
 
 from dlplora.engine.runner import Runner
-from dlplora.evaluation.composites import answer_composites, draw_composites
 from dlplora.evaluation.settings import POLICIES, composite_primaries
 from dlplora.lora.attach import attached
 from dlplora.params import Task

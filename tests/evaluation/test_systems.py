@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from dlplora.evaluation.systems import Inputs, build_system
 
 from dlplora.adapters import LoraAdapter
 from dlplora.errors import RouterError
 from dlplora.evaluation import run
 from dlplora.evaluation.run import Scores, System, answer_tests
-from dlplora.evaluation.systems import Inputs, build_system
 from dlplora.lora.fusion import fuse
 from dlplora.models import Base
 from dlplora.params import Evaluation, FusionRoute, Task

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dlplora.training.arrow import put_arrow
 from torch import Tensor, nn
 
 from dlplora.adapters import LoraAdapter
@@ -16,7 +17,6 @@ from dlplora.params import Arrow
 from dlplora.records.routes import BASE_ROUTE
 from dlplora.records.scores import OptionScores
 from dlplora.sampling import Sampling
-from dlplora.training.arrow import put_arrow
 from tests.peft_adapters import FINGERPRINT, peft_pool
 from tests.tiny import TARGETS, tiny_base, tiny_model
 

@@ -1,0 +1,81 @@
+"""Arrow: adapters weighted anew for each token on each layer, by PEFT's own forward pass.
+
+A layer's prototype of an adapter is the top right singular vector of its B A; a token's weights
+are the softmax of |prototype · x| over the `top_k` largest (arXiv 2405.11157, section 4).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from peft import ArrowConfig, create_arrow_model
+
+from dlplora.adapters import read_adapters
+from dlplora.errors import AdapterError, one_line
+from dlplora.lora.attach import Pool, attached, set_module
+from dlplora.models import Base
+from dlplora.params import ArrowSystem
+from dlplora.records.routes import PER_TOKEN
+from dlplora.routing.simple import ConstantRouter
+from dlplora.systems.system import Inputs, System
+from dlplora.training.merging import check_alike
+from dlplora.training.quiet import quiet_peft
+
+_ROUTER = ".lora_arrow.arrow_router"
+
+
+def build_arrow(entry: ArrowSystem, inputs: Inputs) -> System:
+    """Build the system of all adapters, weighted token by token."""
+    folders = [inputs.adapters / task for task in inputs.tasks]
+    return System(
+        inputs.base,
+        lambda: _arrow_pool(inputs.base, folders, entry=entry, seed=inputs.seed),
+        ConstantRouter(PER_TOKEN),
+    )
+
+
+@contextmanager
+def _arrow_pool(
+    base: Base, folders: Sequence[Path], *, entry: ArrowSystem, seed: int
+) -> Iterator[Pool]:
+    with arrow(base, folders, entry=entry, seed=seed), attached(base.model, []) as pool:
+        yield pool
+
+
+@contextmanager
+def arrow(base: Base, folders: Sequence[Path], *, entry: ArrowSystem, seed: int) -> Iterator[None]:
+    """Replace layers of the base model by PEFT's for the time of a `with` block.
+
+    Of fewer adapters than `top_k` all are weighted. The seed draws where the search for singular
+    vectors begins. Raises `AdapterError` if the adapters do not fit the base model or differ in
+    layers or ranks, or if PEFT refuses them; the base model is then as it was, too.
+    """
+    adapters = read_adapters(folders, base_fingerprint=base.fingerprint)
+    check_alike(adapters, title="arrow")
+    config = ArrowConfig(
+        top_k=min(entry.top_k, len(folders)),
+        router_temperature=entry.temperature,
+        rng_seed=seed,
+    )
+    own = dict(base.model.named_modules())
+    try:
+        try:
+            with quiet_peft():
+                create_arrow_model(base.model, [str(folder) for folder in folders], config)
+        except (TypeError, ValueError) as error:
+            raise AdapterError(f"arrow: {one_line(error)}") from error
+        base.model.requires_grad_(False).train(False)
+        weighted = {
+            name.removesuffix(_ROUTER)
+            for name, _ in base.model.named_modules()
+            if name.endswith(_ROUTER)
+        }
+        if odd := sorted(weighted ^ adapters[0].pairs.keys()):
+            raise AdapterError(
+                f"arrow: PEFT weighs other layers than the adapters', such as {odd[0]}"
+            )
+        yield
+    finally:
+        for path, module in own.items():
+            if base.model.get_submodule(path) is not module:
+                set_module(base.model, path, module)

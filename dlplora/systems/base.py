@@ -1,0 +1,11 @@
+"""The base model without adapters."""
+
+from dlplora.params import BaseSystem
+from dlplora.records.routes import BASE_ROUTE
+from dlplora.routing.simple import ConstantRouter
+from dlplora.systems.system import Inputs, System
+
+
+def build_base(_: BaseSystem, inputs: Inputs) -> System:
+    """Build the system that answers by no adapter."""
+    return System(inputs.base, inputs.attached([]), ConstantRouter(BASE_ROUTE))

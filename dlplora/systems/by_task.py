@@ -1,0 +1,22 @@
+"""Systems that are told the task of each question, and answer by that task's adapter."""
+
+from collections.abc import Sequence
+
+from dlplora.adapters import LoraAdapter
+from dlplora.params import ByTask
+from dlplora.records.routes import Route
+from dlplora.systems.system import Inputs, System
+
+
+def build_by_task(_: ByTask, inputs: Inputs) -> System:
+    """Build the system of one adapter for each task."""
+    return told_system(inputs, inputs.pool())
+
+
+def told_system(inputs: Inputs, adapters: Sequence[LoraAdapter]) -> System:
+    """Build the system that answers each question by the adapter of its task's name."""
+    return System(inputs.base, inputs.attached(adapters), told=_routes)
+
+
+def _routes(tasks: Sequence[str]) -> tuple[Route, ...]:
+    return tuple(Route((task,), (1.0,)) for task in tasks)

@@ -1,0 +1,32 @@
+"""CGC-LoRA (arXiv 2402.01684): as published, told the task, or gated by a router."""
+
+from dlplora.lora.cluster import Cluster
+from dlplora.params import ExpertsByTask, GatedExperts
+from dlplora.routing.gated import GatedRouter
+from dlplora.systems.by_task import told_system
+from dlplora.systems.system import Inputs, System
+
+
+def build_experts_by_task(entry: ExpertsByTask, inputs: Inputs) -> System:
+    """Build the system that answers by the experts of the task, folded into one adapter."""
+    folders = []
+    for task in inputs.tasks:
+        places = [inputs.artifact / name / "adapters" / task for name in entry.clusters]
+        folders.append(next((place for place in places if place.is_dir()), places[0]))
+    return told_system(inputs, inputs.read(folders))
+
+
+def build_gated_experts(entry: GatedExperts, inputs: Inputs) -> System:
+    """Build the system that mixes the experts of a cluster by a router's probabilities."""
+    clusters = [
+        Cluster.load(inputs.artifact / name, base_fingerprint=inputs.base.fingerprint)
+        for name in entry.clusters
+    ]
+    classifier = inputs.classifier()
+    experts = [expert for cluster in clusters for expert in cluster.experts]
+    return System(
+        inputs.base,
+        inputs.attached(experts),
+        GatedRouter(classifier, clusters),
+        classifier=classifier,
+    )

@@ -1,0 +1,109 @@
+"""From the name of a system and the folder of a pipeline to what answers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dlplora.errors import ParamsError, choices
+from dlplora.models import load_base
+from dlplora.params import PARAMS_FILE, load_params, named
+from dlplora.params import System as SystemParams
+from dlplora.routing.simple import ConstantRouter
+from dlplora.runtime import Place, set_up
+from dlplora.systems.arrow import build_arrow
+from dlplora.systems.base import build_base
+from dlplora.systems.by_task import build_by_task
+from dlplora.systems.drawn import build_random, build_uniform
+from dlplora.systems.experts import build_experts_by_task, build_gated_experts
+from dlplora.systems.fixed import build_fixed
+from dlplora.systems.fusion import build_fusion
+from dlplora.systems.logo import build_probed
+from dlplora.systems.routed import build_routed
+from dlplora.systems.system import Inputs, System
+
+BUILDERS: dict[str, Callable[[Any, Inputs], System]] = {
+    "base": build_base,
+    "by_task": build_by_task,
+    "experts_by_task": build_experts_by_task,
+    "fixed": build_fixed,
+    "random": build_random,
+    "uniform": build_uniform,
+    "top_p": build_routed,
+    "top_k": build_routed,
+    "fusion": build_fusion,
+    "logo": build_probed,
+    "gated_experts": build_gated_experts,
+    "arrow": build_arrow,
+}
+
+
+class Systems:
+    """The systems of a pipeline's folder over one base model, each asked by its name.
+
+    What is told the task is named with it, such as `single:TASK`. The params are those of the
+    params.yaml beside the folder.
+
+    Args:
+        folder: The folder that the stages write to.
+        names: The systems that will be asked; None stands for the default. Each is checked before
+            anything is loaded: `ParamsError` says which are wrong.
+        place: Device and dtype; by default those of the params.
+    """
+
+    def __init__(
+        self, folder: str | Path, names: Sequence[str | None], *, place: Place | None = None
+    ) -> None:
+        self._folder = Path(folder)
+        self._params = load_params(self._folder.parent / PARAMS_FILE)
+        for name in names:
+            self._entry(name)
+        found = set_up(self._params.runtime, seed=self._params.seed)
+        self._base = load_base(self._folder / "base", place=place or found, attention="sdpa")
+
+    def named(self, name: str | None) -> System:
+        """Build a system."""
+        entry, task = self._entry(name)
+        inputs = Inputs(
+            self._base,
+            self._folder / "base",
+            self._path(entry.adapters),
+            self._path(entry.artifact),
+            self._path(entry.router),
+            [task] if task else sorted(self._params.tasks),
+            self._params.seed,
+        )
+        system = build(entry, inputs)
+        return replace(system, router=ConstantRouter(*system.told([task]))) if task else system
+
+    def _entry(self, name: str | None) -> tuple[SystemParams, str]:
+        """Return what the params say of a system, and the task that it is named with."""
+        systems = self._params.systems
+        chosen = self._params.default_system if name is None else name
+        kind, colon, task = chosen.partition(":")
+        if kind not in systems:
+            known = [f"{key}:TASK" if row.needs_task else key for key, row in systems.items()]
+            raise ParamsError(f"params.yaml: no systems.{kind}; there are: {choices(known)}")
+        entry, where = systems[kind], f"params.yaml: systems.{kind}"
+        if colon and not entry.needs_task:
+            raise ParamsError(f"{where} is not told the task: leave out :{task}")
+        if entry.needs_task and not colon:
+            example = f"{kind}:{min(self._params.tasks)}"
+            raise ParamsError(f"{where} is told the task: name it, such as {example}")
+        if colon:
+            named(self._params.tasks, task, "tasks")
+        return entry, task
+
+    def _path(self, path: str) -> Path:
+        """Return where an input of a system, a path under data/ in the params, really stands."""
+        try:
+            return self._folder / Path(path).relative_to("data")
+        except ValueError as error:
+            raise ParamsError(
+                f"params.yaml: {path}, which a system reads, is no path under data/"
+            ) from error
+
+
+def build(entry: SystemParams, inputs: Inputs) -> System:
+    """Build a system on a base model by what the params say of it."""
+    return replace(BUILDERS[entry.kind](entry, inputs), policy=entry.policy)

@@ -1,0 +1,85 @@
+"""What a system is, once it is built on a base model."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlplora.adapters import LoraAdapter, read_adapters
+from dlplora.engine.runner import Runner
+from dlplora.lora.attach import Pool, attached
+from dlplora.models import Base
+from dlplora.records.routes import Route
+from dlplora.routing.base import Classifier, Probe, Router
+from dlplora.routing.build import load_classifier
+from dlplora.words import Policy
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a system may be built from: the loaded base model, folders, and the tasks to answer."""
+
+    base: Base
+    base_folder: Path
+    adapters: Path
+    artifact: Path
+    router: Path
+    tasks: Sequence[str]
+    seed: int
+
+    def pool(self) -> list[LoraAdapter]:
+        """Read the adapters of all tasks."""
+        return self.read(self.adapters / task for task in self.tasks)
+
+    def read(self, folders: Iterable[Path]) -> list[LoraAdapter]:
+        """Read adapters of the base model."""
+        return read_adapters(folders, base_fingerprint=self.base.fingerprint)
+
+    def classifier(self) -> Classifier:
+        """Load the router; `RouterError` unless its labels are the tasks."""
+        return load_classifier(self.router, base=self.base_folder, tasks=self.tasks)
+
+    def attached(self, adapters: Sequence[LoraAdapter]) -> Callable[[], "Attached"]:
+        """Return what attaches adapters to the base model for the time of a `with` block."""
+        return lambda: attached(self.base.model, adapters)
+
+
+Attached = AbstractContextManager[Pool]
+
+
+def not_told(_: Sequence[str]) -> tuple[Route, ...]:
+    """Ignore the tasks of questions, as all systems do that choose by themselves."""
+    return ()
+
+
+@dataclass(frozen=True)
+class System:
+    """One way of answering.
+
+    `attach` changes the base model for the time of a `with` block, and yields the pool in which
+    routes become weighted adapters. `router` chooses the routes of requests; a system that is told
+    the task has none, and `told` gives the routes of questions by their tasks instead.
+    `classifier` is what the router reads its probabilities from, if it does. `policy` says when
+    requests that name none are routed again.
+    """
+
+    base: Base
+    attach: Callable[[], Attached]
+    router: Router | Probe | None = None
+    told: Callable[[Sequence[str]], tuple[Route, ...]] = not_told
+    classifier: Classifier | None = None
+    policy: Policy = "route_once"
+
+    def probabilities(self, text: str) -> dict[str, float] | None:
+        """Return the probability of each task for a text, if the router has probabilities."""
+        if self.classifier is None:
+            return None
+        (row,) = self.classifier.probabilities([text])
+        return dict(zip(self.classifier.labels, row.tolist(), strict=True))
+
+    @contextmanager
+    def running(self, **settings: Any) -> Iterator[Runner]:
+        """Yield what answers requests, for the time of a `with` block; `settings` of a `Runner`."""
+        with self.attach() as pool:
+            yield Runner(self.base, pool, router=self.router, policy=self.policy, **settings)
