@@ -1,8 +1,8 @@
 """The base model's own files, converted once to the safetensors that stages load."""
 
 import json
+import logging
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,8 +42,10 @@ from dlplora.records.base_card import BaseCard, write_base_card
 from dlplora.records.files import check_no_pointers, file_sha256, written_folder
 from dlplora.replaced import replaced
 from dlplora.runtime import Place
-from dlplora.stage import Advance
 from dlplora.text_models import auto_class, text_part
+from dlplora.words import Advance
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -216,10 +218,8 @@ def _read_folder(
         raise ModelError(f"{folder}: holds a PEFT adapter; expected a whole model")
     if trust_remote_code:
         _check_code_is_here(folder)
-        print(
-            f"warning: base_model.trust_remote_code is true: running the code of {identity}",
-            file=sys.stderr,
-            flush=True,
+        logger.warning(
+            "warning: base_model.trust_remote_code is true: running the code of %s", identity
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)

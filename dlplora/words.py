@@ -1,6 +1,10 @@
-"""Names that params, records and the command line share; importing them costs nothing."""
+"""Types that the whole library shares; importing them costs nothing."""
 
+from collections.abc import Callable
 from typing import Literal
+
+# `advance(n=1, **figures)` reports n more steps, and figures such as loss=0.31.
+Advance = Callable[..., None]
 
 # What counts as a task's score.
 Primary = Literal["accuracy", "exact_match", "rougeL", "bleu"]

@@ -22,7 +22,6 @@ from dlplora.models import Base
 from dlplora.params import Adapter
 from dlplora.records.examples import Example
 from dlplora.records.training import AdapterTraining
-from dlplora.stage import Advance
 from dlplora.training.checkpoint import Checkpoint
 from dlplora.training.lean import lean
 from dlplora.training.loop import Schedule, fit
@@ -30,6 +29,7 @@ from dlplora.training.loss import first_answers_loss, mean_loss
 from dlplora.training.pairs import encode_pairs
 from dlplora.training.parts import Parts
 from dlplora.training.quiet import quiet_peft
+from dlplora.words import Advance
 
 
 class Speed:

@@ -30,11 +30,11 @@ from dlplora.params import LoraHub
 from dlplora.records.examples import Example
 from dlplora.records.files import write_json, written_folder
 from dlplora.records.training import untrained
-from dlplora.stage import Advance
 from dlplora.training.loss import mean_loss
 from dlplora.training.merging import check_alike
 from dlplora.training.pairs import Pair, encode_pairs
 from dlplora.training.quiet import quiet_peft
+from dlplora.words import Advance
 
 Weights = NDArray[np.float64]
 _FOUND = "weights.json"
