@@ -14,7 +14,7 @@ from dlplora.errors import AdapterError, one_line
 from dlplora.models import Base
 from dlplora.params import Arrow
 from dlplora.training.merging import check_alike
-from dlplora.training.quiet import quiet_peft
+from dlplora.training.warnings import ignore_peft_warnings
 
 _ROUTER = ".lora_arrow.arrow_router"
 
@@ -34,7 +34,7 @@ def put_arrow(base: Base, folders: Sequence[Path], *, params: Arrow, seed: int) 
         rng_seed=seed,
     )
     try:
-        with quiet_peft():
+        with ignore_peft_warnings():
             create_arrow_model(base.model, [str(folder) for folder in folders], config)
     except (TypeError, ValueError) as error:
         raise AdapterError(f"arrow: {one_line(error)}") from error
