@@ -38,9 +38,9 @@ from dlplora.models import (
     whole_model,
 )
 from dlplora.params import GgufFile, HubModel, Model, ModelFolder, PackageGguf
+from dlplora.patch import patched
 from dlplora.records.base_card import BaseCard, write_base_card
 from dlplora.records.files import check_no_pointers, file_sha256, written_folder
-from dlplora.replaced import replaced
 from dlplora.runtime import Place
 from dlplora.text_models import auto_class, text_part
 from dlplora.words import Advance
@@ -162,9 +162,9 @@ def _reading_once() -> Iterator[None]:
     Its vocabulary alone takes seconds, and so do its tables of names, made anew for each module.
     """
     with (
-        replaced(gguf, "GGUFReader", cache(gguf.GGUFReader)),
-        replaced(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)),
-        replaced(modeling_gguf_pytorch_utils, "tqdm", lambda parts, **_: parts),
+        patched(gguf, "GGUFReader", cache(gguf.GGUFReader)),
+        patched(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)),
+        patched(modeling_gguf_pytorch_utils, "tqdm", lambda parts, **_: parts),
     ):
         yield
 
