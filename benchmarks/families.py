@@ -35,7 +35,7 @@ from transformers import (
 
 from dlplora.adapters import read_adapter
 from dlplora.conversion import make_base
-from dlplora.data.pins import folder_sha256
+from dlplora.data.checksums import folder_sha256
 from dlplora.engine import batch
 from dlplora.engine.batch import Batch
 from dlplora.engine.check import check_reading

@@ -23,8 +23,8 @@ from transformers import (
     modeling_gguf_pytorch_utils,
 )
 
+from dlplora.data.checksums import MODEL_FILES, folder_sha256
 from dlplora.data.hub import download_model
-from dlplora.data.pins import MODEL_FILES, folder_sha256
 from dlplora.data.sources import download_package, unpack_file
 from dlplora.data.templates import render_frame
 from dlplora.errors import ModelError, SourceError, is_disk_full, one_line

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from dlplora.conversion import make_base
-from dlplora.data.pins import folder_sha256
+from dlplora.data.checksums import folder_sha256
 from dlplora.data.templates import render_frame
 from dlplora.errors import DlpLoraError, ModelError, SourceError
 from dlplora.models import Base, load_base

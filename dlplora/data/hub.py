@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dlplora.data.checksums import data_folder_sha256
 from dlplora.data.items import BadRowError, joined
-from dlplora.data.pins import data_folder_sha256
 from dlplora.data.values import UnreadableValueError, value_to_text
 from dlplora.errors import SourceError, choices, is_disk_full, one_line
 from dlplora.params import DatasetFolder, DatasetMember, HubDataset, Keys

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from dlplora.data.pins import embedder_files, embedder_sha256
+from dlplora.data.checksums import embedder_files, embedder_sha256
 from dlplora.data.prompts import plain_tokenizer
 from dlplora.errors import ModelError, RouterError, is_disk_full, one_line
 from dlplora.models import quiet_transformers
