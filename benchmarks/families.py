@@ -35,7 +35,7 @@ from transformers import (
 
 from dlplora.adapters import read_adapter
 from dlplora.conversion import make_base
-from dlplora.data.pins import folder_sha256
+from dlplora.data.checksums import folder_sha256
 from dlplora.engine import batch
 from dlplora.engine.batch import Batch
 from dlplora.engine.check import check_reading
@@ -43,9 +43,9 @@ from dlplora.errors import DlpLoraError
 from dlplora.lora.attach import attached
 from dlplora.models import Base, load_base, quiet_transformers
 from dlplora.params import Adapter, ModelFolder
+from dlplora.patch import patched
 from dlplora.records.examples import Example
 from dlplora.records.routes import BASE_ROUTE, Route
-from dlplora.replaced import replaced
 from dlplora.runtime import Place
 from dlplora.training.adapter import train_adapter
 from dlplora.training.check import check_training
@@ -419,7 +419,7 @@ def attempt(name: str, folder: Path) -> Outcome:
     whole = base if family.kind == "multimodal" else source  # whose layers have other paths
     loaded, reference = load_base(base, place=PLACE, attention="sdpa"), Reference(whole, adapters)
     found = compare_reading(loaded, adapters, reference)
-    with replaced(batch, "_APART_TOKENS", 1):  # as if the common beginning were long
+    with patched(batch, "_APART_TOKENS", 1):  # as if the common beginning were long
         in_parts = compare_reading(loaded, adapters, reference)
     found = {name: max(found[name], in_parts[name]) for name in ("logits", "options")} | {
         "same_tokens": found["same_tokens"] and in_parts["same_tokens"]

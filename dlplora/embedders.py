@@ -7,8 +7,8 @@ from tempfile import TemporaryDirectory
 import torch
 from transformers import AutoModel
 
+from dlplora.data.checksums import EMBEDDER_FILES, embedder_sha256, has_modules
 from dlplora.data.hub import download_model
-from dlplora.data.pins import EMBEDDER_FILES, embedder_sha256, has_modules
 from dlplora.data.sources import download_package, unpack_folder
 from dlplora.errors import ModelError, SourceError, is_disk_full, one_line
 from dlplora.models import quiet_transformers, whole_model

@@ -6,9 +6,9 @@ A lock belongs to the process that holds it and ends with it, however that ends.
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from dlplora.records.files import file_sha256
 
+logger = logging.getLogger(__name__)
 SCRATCH = Path(".scratch")
 DOWNLOADS = SCRATCH / "downloads"
 _LOCKS = "locks"
@@ -43,7 +44,7 @@ def take_lock(name: str, *, scratch: Path = SCRATCH) -> int:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = os.pread(handle, 32, 0).decode("ascii", "replace").strip() or "unknown"
-        print(f"{name}: process {holder} is at it; waiting", file=sys.stderr, flush=True)
+        logger.info("%s: process %s is at it; waiting", name, holder)
         with _queue(file).open("w") as queue:
             fcntl.flock(queue, fcntl.LOCK_SH)  # held by all who wait: `is_awaited` asks for it
             fcntl.flock(handle, fcntl.LOCK_EX)

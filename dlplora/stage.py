@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dlplora import warm
-from dlplora.edge import one_line_errors, refuse_other_code, set_up_process
+from dlplora.edge import one_line_errors, refuse_other_code, set_up_process, show_messages
 from dlplora.errors import DlpLoraError
 from dlplora.params import is_identifier
 from dlplora.records.files import write_json
 from dlplora.scratch import alone
+from dlplora.words import Advance as Advance
 
-Advance = Callable[..., None]
 _PLAIN_SECONDS = 5.0
 
 
@@ -35,6 +35,7 @@ def run(main: Callable[..., None]) -> None:
     gc.freeze()  # what was loaded stays
     gc.enable()
     set_up_process()
+    show_messages()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(main)
     pipeline, name = _starter(), stage_name()
@@ -80,7 +81,7 @@ def write_timing(path: Path, *, parts: Mapping[str, float] | None = None) -> Non
 def progress(title: str, total: int) -> Iterator[Advance]:
     """Show a bar with the time left; without a terminal, a plain line every few seconds.
 
-    Yields `advance(n=1, **figures)`; figures, such as loss=0.31, are shown behind the bar.
+    Yields `advance`; the bar appears with the first step, and figures are shown behind it.
     """
     console = Console(stderr=True)
     if not (sys.stderr.isatty() and console.is_terminal):
@@ -94,10 +95,10 @@ def progress(title: str, total: int) -> Iterator[Advance]:
         TextColumn("{task.fields[figures]}"),
     )
     with Progress(*columns, console=console) as bar:
-        row = bar.add_task(title, total=total, figures="")
+        row = bar.add_task(title, total=total, figures="", visible=False)
 
         def advance(n: int = 1, **figures: Any) -> None:
-            bar.update(row, advance=n, figures=_figures(figures))
+            bar.update(row, advance=n, figures=_figures(figures), visible=True)
 
         yield advance
 

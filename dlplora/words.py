@@ -1,7 +1,10 @@
-"""Names that params, records and the command line share; importing them costs nothing."""
+"""Types that the whole library shares; importing them costs nothing."""
 
 from collections.abc import Callable
 from typing import Literal
+
+# `advance(n=1, **figures)` reports n more steps, and figures such as loss=0.31.
+Advance = Callable[..., None]
 
 # What counts as a task's score.
 Primary = Literal["accuracy", "exact_match", "rougeL", "bleu"]
@@ -10,5 +13,3 @@ Primary = Literal["accuracy", "exact_match", "rougeL", "bleu"]
 Policy = Literal["route_once", "keep", "refill"]
 # The conditions of a comparison: test items one by one, or several questions in one prompt.
 Setting = Literal["iid", "composite_2", "composite_3"]
-# Tells how far something is: `advance(n=1, **figures)`.
-Advance = Callable[..., None]

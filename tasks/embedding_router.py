@@ -5,7 +5,7 @@ from pathlib import Path
 from dlplora.data.balance import read_labelled
 from dlplora.params import load_params, named
 from dlplora.runtime import set_up
-from dlplora.stage import run, write_timing
+from dlplora.stage import progress, run, write_timing
 from dlplora.training.embedding_router import EmbeddingRouterInputs, make_embedding_router
 
 
@@ -28,7 +28,10 @@ def main(
         validation=read_labelled(router_data / "validation.parquet"),
     )
     settings = named(params.embedding_routers, name, "embedding_routers")
-    make_embedding_router(inputs, settings, index=params.index, place=place, title=name).save(out)
+    with progress(name, total=len(inputs.train)) as advance:
+        make_embedding_router(
+            inputs, settings, index=params.index, place=place, advance=advance
+        ).save(out)
     write_timing(timing)
 
 

@@ -6,9 +6,9 @@ from dlplora.data.balance import read_labelled, read_training_texts
 from dlplora.params import load_params, named
 from dlplora.runtime import set_up
 from dlplora.scratch import checkpoint_folder, is_awaited
-from dlplora.stage import run, write_timing
+from dlplora.stage import progress, run, write_timing
 from dlplora.training.checkpoint import checkpointed
-from dlplora.training.router import train_router
+from dlplora.training.router import num_steps, train_router
 
 
 def main(name: str, router_data: Path, reads: Path, out: Path, timing: Path) -> None:
@@ -25,15 +25,20 @@ def main(name: str, router_data: Path, reads: Path, out: Path, timing: Path) -> 
             *sorted(path for path in reads.rglob("*") if path.is_file()),
         ],
     )
-    with checkpointed(folder, keep=lambda: is_awaited(title)) as checkpoint:
+    train = read_training_texts(router_data)
+    with (
+        checkpointed(folder, keep=lambda: is_awaited(title)) as checkpoint,
+        progress(title, total=num_steps(settings, num_rows=len(train))) as advance,
+    ):
         train_router(
-            read_training_texts(router_data),
+            train,
             read_labelled(router_data / "validation.parquet"),
             settings,
             reads=reads,
             seed=params.seed,
             checkpoint=checkpoint,
             title=title,
+            advance=advance,
         ).save(out)
     write_timing(timing)
 

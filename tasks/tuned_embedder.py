@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dlplora.data.balance import read_labelled
-from dlplora.data.pins import embedder_files
+from dlplora.data.checksums import embedder_files
 from dlplora.params import load_params, named
 from dlplora.routing.embedding import Embedder
 from dlplora.runtime import set_up

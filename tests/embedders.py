@@ -10,7 +10,7 @@ import torch
 from tokenizers import processors
 from transformers import BertConfig, BertModel
 
-from dlplora.data.pins import embedder_sha256
+from dlplora.data.checksums import embedder_sha256
 from dlplora.models import quiet_transformers
 from dlplora.routing.embedding import Embedder, Vectors, unit
 from tests.tiny import tiny_tokenizer

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from dlplora.conversion import make_base
-from dlplora.data.pins import folder_sha256
+from dlplora.data.checksums import folder_sha256
 from dlplora.data.templates import render_frame
 from dlplora.errors import DlpLoraError, ModelError, SourceError
 from dlplora.models import Base, load_base
@@ -279,13 +279,13 @@ def test_code_of_a_model_is_refused_with_the_switch_that_allows_it(
 
 @pytest.mark.usefixtures("_own_modules")
 def test_trusted_code_is_warned_of_and_kept_with_the_model(
-    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     _give_own_code(folder)
     _make(_folder_params(folder, trust=True), tmp_path)
-    assert capfd.readouterr().err == (
-        "warning: base_model.trust_remote_code is true: running the code of tiny\n"
-    )
+    assert caplog.messages == [
+        "warning: base_model.trust_remote_code is true: running the code of tiny"
+    ]
     assert (tmp_path / "base/own_config.py").read_text() == OWN_CONFIG
     assert (tmp_path / "base/own_model.py").read_text() == OWN_MODEL
     config = json.loads((tmp_path / "base/config.json").read_text())

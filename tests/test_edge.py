@@ -1,9 +1,11 @@
 """What surrounds a command or stage: environment, output and code lead it nowhere else."""
 
+import ast
 import getpass
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,24 @@ def test_code_of_another_checkout_is_refused_in_one_line(
         refuse_other_code()
     monkeypatch.chdir(root)
     refuse_other_code()
+
+
+def used_names(file: Path) -> Iterator[str]:
+    """Yield what a module imports and every name that stands in it."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        elif isinstance(node, ast.Import):
+            yield from (imported.name for imported in node.names)
+
+
+def test_only_the_edge_prints_or_draws(root: Path) -> None:
+    package = root / "dlplora"
+    users = {
+        file.relative_to(package).parts[0]
+        for file in package.rglob("*.py")
+        if {"print", "rich"} & {name.partition(".")[0] for name in used_names(file)}
+    }
+    assert users == {"edge.py", "stage.py", "cli"}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 
-from dlplora.data.pins import pin_of
+from dlplora.data.checksums import pin_of
 from dlplora.embedders import make_embedder
 from dlplora.errors import ModelError, SourceError
 from dlplora.params import EmbedderFolder, HubEmbedder, PackageFolder

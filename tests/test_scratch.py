@@ -17,7 +17,10 @@ NAME = "adapter sums"
 HOLDER = """
 import sys
 from pathlib import Path
+from dlplora.edge import set_up_process, show_messages
 from dlplora.scratch import alone
+set_up_process()
+show_messages()
 with alone(sys.argv[2], scratch=Path(sys.argv[1])):
     print("in", flush=True)
     sys.stdin.readline()

@@ -24,7 +24,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from dlplora.data.pins import folder_sha256
+from dlplora.data.checksums import folder_sha256
 from dlplora.data.prompts import ChatFormat
 from dlplora.data.templates import render_frame
 from dlplora.models import Base, quiet_transformers

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dlplora.cli import ask, project
-from dlplora.edge import one_line_errors, refuse_other_code, set_up_process
+from dlplora.edge import one_line_errors, refuse_other_code, set_up_process, show_messages
 
 app = typer.Typer(
     help="One LoRA adapter per task, and routers that choose. Run it in the project's folder; "
@@ -59,6 +59,7 @@ app.command(context_settings={"ignore_unknown_options": True})(project.repro)
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr."""
     set_up_process()
+    show_messages()
     with one_line_errors():
         refuse_other_code()
         app()

@@ -81,7 +81,7 @@ def generate(
     systems = Systems(data, names or [system])
     request = Request(asked, sampling, policy=policy)
 
-    def answered(name: str | None) -> Answer:
+    def answered(name: str | None) -> "Answer":
         with systems.named(name).running(**settings) as runner:
             return runner.generate([request])[0]
 

@@ -275,7 +275,7 @@ def pin(
 
     Example: dlplora pin model.gguf
     """
-    from dlplora.data.pins import pin_of
+    from dlplora.data.checksums import pin_of
 
     typer.echo(pin_of(path, with_code=with_code))
 

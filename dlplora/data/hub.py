@@ -1,14 +1,15 @@
 """Data sets and models of the Hugging Face hub, by pinned revision, and data sets in folders."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dlplora.data.checksums import data_folder_sha256
 from dlplora.data.items import BadRowError, joined
-from dlplora.data.pins import data_folder_sha256
 from dlplora.data.values import UnreadableValueError, value_to_text
 from dlplora.errors import SourceError, choices, is_disk_full, one_line
 from dlplora.params import DatasetFolder, DatasetMember, HubDataset, Keys
+from dlplora.words import Advance
 
 _ADVICE = "check the name, the revision and the network, then run the same command again"
 
@@ -34,7 +35,7 @@ def download_model(
 
 
 def read_datasets(
-    source: HubDataset | DatasetFolder, *, downloads: Path, advance: Callable[..., None]
+    source: HubDataset | DatasetFolder, *, downloads: Path, advance: Advance
 ) -> dict[str, list[dict[str, Any]]]:
     """Read the tasks of a source as raw items; `advance` is called once for each.
 

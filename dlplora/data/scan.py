@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dlplora.data.census import Census
 from dlplora.data.items import BadRowError, Item, Reader
 from dlplora.data.limits import ItemLimit
 from dlplora.data.raw import BLANK, format_of
+from dlplora.data.row_hashes import RowHashes
 from dlplora.data.splits import FirstPlaces, borders_of, count_by_split, places_of
 from dlplora.errors import DataError
 from dlplora.params import Keys, Splits
@@ -63,11 +63,11 @@ def scan(
         first = tally.problems[0]
         raise DataError(f"{file}: {found.unit} {first.item} {first.problem}")
     settled = reader.settled_keys(file)
-    contradicting = tally.census.contradicting()
-    tally.census.check_one_kind(file, found.unit, without=contradicting)
-    contradictions = tally.census.contradictions(found.unit, contradicting)
+    contradicting = tally.row_hashes.contradicting()
+    tally.row_hashes.check_one_kind(file, found.unit, without=contradicting)
+    contradictions = tally.row_hashes.contradictions(found.unit, contradicting)
     problems = sorted([*tally.problems, *contradictions], key=lambda problem: problem.item)
-    good = tally.census.questions(without=contradicting)
+    good = tally.row_hashes.questions(without=contradicting)
     return Scan(
         unit=found.unit,
         keys=settled,
@@ -86,7 +86,7 @@ class _Tally:
     """What has been met so far; it keeps the first `most_problems` bad rows."""
 
     def __init__(self, splits: Splits, without: frozenset[int], most_problems: int | None) -> None:
-        self.census = Census()
+        self.row_hashes = RowHashes()
         self.problems: list[Problem] = []
         self.num_rows = self.num_blank = self.num_bad = 0
         self.kept = [FirstPlaces(cap) for cap in (splits.train, splits.validation, splits.test)]
@@ -106,7 +106,7 @@ class _Tally:
                 self._refuse(row, Problem(self.num_rows + number + 1, str(error)))
         self.num_rows += len(rows)
         places = places_of([item.question for item in items])
-        self.census.add(is_good, places, items)
+        self.row_hashes.add(is_good, places, items)
         validation, test = self._borders
         split = (places >= validation).astype(int) + (places >= test)
         last = np.array([first.last for first in self.kept], dtype=np.uint64)

@@ -7,18 +7,21 @@ out of the folder that it is unpacked to.
 
 import hashlib
 import json
+import logging
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dlplora.errors import SourceError, choices
 from dlplora.records.files import delete_abandoned, file_sha256, written_folder
+from dlplora.words import Advance
 
+logger = logging.getLogger(__name__)
 _ADVICE = "check the network and the package index, then run the same command again"
 
 
@@ -37,7 +40,7 @@ def download_package(name: str, version: str, *, sha256: str, downloads: Path) -
 
 def _pip_download(requirement: str, sha256: str, folder: Path) -> None:
     """Run pip, whose own bar shows the progress; nothing of the package is installed."""
-    print(f"downloading {requirement}", file=sys.stderr, flush=True)
+    logger.info("downloading %s", requirement)
     wanted = folder / "requirements.txt"
     wanted.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
@@ -76,7 +79,7 @@ def unpack_folder(wheel: Path, folder: str, target: Path) -> None:
 
 
 def read_bigbench(
-    archive: Path, members: Mapping[str, str], *, advance: Callable[..., None]
+    archive: Path, members: Mapping[str, str], *, advance: Advance
 ) -> dict[str, list[dict[str, Any]]]:
     """Read tasks out of the archive of BIG-bench as raw items.
 

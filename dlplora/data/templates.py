@@ -7,8 +7,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
 from dlplora.errors import ModelError, one_line
+from dlplora.patch import patched
 from dlplora.records.base_card import Frame
-from dlplora.replaced import replaced
 
 _MARK = "\u27e6question\u27e7"
 
@@ -91,7 +91,7 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, system: str | None) -> str:
     if system is not None:
         turns.insert(0, {"role": "system", "content": system})
     try:
-        with replaced(chat_template_utils, "datetime", _StoppedClock):
+        with patched(chat_template_utils, "datetime", _StoppedClock):
             return str(
                 tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
             )

@@ -5,10 +5,8 @@ over items, stratified by task. Intervals cover the choice of items, not of trai
 """
 
 import hashlib
-import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -65,21 +63,9 @@ def _nfc(text: str) -> str:
 
 @cache
 def _rouge_scorer() -> Any:
-    with _as_if_absent("scipy.stats", "sklearn"):  # NLTK loads them beside its stemmer, for 2 s
-        from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.rouge_scorer import RougeScorer
+
     return RougeScorer(["rouge1", "rougeL"], tokenizer=StemmedWords())
-
-
-@contextmanager
-def _as_if_absent(*names: str) -> Iterator[None]:
-    """Let imports of modules fail that nobody has loaded yet, for those who can do without."""
-    hidden = {name: None for name in names if name not in sys.modules}
-    sys.modules.update(hidden)  # type: ignore[arg-type]  # None is Python's own mark for it
-    try:
-        yield
-    finally:
-        for name in hidden:
-            del sys.modules[name]
 
 
 def rouge(text: str, references: Sequence[str]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from dlplora.params import load_params, parse_params, parse_yaml
-from dlplora.records.files import written_aside
+from dlplora.records.files import atomic_write
 from dlplora.scratch import alone
 
 
@@ -52,7 +52,7 @@ class Project:
     def replace(self, text: str) -> None:
         """Replace params.yaml by a text that holds good parameters, within `alone`."""
         parse_params(parse_yaml(text, str(self.params_file)), str(self.params_file))
-        with written_aside(self.params_file) as aside:
+        with atomic_write(self.params_file) as aside:
             aside.write_text(text, encoding="utf-8")
 
 

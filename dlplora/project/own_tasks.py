@@ -20,7 +20,7 @@ from dlplora.project.commands import CommandError, dvc
 from dlplora.project.files import Project, drop, dump, put
 from dlplora.project.pruning import delete_unlisted
 from dlplora.records.examples import check_primary
-from dlplora.records.files import written_aside, written_folder
+from dlplora.records.files import atomic_write, written_folder
 from dlplora.records.training import ADAPTER_WEIGHTS
 from dlplora.words import Primary
 
@@ -102,7 +102,7 @@ def add_task(
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{name}{file.suffix.lower()}"
     if not target.exists():
-        with written_aside(target) as aside:
+        with atomic_write(target) as aside:
             shutil.copyfile(file, aside)
     _dvc(project, "add", str(_RAW / name))
     if adapter is not None:

@@ -1,5 +1,6 @@
 """`dvc repro`, one at a time in a project; another suite in a worktree of its own."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from dlplora.project.pruning import delete_unlisted
 from dlplora.project.suites import use_suite
 from dlplora.project.worktrees import commit_all, commit_of, delete_old, open_worktree, uncommitted
 from dlplora.scratch import take_lock
+
+logger = logging.getLogger(__name__)
 
 
 def repro(project: Project, words: Sequence[str]) -> None:
@@ -47,7 +50,7 @@ def repro_suite(project: Project, suite: str) -> Path:
     """
     name = f"{suite}-{commit_of(project.root)[:8]}"
     for changed in uncommitted(project.root):
-        print(f"{changed}: its uncommitted changes are not part of this run", file=sys.stderr)
+        logger.warning("%s: its uncommitted changes are not part of this run", changed)
     folder = open_worktree(project.root, name)
     use_suite(Project(folder), suite, force=True)
     commit_all(folder, f"Use the suite {suite}")

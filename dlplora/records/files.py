@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written aside, then renamed into place."""
+"""Files that are written atomically: beside their path, then renamed into place."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ _ASIDE = re.compile(r"\..+\.(\d+)\.aside")
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a path beside `path` to write a file or folder to; it becomes `path` on success."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
     old = path.with_name(f".{path.name}.old.{os.getpid()}.aside")
@@ -66,14 +66,14 @@ def _remove(path: Path) -> None:
 @contextmanager
 def written_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder that becomes `path`, replacing what stood there, on success."""
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.mkdir()
         yield aside
 
 
 def write_json(path: Path, value: object) -> None:
     """Write indented UTF-8 JSON with keys in the order given; NaN is refused."""
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
         aside.write_text(text + "\n", encoding="utf-8")
 
@@ -85,7 +85,7 @@ def read_json(path: Path) -> Any:
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
     """Write rows as one parquet file; the same rows give the same bytes."""
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), aside)
 
 

@@ -4,7 +4,7 @@ Shapes: B texts, D dimensions.
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from dlplora.data.pins import embedder_files, embedder_sha256
+from dlplora.data.checksums import embedder_files, embedder_sha256
 from dlplora.data.prompts import plain_tokenizer
 from dlplora.errors import ModelError, RouterError, is_disk_full, one_line
 from dlplora.models import quiet_transformers
 from dlplora.records.files import read_json
+from dlplora.words import Advance
 
 Vectors = NDArray[np.float32]
 _EMBEDDER = "embedder"  # of a router's folder
@@ -87,7 +88,7 @@ class Embedder:
         *,
         instruction: str = "",
         normalise: bool,
-        advance: Callable[..., None] | None = None,
+        advance: Advance | None = None,
     ) -> Vectors:
         """Return a vector for each text behind the instruction (B, D), of length 1 if normalised.
 

@@ -20,7 +20,7 @@ from scipy.special import softmax
 from dlplora.data.balance import draw
 from dlplora.errors import RouterError, choices
 from dlplora.params import Index, TopK, TopP
-from dlplora.records.files import written_aside
+from dlplora.records.files import atomic_write
 from dlplora.records.router_card import ROUTER_WEIGHTS, write_router_card
 from dlplora.records.routes import Route
 from dlplora.routing.base import Probabilities, select
@@ -48,7 +48,7 @@ def embed_adapter(
 
 def write_index(file: Path, embedding_of: Mapping[str, Vectors]) -> None:
     """Write the embedding (D,) of a task's adapter by each embedder."""
-    with written_aside(file) as aside:
+    with atomic_write(file) as aside:
         save_file(dict(sorted(embedding_of.items())), aside)
 
 

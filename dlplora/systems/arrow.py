@@ -19,7 +19,7 @@ from dlplora.records.routes import PER_TOKEN
 from dlplora.routing.simple import ConstantRouter
 from dlplora.systems.system import Inputs, System
 from dlplora.training.merging import check_alike
-from dlplora.training.quiet import quiet_peft
+from dlplora.training.warnings import ignore_peft_warnings
 
 _ROUTER = ".lora_arrow.arrow_router"
 
@@ -60,7 +60,7 @@ def arrow(base: Base, folders: Sequence[Path], *, entry: ArrowSystem, seed: int)
     own = dict(base.model.named_modules())
     try:
         try:
-            with quiet_peft():
+            with ignore_peft_warnings():
                 create_arrow_model(base.model, [str(folder) for folder in folders], config)
         except (TypeError, ValueError) as error:
             raise AdapterError(f"arrow: {one_line(error)}") from error

@@ -22,14 +22,14 @@ from dlplora.models import Base
 from dlplora.params import Adapter
 from dlplora.records.examples import Example
 from dlplora.records.training import AdapterTraining
-from dlplora.stage import Advance
 from dlplora.training.checkpoint import Checkpoint
 from dlplora.training.lean import lean
 from dlplora.training.loop import Schedule, fit
 from dlplora.training.loss import first_answers_loss, mean_loss
 from dlplora.training.pairs import encode_pairs
 from dlplora.training.parts import Parts
-from dlplora.training.quiet import quiet_peft
+from dlplora.training.warnings import ignore_peft_warnings
+from dlplora.words import Advance
 
 
 class Speed:
@@ -142,7 +142,7 @@ def _with_lora(base: Base, params: Adapter) -> PeftModel:
     )
     check_fusable(base.model, target_paths(base.model, params.target_modules))
     try:
-        with quiet_peft():
+        with ignore_peft_warnings():
             return get_peft_model(base.model, config)
     except ValueError as error:
         raise ParamsError(f"params.yaml: adapter.target_modules: {error}") from error

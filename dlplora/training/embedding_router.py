@@ -15,8 +15,8 @@ from dlplora.routing.nearest import (
 )
 from dlplora.routing.retriever import Retriever, read_indexes
 from dlplora.runtime import Place
-from dlplora.stage import progress
 from dlplora.training.router import TrainedRouter, measure
+from dlplora.words import Advance
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,16 @@ def make_embedding_router(
     *,
     index: Index,
     place: Place,
-    title: str,
+    advance: Advance,
 ) -> TrainedRouter:
-    """Make the kind of router that the params name; nothing is trained by gradients."""
+    """Make the kind of router that the params name; nothing is trained by gradients.
+
+    `advance(n)` is called after each n training texts, by routers that embed them.
+    """
     embedder = Embedder.load(inputs.embedder, device=place.device)
     if isinstance(params, KnnRouter | CentroidRouter):
         classifier: Retriever | KnnClassifier | CentroidClassifier = _nearest(
-            embedder, inputs.train, params, title
+            embedder, inputs.train, params, advance
         )
     else:
         labels = tuple(sorted(inputs.tasks))
@@ -63,10 +66,12 @@ def make_embedding_router(
 
 
 def _nearest(
-    embedder: Embedder, train: Sequence[Labelled], params: KnnRouter | CentroidRouter, title: str
+    embedder: Embedder,
+    train: Sequence[Labelled],
+    params: KnnRouter | CentroidRouter,
+    advance: Advance,
 ) -> KnnClassifier | CentroidClassifier:
-    with progress(title, total=len(train)) as advance:
-        vectors_MD = embedder.embed([row.text for row in train], normalise=True, advance=advance)
+    vectors_MD = embedder.embed([row.text for row in train], normalise=True, advance=advance)
     tasks = [row.task for row in train]
     if isinstance(params, KnnRouter):
         return fit_knn(embedder, vectors_MD, tasks, neighbours=params.neighbours)

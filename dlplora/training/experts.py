@@ -23,7 +23,6 @@ from dlplora.params import Adapter, Experts
 from dlplora.records.examples import Example
 from dlplora.records.files import written_folder
 from dlplora.records.training import AdapterTraining, Curve, write_adapter_training
-from dlplora.stage import Advance
 from dlplora.training.adapter import Speed, data_sha256_of
 from dlplora.training.checkpoint import Checkpoint
 from dlplora.training.lean import lean
@@ -31,6 +30,7 @@ from dlplora.training.loop import Schedule, fit
 from dlplora.training.loss import first_answers_loss, mean_loss
 from dlplora.training.pairs import Pair, encode_pairs
 from dlplora.training.parts import Parts
+from dlplora.words import Advance
 
 
 @dataclass(frozen=True)

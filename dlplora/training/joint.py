@@ -6,9 +6,9 @@ from dlplora.data.balance import balanced_examples
 from dlplora.models import Base
 from dlplora.params import Adapter
 from dlplora.records.examples import Example
-from dlplora.stage import Advance
 from dlplora.training.adapter import TrainedAdapter, train_adapter
 from dlplora.training.checkpoint import Checkpoint
+from dlplora.words import Advance
 
 
 def train_joint_adapter(

@@ -25,7 +25,7 @@ from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dlplora.replaced import replaced
+from dlplora.patch import patched
 from dlplora.training.autograd import apply
 from dlplora.training.packing import packing
 
@@ -37,9 +37,9 @@ def lean(model: nn.Module) -> Iterator[None]:
         for module in model.modules():
             forward = _lean_forward(module)
             if forward is not None:
-                stack.enter_context(replaced(module, "forward", forward))
+                stack.enter_context(patched(module, "forward", forward))
         for home in _homes_of_rotary(model):
-            stack.enter_context(replaced(home, _ROTARY, _lean_rotary(getattr(home, _ROTARY))))
+            stack.enter_context(patched(home, _ROTARY, _lean_rotary(getattr(home, _ROTARY))))
         stack.enter_context(packing(model))
         yield
 

@@ -1,6 +1,6 @@
 """The one optimiser loop: steps, schedule, validation, the best weights kept, and going on."""
 
-import sys
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +14,7 @@ from dlplora.params import Adapter, TunedEmbedder
 from dlplora.records.training import Curve, CurvePoint
 from dlplora.training.checkpoint import Checkpoint, Progress
 
+logger = logging.getLogger(__name__)
 MAX_GRADIENT_NORM = 1.0
 Batch = Sequence[int]
 OnStep = Callable[[CurvePoint], None]
@@ -66,7 +67,7 @@ def fit(
     """
     training = _Training(parameters, schedule)
     if checkpoint is not None and training.resume(checkpoint):
-        print(f"{title}: going on after step {training.step}", file=sys.stderr, flush=True)
+        logger.info("%s: going on after step %d", title, training.step)
         for point in training.points[1:]:
             on_step(point)
     else:

@@ -30,11 +30,11 @@ from dlplora.params import LoraHub
 from dlplora.records.examples import Example
 from dlplora.records.files import write_json, written_folder
 from dlplora.records.training import untrained
-from dlplora.stage import Advance
 from dlplora.training.loss import mean_loss
 from dlplora.training.merging import check_alike
 from dlplora.training.pairs import Pair, encode_pairs
-from dlplora.training.quiet import quiet_peft
+from dlplora.training.warnings import ignore_peft_warnings
+from dlplora.words import Advance
 
 Weights = NDArray[np.float64]
 _FOUND = "weights.json"
@@ -91,7 +91,7 @@ def compose_by_examples(
     pool = read_adapters(folders.values(), base_fingerprint=base.fingerprint)
     check_alike(pool, title="lorahub")
     config = _config_of_scaling_1(next(iter(folders.values())))
-    with quiet_peft():
+    with ignore_peft_warnings():
         model = get_peft_model(base.model, config).train(False)
     found, composed = {}, {}
     for task in folders:

@@ -13,7 +13,7 @@ from dlplora.errors import AdapterError, one_line
 from dlplora.models import Base
 from dlplora.params import Merge, PrunedMerge, SvdMerge
 from dlplora.records.training import untrained
-from dlplora.training.quiet import quiet_peft
+from dlplora.training.warnings import ignore_peft_warnings
 
 _MERGED = "merged"
 _UP = ".lora_B.weight"
@@ -37,7 +37,7 @@ def merge_adapters(
     weight = 1 / len(folders) if params.weights == "mean" else 1.0
     torch.manual_seed(seed)
     try:
-        with quiet_peft():
+        with ignore_peft_warnings():
             model = _with_all(base, folders)
             tuner: Any = model.base_model
             tuner.add_weighted_adapter(

@@ -26,7 +26,7 @@ from transformers import AttentionInterface
 
 from dlplora.data.batches import Padded
 from dlplora.models import logits_at, num_embeddings, reads_apart
-from dlplora.replaced import replaced
+from dlplora.patch import patched
 from dlplora.training.autograd import apply
 
 _NAME = "packed"
@@ -100,7 +100,7 @@ def packing(model: nn.Module) -> Iterator[None]:
         inner.set_attn_implementation(_NAME)
         last = _last_units(inner)
         if last is not None:
-            stack.enter_context(replaced(last, "forward", _of_wanted(last.forward)))
+            stack.enter_context(patched(last, "forward", _of_wanted(last.forward)))
         if not probe.is_passed():
             stack.close()
         yield

@@ -1,6 +1,6 @@
 """Gradients of a batch, taken in parts that fit into memory."""
 
-import sys
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, TypeVar
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dlplora.errors import TrainingError
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -94,10 +95,8 @@ class Parts:
                 f"adapter.max_tokens or use {advice}"
             )
         self.size //= 2
-        print(
-            f"{self._title}: out of memory; going on with {_examples(self.size)} at once",
-            file=sys.stderr,
-            flush=True,
+        logger.warning(
+            "%s: out of memory; going on with %s at once", self._title, _examples(self.size)
         )
 
 

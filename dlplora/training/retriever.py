@@ -18,9 +18,9 @@ from dlplora.params import TunedEmbedder
 from dlplora.records.files import write_json, written_folder
 from dlplora.records.training import Curve, curve_to_json
 from dlplora.routing.embedding import Embedder, copy_embedder
-from dlplora.stage import Advance
 from dlplora.training.checkpoint import Checkpoint
 from dlplora.training.loop import Schedule, fit
+from dlplora.words import Advance
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from dlplora.routing.encoder import encode as encode_for_encoder
 from dlplora.routing.mlp import MiniMlp, MlpClassifier, bag, embedding_width, encode, read_tokenizer
 from dlplora.routing.simple import fit_tfidf
 from dlplora.runtime import best_place
-from dlplora.stage import progress
 from dlplora.training.checkpoint import Checkpoint
 from dlplora.training.loop import Schedule, fit
+from dlplora.words import Advance
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,17 @@ def train_router(
     seed: int,
     checkpoint: Checkpoint | None,
     title: str,
+    advance: Advance,
 ) -> TrainedRouter:
-    """Train the kind of router that the params name; `title` stands on its progress bar.
+    """Train the kind of router that the params name; `title` names the training in messages.
 
-    `reads` is the folder whose tokenizer, or encoder, it reads by.
+    `reads` is the folder whose tokenizer, or encoder, it reads by. `advance` is called after each
+    of at most `num_steps`.
     """
     if isinstance(params, TfidfRouter):
         return _train_tfidf(train, validation, params, base=reads)
     texts = _Texts(train, validation)
-    course = _Course(params, seed, checkpoint, title)
+    course = _Course(params, seed, checkpoint, title, advance)
     if isinstance(params, MlpRouter):
         return _train_mlp(texts, params, course, base=reads)
     return _train_encoder(texts, params, course, folder=reads)
@@ -102,6 +104,7 @@ class _Course:
     seed: int
     checkpoint: Checkpoint | None
     title: str
+    advance: Advance
 
 
 def _train_tfidf(
@@ -199,17 +202,16 @@ def _optimise(
 
     schedule = _schedule(course.params, num_rows=len(rows))
     lengths = [len(row) if by_length else 1 for row in rows]
-    with progress(course.title, total=schedule.steps) as advance:
-        return fit(
-            list(model.parameters()),
-            backward,
-            batch_order(lengths, size, seed=course.seed),
-            validation_loss=validation_loss,
-            schedule=schedule,
-            checkpoint=course.checkpoint,
-            on_step=lambda point: advance(loss=point.loss),
-            title=course.title,
-        )
+    return fit(
+        list(model.parameters()),
+        backward,
+        batch_order(lengths, size, seed=course.seed),
+        validation_loss=validation_loss,
+        schedule=schedule,
+        checkpoint=course.checkpoint,
+        on_step=lambda point: course.advance(loss=point.loss),
+        title=course.title,
+    )
 
 
 def _new_mlp(params: MlpRouter, *, vocabulary: int, num_labels: int) -> MiniMlp:
@@ -231,10 +233,17 @@ def _num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def num_steps(params: RouterParams, *, num_rows: int) -> int:
+    """Return how many steps the training of a router on so many texts takes at most."""
+    if isinstance(params, TfidfRouter):
+        return 0
+    return params.epochs * max(1, num_rows // params.batch_size)
+
+
 def _schedule(params: MlpRouter | EncoderRouter, *, num_rows: int) -> Schedule:
     """Validate once an epoch and warm up for one."""
-    steps_per_epoch = max(1, num_rows // params.batch_size)
-    steps = params.epochs * steps_per_epoch
+    steps = num_steps(params, num_rows=num_rows)
+    steps_per_epoch = steps // params.epochs
     return Schedule(
         steps=steps,
         learning_rate=params.learning_rate,

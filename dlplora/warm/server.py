@@ -7,19 +7,18 @@ import gc
 import json
 import os
 import runpy
-import selectors
 import shutil
 import signal
 import socket
-import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from select import select
 from threading import Thread
-from typing import Any
+from typing import Any, NoReturn
 
 from dlplora import warm
 
@@ -45,18 +44,22 @@ _LARGEST = 1 << 20  # bytes of a request
 class _Stage:
     """What to run, and the connection to the process that waits for it."""
 
-    words: list[str]
-    environment: dict[str, str]
+    request: dict[str, Any]
     streams: list[int]
-    waiting: int
     connection: socket.socket
 
+    def close(self) -> None:
+        """Leave its streams and connection to others."""
+        for stream in self.streams:
+            os.close(stream)
+        self.connection.close()
 
-def main(folder: Path, ends_with: int) -> None:
-    """Load the libraries, then fork stages until a process has ended."""
+
+def main(folder: Path, starter: int) -> None:
+    """Load the libraries, then fork stages until the process `starter` has ended."""
     stage = None
     try:
-        end = os.pidfd_open(ends_with)
+        end = os.pidfd_open(starter)
         gc.disable()
         for name in _LIBRARIES:
             import_module(name)
@@ -81,40 +84,34 @@ def _listening(folder: Path) -> Iterator[socket.socket]:
 def _serve(listener: socket.socket, end: int) -> _Stage | None:
     """Fork a stage for each request; return it in the fork, and None when there is no more to do.
 
-    `end` is a handle of the process that the server ends with; stages that run outlive it, and so
-    does the server then.
+    `end` is a handle of the process that the server ends with. Each stage is the child of a fork
+    that waits for it, so that stages that run outlive the server.
     """
-    running: dict[int, tuple[int, socket.socket]] = {}  # by a handle that tells of its end
-    with selectors.DefaultSelector() as selector:
-        selector.register(listener, selectors.EVENT_READ)
-        selector.register(end, selectors.EVENT_READ)
-        has_ended = False
-        while running or not has_ended:
-            for key, _ in selector.select():
-                if key.fd == end:
-                    selector.unregister(end)
-                    has_ended = True
-                elif key.fd != listener.fileno():
-                    selector.unregister(key.fd)
-                    process, connection = running.pop(key.fd)
-                    os.close(key.fd)
-                    _tell(connection, os.waitpid(process, 0)[1])
-                    connection.close()
-                elif (stage := _accept(listener)) is not None:
-                    process = os.fork()
-                    if process == 0:
-                        os.close(end)
-                        for handle, (_, connection) in running.items():
-                            os.close(handle)  # other stages are not this one's
-                            connection.close()
-                        return stage
-                    for stream in stage.streams:
-                        os.close(stream)
-                    handle = os.pidfd_open(process)
-                    running[handle] = process, stage.connection
-                    selector.register(handle, selectors.EVENT_READ)
-                    _tell(stage.connection, process)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait
+    while end not in select([listener.fileno(), end], [], [])[0]:
+        stage = _accept(listener)
+        if stage is None:
+            continue
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.close(end)
+            if process := os.fork():
+                _wait_for(process, stage)
+            return stage
+        stage.close()
     return None
+
+
+def _wait_for(process: int, stage: _Stage) -> NoReturn:
+    """Tell the other side of a stage's connection its process and, at its end, how it ended."""
+    for stream in stage.streams:
+        os.close(stream)
+    with suppress(OSError):  # the other side has ended
+        stage.connection.send(str(process).encode())
+    status = os.waitpid(process, 0)[1]
+    with suppress(OSError):
+        stage.connection.send(str(status).encode())
+    os._exit(0)
 
 
 def _accept(listener: socket.socket) -> _Stage | None:
@@ -122,19 +119,11 @@ def _accept(listener: socket.socket) -> _Stage | None:
     connection, _ = listener.accept()
     message, streams, _, _ = socket.recv_fds(connection, _LARGEST, 3)
     request: dict[str, Any] = json.loads(message) if len(streams) == 3 else {}
-    if request.get("cwd") != os.getcwd():
-        for stream in streams:
-            os.close(stream)
-        connection.close()
-        return None
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    waiting, _, _ = struct.unpack("3i", credentials)
-    return _Stage(request["words"], request["environment"], streams, waiting, connection)
-
-
-def _tell(connection: socket.socket, number: int) -> None:
-    with suppress(OSError):  # the one who waited has ended
-        connection.send(str(number).encode())
+    stage = _Stage(request, streams, connection)
+    if request.get("cwd") == os.getcwd():
+        return stage
+    stage.close()
+    return None
 
 
 def _run(stage: _Stage) -> None:
@@ -150,9 +139,9 @@ def _run(stage: _Stage) -> None:
     )
     Thread(target=_end_with, args=[stage.connection], daemon=True).start()
     os.environ.clear()
-    os.environ.update(stage.environment)
-    warm.waiting = stage.waiting
-    module, *words = stage.words
+    os.environ.update(stage.request["environment"])
+    warm.waiting = stage.request["waiting"]
+    module, *words = stage.request["words"]
     sys.argv = ["-m", *words]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

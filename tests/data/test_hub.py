@@ -6,8 +6,8 @@ from typing import Any
 import datasets
 import pytest
 
+from dlplora.data.checksums import data_folder_sha256
 from dlplora.data.fetch import fetch
-from dlplora.data.pins import data_folder_sha256
 from dlplora.errors import SourceError
 from dlplora.params import DatasetFolder, DatasetMember, HubDataset, Keys
 

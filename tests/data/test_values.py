@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dlplora.data.checksums import data_folder_sha256
 from dlplora.data.hub import read_datasets
 from dlplora.data.items import Reader
-from dlplora.data.pins import data_folder_sha256
 from dlplora.data.raw import format_of
 from dlplora.data.values import UnreadableValueError, value_to_text
 from dlplora.params import DatasetFolder, DatasetMember, Keys

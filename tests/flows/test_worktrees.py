@@ -123,7 +123,7 @@ def test_the_form_changes_params_of_its_branch_alone(tree: Tree) -> None:
 
 
 def test_a_suite_runs_in_a_worktree_and_leaves_the_tree_as_it_is(
-    tree: Tree, capfd: pytest.CaptureFixture[str]
+    tree: Tree, caplog: pytest.LogCaptureFixture
 ) -> None:
     adapter = yaml.safe_load((tree.root / "params.yaml").read_text())["adapter"]
     suite = yaml.safe_load((tree.root / "suites/pairs.yaml").read_text())
@@ -133,7 +133,7 @@ def test_a_suite_runs_in_a_worktree_and_leaves_the_tree_as_it_is(
     file = tree.root / "params.yaml"
     file.write_text(file.read_text() + "# a note\n")
     folder = repro_suite(Project(tree.root), "longer")
-    assert "params.yaml: its uncommitted changes are not part of this run" in capfd.readouterr().err
+    assert "params.yaml: its uncommitted changes are not part of this run" in caplog.messages
     assert tree.run("git", "status", "--porcelain") == " M params.yaml\n"
     params = yaml.safe_load((folder / "params.yaml").read_text())
     assert params["adapter"]["steps"] == adapter["steps"] + 1

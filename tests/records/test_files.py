@@ -8,11 +8,11 @@ import pyarrow as pa
 import pytest
 
 from dlplora.records.files import (
+    atomic_write,
     read_json,
     read_table,
     write_json,
     write_table,
-    written_aside,
     written_folder,
 )
 
@@ -33,7 +33,7 @@ class StopError(BaseException):
 
 def test_a_file_is_replaced_when_the_block_ends(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("old")
-    with written_aside(tmp_path / "a") as aside:
+    with atomic_write(tmp_path / "a") as aside:
         aside.write_text("new")
         assert (tmp_path / "a").read_text() == "old"
         assert aside.parent == tmp_path  # a rename, not a copy to another disk
@@ -41,7 +41,7 @@ def test_a_file_is_replaced_when_the_block_ends(tmp_path: Path) -> None:
 
 
 def test_missing_folders_above_are_made(tmp_path: Path) -> None:
-    with written_aside(tmp_path / "a/b/c") as aside:
+    with atomic_write(tmp_path / "a/b/c") as aside:
         aside.write_text("new")
     assert (tmp_path / "a/b/c").read_text() == "new"
 
@@ -54,7 +54,7 @@ def test_a_file_stays_as_it_was_when_the_block_raises(
     (tmp_path / "a").write_text("old")
 
     def write_half() -> None:
-        with written_aside(tmp_path / "a") as aside:
+        with atomic_write(tmp_path / "a") as aside:
             if started:
                 aside.write_text("ne")
             raise error
@@ -66,7 +66,7 @@ def test_a_file_stays_as_it_was_when_the_block_raises(
 
 def test_a_file_that_was_not_there_stays_away_when_the_block_raises(tmp_path: Path) -> None:
     def write_half() -> None:
-        with written_aside(tmp_path / "a") as aside:
+        with atomic_write(tmp_path / "a") as aside:
             aside.write_text("ne")
             raise StopError
 
@@ -107,7 +107,7 @@ def test_a_folder_stays_as_it_was_when_the_block_raises(
 def test_a_file_may_take_the_place_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/old").write_text("old")
-    with written_aside(tmp_path / "out") as aside:
+    with atomic_write(tmp_path / "out") as aside:
         aside.write_text("new")
     assert _tree(tmp_path) == {"out": b"new"}
 

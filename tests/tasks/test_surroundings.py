@@ -48,7 +48,7 @@ def repro(
     return subprocess.run(
         command,
         cwd=project,
-        env=os.environ | {"DLPLORA_WARM": ""} | surroundings,
+        env=os.environ | surroundings,
         capture_output=True,
         encoding="utf-8",
         check=False,
@@ -90,7 +90,7 @@ def test_a_stage_does_not_run_another_checkouts_code(project: Path, tmp_path: Pa
     done = subprocess.run(
         [sys.executable, "-m", *words],
         cwd=project,
-        env=os.environ | {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT), "DLPLORA_WARM": ""},
+        env=os.environ | {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         encoding="utf-8",
         check=False,

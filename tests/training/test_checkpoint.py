@@ -373,7 +373,14 @@ def save_router(
 ) -> dict[str, bytes]:
     """Train a router; return what its files hold."""
     train_router(
-        TEXTS[::2], TEXTS[1::2], params, reads=reads, seed=0, checkpoint=checkpoint, title="router"
+        TEXTS[::2],
+        TEXTS[1::2],
+        params,
+        reads=reads,
+        seed=0,
+        checkpoint=checkpoint,
+        title="router",
+        advance=lambda **_: None,
     ).save(out)
     return {path.name: path.read_bytes() for path in out.iterdir()}
 

@@ -121,7 +121,7 @@ def test_whatever_fits_the_mean_without_gradients_is_that_of_all_rows(
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize(("room", "asked"), [(1, [8, 4, 2, *[1] * 8]), (3, [8, 4, 2, 2, 2, 2])])
 def test_parts_that_do_not_fit_are_halved_and_give_the_same_gradients(
-    room: int, asked: list[int], error: Exception, capsys: pytest.CaptureFixture[str]
+    room: int, asked: list[int], error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     problem = Problem()
     expected = problem.whole()
@@ -131,7 +131,7 @@ def test_parts_that_do_not_fit_are_halved_and_give_the_same_gradients(
     problem.check(problem.backward(parts), expected)
 
     assert problem.asked == asked
-    told = capsys.readouterr().err.splitlines()
+    told = caplog.messages
     assert told[0] == "adapter sums: out of memory; going on with 4 examples at once"
     assert len(told) == asked.index(parts.size)
 

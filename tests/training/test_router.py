@@ -14,7 +14,8 @@ from dlplora.params import EncoderRouter, MlpRouter, RouterParams, TfidfRouter
 from dlplora.routing.base import Probabilities
 from dlplora.routing.encoder import EncoderClassifier, load_encoder
 from dlplora.routing.mlp import MlpClassifier
-from dlplora.training.router import TrainedRouter, measure, train_router
+from dlplora.training.router import TrainedRouter, measure, num_steps, train_router
+from dlplora.words import Advance
 from tests.tiny import write_tiny_tokenizer
 from tests.tiny_encoders import write_tiny_encoder
 
@@ -86,7 +87,9 @@ def router(params: RouterParams, reads: Path) -> TrainedRouter:
     return trained(params, reads, seed=0)
 
 
-def trained(params: RouterParams, reads: Path, *, seed: int) -> TrainedRouter:
+def trained(
+    params: RouterParams, reads: Path, *, seed: int, advance: Advance = lambda **_: None
+) -> TrainedRouter:
     return train_router(
         DATA.train,
         DATA.validation,
@@ -95,6 +98,7 @@ def trained(params: RouterParams, reads: Path, *, seed: int) -> TrainedRouter:
         seed=seed,
         checkpoint=None,
         title="router",
+        advance=advance,
     )
 
 
@@ -178,6 +182,15 @@ def test_training_json_holds_the_quality_and_the_curve(
     )
     assert values["curve"]["best_step"] == best["step"] > 0
     assert [point["step"] for point in points] == list(range(len(points)))
+
+
+def test_a_training_reports_each_of_its_steps(params: RouterParams, reads: Path) -> None:
+    if not isinstance(params, TfidfRouter):
+        params = params.model_copy(update={"patience": params.epochs})
+    losses: list[float] = []
+    curve = trained(params, reads, seed=0, advance=lambda *, loss: losses.append(loss)).curve
+    assert len(losses) == num_steps(params, num_rows=len(DATA.train))
+    assert losses == ([point.loss for point in curve.points[1:]] if curve else [])
 
 
 def test_a_router_counts_its_parameters_and_the_mlp_keeps_its_budget(

@@ -1,4 +1,4 @@
-"""An attribute that is another one for a time."""
+"""An attribute that is patched for a time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,8 +6,8 @@ from typing import Any
 
 
 @contextmanager
-def replaced(owner: Any, name: str, value: object) -> Iterator[None]:
-    """Give an object another attribute for the time of a `with` block."""
+def patched(owner: Any, name: str, value: object) -> Iterator[None]:
+    """Set an attribute of an object to another value within a `with` block."""
     own = vars(owner).get(name)
     setattr(owner, name, value)
     try:

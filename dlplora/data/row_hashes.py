@@ -18,7 +18,7 @@ Hashes = NDArray[np.uint64]
 _NONE, _FREE, _CHOICE = 0, 1, 2
 
 
-class Census:
+class RowHashes:
     """The hashes of all rows, in file order; a row that is no good item has none."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Census: duplicates and contradictions, against a dictionary of whole rows."""
+"""Hashes of rows: duplicates and contradictions, against a dictionary of whole rows."""
 
 from itertools import groupby
 
@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlplora.data.census import Census
 from dlplora.data.items import Item
+from dlplora.data.row_hashes import RowHashes
 from dlplora.errors import DataError
 
 NONE = np.empty(0, dtype=np.uint64)
@@ -23,46 +23,46 @@ TURNED = Item("WHICH ?", ("red",), ("green", "red"), "?")
 Rows = list[tuple[int, Item] | None]
 
 
-def _census(rows: Rows) -> Census:
+def _row_hashes(rows: Rows) -> RowHashes:
     """Take the rows in batches of three."""
-    census = Census()
+    row_hashes = RowHashes()
     for first in range(0, len(rows), 3):
         batch = rows[first : first + 3]
         good = [row for row in batch if row is not None]
         places = np.array([place for place, _ in good], dtype=np.uint64)
         is_good = np.array([row is not None for row in batch])
-        census.add(is_good, places, [item for _, item in good])
-    return census
+        row_hashes.add(is_good, places, [item for _, item in good])
+    return row_hashes
 
 
 def _problems(rows: Rows) -> list[tuple[int, int]]:
     """Return who contradicts whom, by number."""
-    census = _census(rows)
+    row_hashes = _row_hashes(rows)
     found = []
-    for problem in census.contradictions("row", census.contradicting()):
+    for problem in row_hashes.contradictions("row", row_hashes.contradicting()):
         said, other = problem.problem.removeprefix("contradicts row ").split(": ")[::-1]
         assert said == "same question, other answers"
         found.append((problem.item, int(other)))
     return found
 
 
-def test_an_empty_census_holds_nothing() -> None:
-    for census in (Census(), _census([None, None])):
-        assert census.questions(without=NONE).tolist() == []
-        assert census.contradicting().tolist() == []
-        assert census.contradictions("row", NONE) == []
-        census.check_one_kind("x", "row", without=NONE)
+def test_without_good_rows_there_are_no_questions() -> None:
+    for row_hashes in (RowHashes(), _row_hashes([None, None])):
+        assert row_hashes.questions(without=NONE).tolist() == []
+        assert row_hashes.contradicting().tolist() == []
+        assert row_hashes.contradictions("row", NONE) == []
+        row_hashes.check_one_kind("x", "row", without=NONE)
 
 
 def test_questions_are_distinct_and_sorted_and_those_of_bad_rows_left_out() -> None:
-    census = _census([(9, FREE), None, (LAST, FREE), (9, FREE), (3, FREE), None])
-    assert census.questions(without=NONE).tolist() == [3, 9, LAST]
+    row_hashes = _row_hashes([(9, FREE), None, (LAST, FREE), (9, FREE), (3, FREE), None])
+    assert row_hashes.questions(without=NONE).tolist() == [3, 9, LAST]
     without = np.array([9], dtype=np.uint64)
-    assert census.questions(without=without).tolist() == [3, LAST]
+    assert row_hashes.questions(without=without).tolist() == [3, LAST]
 
 
 def test_the_question_of_hash_zero_is_one_like_any_other() -> None:
-    assert _census([None, (0, FREE), None]).questions(without=NONE).tolist() == [0]
+    assert _row_hashes([None, (0, FREE), None]).questions(without=NONE).tolist() == [0]
     assert _problems([None, (0, RED), None]) == []
 
 
@@ -95,14 +95,14 @@ def test_both_kinds_in_one_file_are_refused_with_their_first_rows(mcq_first: boo
         rows = [None, (3, RED), (4, RED), (1, FREE), (2, FREE)]
         expected = "x: row 2 has options and row 4 has none; "
     with pytest.raises(DataError) as caught:
-        _census(rows).check_one_kind("x", "row", without=NONE)
+        _row_hashes(rows).check_one_kind("x", "row", without=NONE)
     assert str(caught.value).startswith(expected)
 
 
 def test_contradicting_questions_do_not_make_two_kinds() -> None:
-    census = _census([(1, RED), (2, RED), (2, FREE), None])
-    assert census.contradicting().tolist() == [2]
-    census.check_one_kind("x", "row", without=census.contradicting())
+    row_hashes = _row_hashes([(1, RED), (2, RED), (2, FREE), None])
+    assert row_hashes.contradicting().tolist() == [2]
+    row_hashes.check_one_kind("x", "row", without=row_hashes.contradicting())
 
 
 hashes = st.integers(0, 6) | st.integers(LAST - 2, LAST)
@@ -124,10 +124,10 @@ def test_contradictions_are_those_of_a_dictionary_of_whole_rows(rows: Rows) -> N
     for question, group in groupby(sorted(good, key=lambda row: row[0]), key=lambda row: row[0]):
         expected[question] = {number: _choice(item) for _, item, number in group}
     bad = {question for question, part in expected.items() if len(set(part.values())) > 1}
-    census = _census(rows)
-    assert census.contradicting().tolist() == sorted(bad)
-    assert census.questions(without=NONE).tolist() == sorted(expected)
-    left = census.questions(without=census.contradicting()).tolist()
+    row_hashes = _row_hashes(rows)
+    assert row_hashes.contradicting().tolist() == sorted(bad)
+    assert row_hashes.questions(without=NONE).tolist() == sorted(expected)
+    left = row_hashes.questions(without=row_hashes.contradicting()).tolist()
     assert left == sorted(expected.keys() - bad)
     choices = {number: choice for part in expected.values() for number, choice in part.items()}
     questions = {number: question for question, _, number in good}

@@ -1,4 +1,4 @@
-"""Hashes that pin what lies in local files: models and folders of data."""
+"""Checksums that pin local files in params.yaml: models and folders of data."""
 
 import hashlib
 from collections.abc import Iterable

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quiet_peft() -> Iterator[None]:
+def ignore_peft_warnings() -> Iterator[None]:
     """Leave out what PEFT 0.21 warns of by itself while it changes a model."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # an old name
