@@ -1,7 +1,9 @@
 """The engine against its own batches and plain forward passes: requests, sentences, cancelling."""
 
+import hashlib
 import json
 import threading
+from base64 import b64decode
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,15 +11,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from dlplora.engine.engine import Engine
+from numpy.typing import NDArray
 from transformers.cache_utils import DynamicCache
 
 import dlplora
 from dlplora.engine.answers import Answer, Request
 from dlplora.engine.batch import Batch
 from dlplora.engine.decisions import DecisionLog
+from dlplora.engine.runner import Runner
 from dlplora.errors import GenerationError, RouterError
 from dlplora.lora.attach import Pool
 from dlplora.lora.mix import BatchMix, Row
@@ -64,8 +68,8 @@ def pooled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Base, Poo
     pool.detach()
 
 
-def engine_of(pooled: tuple[Base, Pool], **more: object) -> Engine:
-    return Engine(*pooled, **({"router": ByLength()} | more))  # type: ignore[arg-type]
+def engine_of(pooled: tuple[Base, Pool], **more: object) -> Runner:
+    return Runner(*pooled, **({"router": ByLength()} | more))  # type: ignore[arg-type]
 
 
 def by_plain_forwards(base: Base, pool: Pool, question: str, route: Route, count: int) -> str:
@@ -291,7 +295,7 @@ def test_a_request_that_cannot_be_answered_leaves_the_others_alone(
 def test_without_a_router_only_requests_without_routes_fail(pooled: tuple[Base, Pool]) -> None:
     sampling = Sampling(max_new_tokens=6)
     requests = [Request("say red", sampling, (ONE,)), Request("say red", sampling)]
-    engine = Engine(*pooled)
+    engine = Runner(*pooled)
     last = {p.number: p for p in engine.run(requests) if p.answer or p.error}
     assert [last[0].answer] == engine.generate(requests[:1])
     assert isinstance(last[1].error, RouterError)
@@ -304,7 +308,7 @@ def test_an_adapter_removed_after_its_prompt_was_routed_still_answers(tmp_path: 
     pool = Pool(base.model)
     pool.add(adapters[0])
     request = Request("say red", Sampling(max_new_tokens=6), (ONE,))
-    expected = Engine(base, pool).generate([request])
+    expected = Runner(base, pool).generate([request])
 
     class Leaving(Pool):
         def mix_rows(self, rows: Sequence[Row]) -> BatchMix:
@@ -313,7 +317,7 @@ def test_an_adapter_removed_after_its_prompt_was_routed_still_answers(tmp_path: 
             return super().mix_rows(rows)
 
     pool.__class__ = Leaving
-    assert Engine(base, pool).generate([request]) == expected
+    assert Runner(base, pool).generate([request]) == expected
     assert pool.names == ()
 
 
@@ -325,9 +329,9 @@ def test_a_sentence_whose_route_stays_keeps_an_adapter_that_is_removed(
     configs = {"one": {"r": 2, "target_modules": TARGETS["llama"]}}
     pool = Pool(base.model)
     pool.add(peft_pool(base.model, configs, tmp_path)[1][0])
-    (expected,) = Engine(base, pool).generate([request])
+    (expected,) = Runner(base, pool).generate([request])
     assert len(expected.sentences) > 1
-    pieces = Engine(base, pool).run([request])
+    pieces = Runner(base, pool).run([request])
     next(pieces)
     pool.remove("one")
     (answer,) = [piece.answer for piece in pieces if piece.answer]
@@ -380,7 +384,7 @@ def test_a_composite_has_a_line_by_each_of_its_routes(
 ) -> None:
     base, pool = pooled
     with_lines = replace(base, chat=chat_of(tiny_tokenizer(lines=True), ""))
-    engine = Engine(with_lines, pool, places=50)
+    engine = Runner(with_lines, pool, places=50)
     sampling = Sampling(max_new_tokens=90, temperature=3.0)
     routes = (ONE, TWO, BASE_ROUTE)
     requests = [
@@ -425,26 +429,40 @@ def test_no_texts_have_no_routes(pooled: tuple[Base, Pool]) -> None:
 
 
 def test_every_decision_is_logged(pooled: tuple[Base, Pool], tmp_path: Path) -> None:
-    texts = ["say red", "a text that is longer"]
-    engine_of(pooled, log=DecisionLog(tmp_path / "text.jsonl", with_text=True)).route(texts)
-    engine_of(pooled, log=str(tmp_path / "hash.jsonl")).route(texts)
-    assert len((tmp_path / "hash.jsonl").read_text().splitlines()) == len(texts)
-    lines = [json.loads(line) for line in (tmp_path / "text.jsonl").read_text().splitlines()]
-    assert [line["text"] for line in lines] == texts
-    assert [line["adapters"] for line in lines] == [["one"], ["two", "one"]]
+    base, texts = pooled[0], ["say red", "a text that is longer"]
+
+    def embed(asked: Sequence[str]) -> NDArray[np.float32]:
+        return np.array([[len(text), 0.5] for text in asked], dtype=np.float32)
+
+    full = DecisionLog(tmp_path / "full", system="mine", version="v1", with_text=True, embed=embed)
+    engine_of(pooled, log=full, fallback_below=0.7).route(texts)
+    engine_of(pooled, log=DecisionLog(tmp_path / "short", system="mine")).route(texts)
+    lines = [json.loads(line) for line in (tmp_path / "full").read_text().splitlines()]
+    for text, line in zip(texts, lines, strict=True):
+        assert line.pop("text") == text
+        vector = np.frombuffer(b64decode(line.pop("embedding")), dtype=np.float16)
+        assert vector.tolist() == [len(text), 0.5]
+        assert line["sha256"] == hashlib.sha256(text.encode()).hexdigest()
+        assert line["tokens"] == len(base.chat.prompt(text))
+        assert (line["version"], line["system"]) == ("v1", "mine")
+        assert line["milliseconds"] >= 0
+    assert [line["adapters"] for line in lines] == [["one"], []]
     assert [line["confidence"] for line in lines] == [0.9, 0.6]
-    assert "red" not in (tmp_path / "hash.jsonl").read_text()
+    assert [line["fallback"] for line in lines] == [False, True]
+    short = [json.loads(line) for line in (tmp_path / "short").read_text().splitlines()]
+    assert [line["adapters"] for line in short] == [["one"], ["two", "one"]]
+    assert all(set(line) == set(lines[0]) for line in short)
 
 
 def test_a_log_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(GenerationError, match="cannot be written: Is a directory"):
-        DecisionLog(tmp_path)
+        DecisionLog(tmp_path, system="mine")
 
 
 def test_a_decision_that_cannot_be_logged_ends_its_request_alone(
     pooled: tuple[Base, Pool], tmp_path: Path
 ) -> None:
-    log = DecisionLog(tmp_path / "log")
+    log = DecisionLog(tmp_path / "log", system="mine")
     (tmp_path / "log").unlink()
     (tmp_path / "log").mkdir()
     request = Request("say red", Sampling(max_new_tokens=4))
@@ -480,9 +498,11 @@ def test_options_without_text_are_refused(pooled: tuple[Base, Pool], options: li
         ({"routes": (ONE, TWO)}, "2 routes with the policy route_once"),
     ],
 )
-def test_a_wrong_request_is_refused_by_name(wrong: dict[str, object], message: str) -> None:
+def test_a_wrong_request_is_refused_by_name(
+    pooled: tuple[Base, Pool], wrong: dict[str, object], message: str
+) -> None:
     with pytest.raises(GenerationError, match=message):
-        Request("say red", **wrong)  # type: ignore[arg-type]
+        engine_of(pooled).generate([Request("say red", **wrong)])  # type: ignore[arg-type]
 
 
 def test_what_does_not_fit_the_model_is_refused(pooled: tuple[Base, Pool]) -> None:
@@ -513,7 +533,7 @@ def test_what_does_not_fit_the_model_is_refused(pooled: tuple[Base, Pool]) -> No
             engine.generate([text])  # type: ignore[list-item]
     bare = replace(pooled[0], chat=chat_of(tiny_tokenizer(template=None), ""))
     with pytest.raises(GenerationError, match="the prompt is empty"):
-        Engine(bare, pooled[1], router=ByLength()).generate([""])
+        Runner(bare, pooled[1], router=ByLength()).generate([""])
 
 
 def test_without_a_router_a_request_must_bring_its_route(pooled: tuple[Base, Pool]) -> None:
@@ -543,7 +563,7 @@ def test_threads_share_an_engine_and_get_their_own_answers(pooled: tuple[Base, P
 
 
 def test_the_package_has_one_door() -> None:
-    assert dlplora.Engine is Engine
+    assert dlplora.Engine is Runner
     assert {name for name in dlplora.__all__ if getattr(dlplora, name) is None} == set()
     with pytest.raises(AttributeError, match="no attribute 'Motor'"):
         dlplora.Motor  # noqa: B018
@@ -555,7 +575,7 @@ def test_sequences_whose_caches_cannot_be_joined_are_written_beside_one_another(
         Request(question, Sampling(max_new_tokens=4 + 5 * number), routes=(BASE_ROUTE,))
         for number, question in enumerate(QUESTIONS * 2)
     ]
-    engine = Engine(base, Pool(base.model), places=2)
+    engine = Runner(base, Pool(base.model), places=2)
     for request, answer in zip(requests, engine.generate(requests), strict=True):
         count = request.sampling.max_new_tokens
         expected = by_plain_forwards(base, engine.pool, request.prompt, BASE_ROUTE, count)
