@@ -164,7 +164,7 @@ def _edit(
         if entry["kind"] == "mlp":
             entry.update(shape)
     for system in params["systems"].values():
-        if system["route"] == "top_p" and router.p is not None:
+        if system["kind"] == "top_p" and router.p is not None:
             system["p"] = router.p
     project.write(dump(params))
 
