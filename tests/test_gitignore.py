@@ -14,7 +14,7 @@ SEEN = [
     "params.yaml",
     "data/raw/mine.dvc",
     "data/imported/mine.dvc",
-    "data/comparison.json",
+    "data/metrics.json",
     "suites/mine.yaml",
     "suites/toy/mine.json",
 ]
