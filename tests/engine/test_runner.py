@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from dlplora.engine.engine import Engine
 from transformers.cache_utils import DynamicCache
 
-import dlplora
 from dlplora.engine.answers import Answer, Request
 from dlplora.engine.batch import Batch
 from dlplora.engine.decisions import DecisionLog
+from dlplora.engine.runner import Runner
 from dlplora.errors import GenerationError, RouterError
 from dlplora.lora.attach import Pool
 from dlplora.lora.mix import BatchMix, Row
@@ -64,8 +63,8 @@ def pooled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Base, Poo
     pool.detach()
 
 
-def engine_of(pooled: tuple[Base, Pool], **more: object) -> Engine:
-    return Engine(*pooled, **({"router": ByLength()} | more))  # type: ignore[arg-type]
+def engine_of(pooled: tuple[Base, Pool], **more: object) -> Runner:
+    return Runner(*pooled, **({"router": ByLength()} | more))  # type: ignore[arg-type]
 
 
 def by_plain_forwards(base: Base, pool: Pool, question: str, route: Route, count: int) -> str:
@@ -291,7 +290,7 @@ def test_a_request_that_cannot_be_answered_leaves_the_others_alone(
 def test_without_a_router_only_requests_without_routes_fail(pooled: tuple[Base, Pool]) -> None:
     sampling = Sampling(max_new_tokens=6)
     requests = [Request("say red", sampling, (ONE,)), Request("say red", sampling)]
-    engine = Engine(*pooled)
+    engine = Runner(*pooled)
     last = {p.number: p for p in engine.run(requests) if p.answer or p.error}
     assert [last[0].answer] == engine.generate(requests[:1])
     assert isinstance(last[1].error, RouterError)
@@ -304,7 +303,7 @@ def test_an_adapter_removed_after_its_prompt_was_routed_still_answers(tmp_path: 
     pool = Pool(base.model)
     pool.add(adapters[0])
     request = Request("say red", Sampling(max_new_tokens=6), (ONE,))
-    expected = Engine(base, pool).generate([request])
+    expected = Runner(base, pool).generate([request])
 
     class Leaving(Pool):
         def mix_rows(self, rows: Sequence[Row]) -> BatchMix:
@@ -313,7 +312,7 @@ def test_an_adapter_removed_after_its_prompt_was_routed_still_answers(tmp_path: 
             return super().mix_rows(rows)
 
     pool.__class__ = Leaving
-    assert Engine(base, pool).generate([request]) == expected
+    assert Runner(base, pool).generate([request]) == expected
     assert pool.names == ()
 
 
@@ -325,9 +324,9 @@ def test_a_sentence_whose_route_stays_keeps_an_adapter_that_is_removed(
     configs = {"one": {"r": 2, "target_modules": TARGETS["llama"]}}
     pool = Pool(base.model)
     pool.add(peft_pool(base.model, configs, tmp_path)[1][0])
-    (expected,) = Engine(base, pool).generate([request])
+    (expected,) = Runner(base, pool).generate([request])
     assert len(expected.sentences) > 1
-    pieces = Engine(base, pool).run([request])
+    pieces = Runner(base, pool).run([request])
     next(pieces)
     pool.remove("one")
     (answer,) = [piece.answer for piece in pieces if piece.answer]
@@ -380,7 +379,7 @@ def test_a_composite_has_a_line_by_each_of_its_routes(
 ) -> None:
     base, pool = pooled
     with_lines = replace(base, chat=chat_of(tiny_tokenizer(lines=True), ""))
-    engine = Engine(with_lines, pool, places=50)
+    engine = Runner(with_lines, pool, places=50)
     sampling = Sampling(max_new_tokens=90, temperature=3.0)
     routes = (ONE, TWO, BASE_ROUTE)
     requests = [
@@ -513,7 +512,7 @@ def test_what_does_not_fit_the_model_is_refused(pooled: tuple[Base, Pool]) -> No
             engine.generate([text])  # type: ignore[list-item]
     bare = replace(pooled[0], chat=chat_of(tiny_tokenizer(template=None), ""))
     with pytest.raises(GenerationError, match="the prompt is empty"):
-        Engine(bare, pooled[1], router=ByLength()).generate([""])
+        Runner(bare, pooled[1], router=ByLength()).generate([""])
 
 
 def test_without_a_router_a_request_must_bring_its_route(pooled: tuple[Base, Pool]) -> None:
@@ -542,20 +541,13 @@ def test_threads_share_an_engine_and_get_their_own_answers(pooled: tuple[Base, P
     assert found == {question: [answers] * 5 for question, answers in expected.items()}
 
 
-def test_the_package_has_one_door() -> None:
-    assert dlplora.Engine is Engine
-    assert {name for name in dlplora.__all__ if getattr(dlplora, name) is None} == set()
-    with pytest.raises(AttributeError, match="no attribute 'Motor'"):
-        dlplora.Motor  # noqa: B018
-
-
 def test_sequences_whose_caches_cannot_be_joined_are_written_beside_one_another() -> None:
     base = tiny_base("sliding")
     requests = [
         Request(question, Sampling(max_new_tokens=4 + 5 * number), routes=(BASE_ROUTE,))
         for number, question in enumerate(QUESTIONS * 2)
     ]
-    engine = Engine(base, Pool(base.model), places=2)
+    engine = Runner(base, Pool(base.model), places=2)
     for request, answer in zip(requests, engine.generate(requests), strict=True):
         count = request.sampling.max_new_tokens
         expected = by_plain_forwards(base, engine.pool, request.prompt, BASE_ROUTE, count)
