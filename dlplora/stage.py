@@ -18,10 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dlplora import warm
 from dlplora.edge import one_line_errors, refuse_other_code, set_up_process, show_messages
 from dlplora.errors import DlpLoraError
-from dlplora.params import is_identifier
+from dlplora.params import is_plain
 from dlplora.records.files import write_json
 from dlplora.scratch import alone
-from dlplora.words import Advance as Advance
+from dlplora.words import Advance
 
 _PLAIN_SECONDS = 5.0
 
@@ -55,7 +55,7 @@ def _starter() -> int:
 def stage_name() -> str:
     """Name the stage run of this process, such as "adapter my_task"."""
     stage = Path(sys.argv[0]).stem
-    item = sys.argv[1] if len(sys.argv) > 1 and is_identifier(sys.argv[1]) else ""
+    item = sys.argv[1] if len(sys.argv) > 1 and is_plain(sys.argv[1]) else ""
     return f"{stage} {item}".rstrip()
 
 

@@ -12,7 +12,8 @@ from transformers import BertConfig, BertModel
 
 from dlplora.data.checksums import embedder_sha256
 from dlplora.models import quiet_transformers
-from dlplora.routing.embedding import Embedder, Vectors, unit
+from dlplora.routing.base import Vectors
+from dlplora.routing.embedding import Embedder, unit
 from tests.tiny import tiny_tokenizer
 
 HIDDEN, WINDOW = 16, 12

@@ -18,7 +18,8 @@ from dlplora.embedders import make_embedder
 from dlplora.errors import ModelError, SourceError
 from dlplora.params import EmbedderFolder, HubEmbedder, PackageFolder
 from dlplora.records.files import file_sha256
-from dlplora.routing.embedding import Embedder, Vectors
+from dlplora.routing.base import Vectors
+from dlplora.routing.embedding import Embedder
 from dlplora.routing.encoder import load_encoder, load_tokenizer
 from tests.embedders import write_tiny_embedder
 from tests.tiny import tiny_tokenizer

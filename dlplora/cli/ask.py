@@ -12,8 +12,10 @@ from dlplora.errors import GenerationError
 from dlplora.words import Policy
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from dlplora.engine.answers import Answer
-    from dlplora.engine.decisions import DecisionLog
+    from dlplora.engine.runner import Runner
 
 PromptArgument = Annotated[str, typer.Argument(help="The prompt, or - to read it from stdin.")]
 DataOption = Annotated[Path, typer.Option(help="The folder that the pipeline writes to.")]
@@ -77,12 +79,16 @@ def generate(
     )
     asked = _read(prompt)
     names = compare.split(",") if compare else []
-    settings = {"fallback_below": fallback_below, "log": _decision_log(log)}
     systems = Systems(data, names or [system])
     request = Request(asked, sampling, policy=policy)
 
+    def running(name: str | None) -> "AbstractContextManager[Runner]":
+        chosen = systems.named(name)
+        decisions = None if log is None else systems.decision_log(log, name, chosen)
+        return chosen.running(fallback_below=fallback_below, log=decisions)
+
     def answered(name: str | None) -> "Answer":
-        with systems.named(name).running(**settings) as runner:
+        with running(name) as runner:
             return runner.generate([request])[0]
 
     if as_json:
@@ -91,7 +97,7 @@ def generate(
     elif names:
         display.side_by_side({name: answered(name) for name in names}, trace=trace)
     else:
-        with systems.named(system).running(**settings) as runner:
+        with running(system) as runner:
             display.stream(runner.stream(request), trace=trace)
 
 
@@ -159,9 +165,3 @@ def _read(prompt: str) -> str:
     if not text.strip():
         raise GenerationError("the prompt is empty")
     return text
-
-
-def _decision_log(path: Path | None) -> "DecisionLog | None":
-    from dlplora.engine.decisions import DecisionLog
-
-    return None if path is None else DecisionLog(path)

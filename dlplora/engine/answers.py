@@ -51,10 +51,6 @@ class Request:
             raise GenerationError(
                 f"policy is {self.policy!r}, expected one of {choices(get_args(Policy))}"
             )
-        if len(self.routes) > 1 and self.policy == "route_once":
-            raise GenerationError(
-                f"{len(self.routes)} routes with the policy route_once, which takes one"
-            )
 
     def cancel(self) -> None:
         """Let go of the request; what was written so far is its answer."""

@@ -3,43 +3,74 @@
 import hashlib
 import json
 import threading
+from base64 import b64encode
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dlplora.errors import GenerationError
 from dlplora.records.routes import Route
 
 
 class DecisionLog:
-    """Append one line a decision to a file: time, prompt, route and confidence.
+    """Append one line a decision to a file. Raises `GenerationError` if it cannot be written.
 
-    Of the prompt its SHA-256 is written, or with `with_text` the text itself. Raises
-    `GenerationError` if the file cannot be written.
+    A line holds time, version and system; the SHA-256 of the text that was routed and how many
+    tokens it has as a prompt; the route in force with its confidence, and whether it is the
+    fallback to the base model; and the milliseconds that the router took.
+
+    Args:
+        path: The file.
+        system: The name of the system that answers.
+        version: The registered model that it belongs to, if it is one.
+        with_text: Write the texts themselves, too.
+        embed: Maps texts to the router's vectors (B, D), which are written in float16 as base64.
     """
 
-    def __init__(self, path: str | Path, *, with_text: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        system: str,
+        version: str | None = None,
+        with_text: bool = False,
+        embed: Callable[[Sequence[str]], NDArray[Any]] | None = None,
+    ) -> None:
         self._path = Path(path)
         folder = self._path.parent
         if not folder.is_dir():
             raise GenerationError(f"{path}: no folder {folder} to log decisions in")
+        self._system = system
+        self._version = version
         self._with_text = with_text
+        self._embed = embed
         self._writing = threading.Lock()
         self._append("")  # refused now, not at the first decision
 
-    def write(self, text: str, route: Route) -> None:
+    def write(
+        self, text: str, route: Route, *, fallback: bool, num_tokens: int, milliseconds: float
+    ) -> None:
         """Write down the route that a text got."""
-        prompt = (
-            {"text": text}
-            if self._with_text
-            else {"sha256": hashlib.sha256(text.encode()).hexdigest()}
-        )
-        line = {
+        line: dict[str, Any] = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            **prompt,
+            "version": self._version,
+            "system": self._system,
+            "sha256": hashlib.sha256(text.encode()).hexdigest(),
             "adapters": list(route.adapters),
             "weights": list(route.weights),
             "confidence": route.confidence,
+            "fallback": fallback,
+            "tokens": num_tokens,
+            "milliseconds": round(milliseconds, 3),
         }
+        if self._with_text:
+            line["text"] = text
+        if self._embed is not None:
+            line["embedding"] = b64encode(self._embed([text])[0].astype(np.float16)).decode()
         self._append(json.dumps(line, ensure_ascii=False) + "\n")
 
     def _append(self, text: str) -> None:

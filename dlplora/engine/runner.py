@@ -3,9 +3,9 @@
 It knows nothing of tasks, metrics and folders. Routes come from a router or with the request.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -50,7 +50,7 @@ class Runner:
         fallback_below: Routes of less confidence go to the base model instead.
         window_chars: How many of the last characters the router reads when a sentence begins.
         language: The language of the answers, by which sentences are told apart.
-        log: Writes down every decision; a path stands for a log of the texts' hashes.
+        log: Writes down every decision.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Runner:
         fallback_below: float = 0.0,
         window_chars: int = 2000,
         language: str = "en",
-        log: DecisionLog | str | Path | None = None,
+        log: DecisionLog | None = None,
     ) -> None:
         for name, value in {"places": places, "window_chars": window_chars}.items():
             if value < 1:
@@ -79,7 +79,7 @@ class Runner:
         self._fallback_below = fallback_below
         self._window_chars = window_chars
         self._language = language
-        self._log = DecisionLog(log) if isinstance(log, str | Path) else log
+        self._log = log
 
     @classmethod
     @contextmanager
@@ -102,7 +102,7 @@ class Runner:
         What a probe has read for the base model is not read again where the base model answers.
         """
         if not isinstance(router, Probe):
-            return self.read(prompts, self._judged(texts, router.route(texts)))
+            return self.read(prompts, self._choose(texts, lambda: router.route(texts)))
         batch, routes = self._probe(router, texts, prompts)
         return batch.read_anew(prompts, routes)
 
@@ -173,7 +173,7 @@ class Runner:
         if isinstance(router, Probe):
             prompts = [self._prompt(text, new_tokens=1) for text in texts]
             return self._probe(router, texts, prompts)[1]
-        return self._judged(texts, router.route(texts))
+        return self._choose(texts, lambda: router.route(texts))
 
     def reads(self, request: Request) -> bool:
         """Tell whether the model can read a request's prompt together with its answer."""
@@ -190,14 +190,23 @@ class Runner:
             raise RouterError("the engine has no router; give it one, or routes to the requests")
         return self._router
 
-    def _judged(self, texts: Sequence[str], chosen: Sequence[Route]) -> list[Route]:
+    def _choose(self, texts: Sequence[str], choose: Callable[[], list[Route]]) -> list[Route]:
         """Send what a router is unsure of to the base model, and log all that it chose."""
+        start = time.perf_counter()
+        chosen = choose()
+        milliseconds = 1000 * (time.perf_counter() - start) / len(texts)
         routes = []
         for text, found in zip(texts, chosen, strict=True):
-            sure = found.confidence is None or found.confidence >= self._fallback_below
-            route = found if sure else Route((), (), found.confidence)
+            unsure = found.confidence is not None and found.confidence < self._fallback_below
+            route = Route((), (), found.confidence) if unsure else found
             if self._log is not None:
-                self._log.write(text, route)
+                self._log.write(
+                    text,
+                    route,
+                    fallback=unsure,
+                    num_tokens=len(self.base.chat.prompt(text)),
+                    milliseconds=milliseconds,
+                )
             routes.append(route)
         return routes
 
@@ -222,10 +231,9 @@ class Runner:
                     raise route
                 row = self.pool.row(route)
                 prompt = self._prompt(request.prompt, new_tokens=request.sampling.max_new_tokens)
+                writings.append(self._writing(request, number, prompt, route, row))
             except DlpLoraError as error:
                 refused.append(Piece(number, "", BASE_ROUTE, error=error))
-            else:
-                writings.append(self._writing(request, number, prompt, route, row))
         probed = [writing for writing in writings if self._is_probed(writing.request)]
         routed = [writing for writing in writings if not self._is_probed(writing.request)]
         groups = [self._read_again(routed)] if routed else []
@@ -299,7 +307,7 @@ class Runner:
     ) -> tuple[Batch, list[Route]]:
         """Read tokens by the base model, and ask a router what it makes of that."""
         batch, inputs_BI = Batch.probe(self.base, self.pool, ids, router.path)
-        return batch, self._judged(texts, router.routes(inputs_BI))
+        return batch, self._choose(texts, lambda: router.routes(inputs_BI))
 
     def _prompt(self, text: str, *, new_tokens: int) -> tuple[int, ...]:
         """Render a prompt; `GenerationError` if the model cannot read it and the answer."""
@@ -336,6 +344,11 @@ class Runner:
     def _writing(
         self, request: Request, number: int, prompt: Sequence[int], route: Route, row: Row
     ) -> Writing:
+        policy = request.policy or self._policy
+        if len(request.routes) > 1 and policy == "route_once":
+            raise GenerationError(
+                f"{len(request.routes)} routes with the policy route_once, which takes one"
+            )
         return Writing(
             request,
             number,
@@ -343,7 +356,7 @@ class Runner:
             route,
             row,
             self.base.chat,
-            policy=self._policy,
+            policy=policy,
             end_ids=self.base.end_ids,
             device=self.base.device,
             language=self._language,

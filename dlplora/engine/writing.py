@@ -34,7 +34,7 @@ class Writing:
         language: str,
     ) -> None:
         self.request = request
-        self.policy = request.policy or policy
+        self.policy = policy
         self.number = number
         self.route = route
         self.row = row  # the adapters of the route, taken when it was chosen

@@ -50,12 +50,20 @@ class Flow(Section):
     keep_runs: Count
 
 
+class Log(Section):
+    """What each line of a decision log holds besides the text's hash: it may be personal."""
+
+    embedding: bool
+    text: bool
+
+
 class Params(Section):
     """All of params.yaml."""
 
     seed: int
     runtime: Runtime
     flow: Flow
+    log: Log
     base_model: Model
     sources: dict[Name, Source]
     tasks: dict[Name, Task]

@@ -19,10 +19,12 @@ class SystemEntry(Section):
 
     `adapters` is a folder of one adapter for each task, `artifact` what else the system is built
     from, `router` a trained router. Where a kind needs none of them, `data/base` stands instead.
+    A kind whose `needs_task` is set cannot choose by itself: it is told the task of a question.
+    `how` is the caption of its systems, with their params in braces.
     """
 
     needs_task: ClassVar[bool] = False
-    """Whether the task of a question must be named: the system does not choose by itself."""
+    how: ClassVar[str]
 
     adapters: CommandPath
     artifact: CommandPath
@@ -33,16 +35,8 @@ class SystemEntry(Section):
     @property
     def caption(self) -> str:
         """Say in a few words how the system answers."""
-        again = {
-            "keep": "routed again at each sentence",
-            "refill": "re-prefilled by each new route",
-        }
-        told = self.needs_task or self.policy == "route_once"
-        return self._how if told else f"{self._how}; {again[self.policy]}"
-
-    @property
-    def _how(self) -> str:
-        raise NotImplementedError
+        said = self.how.format(**dict(self) | {"router": PurePath(self.router).name})
+        return said if self.policy == "route_once" else f"{said}; policy: {self.policy}"
 
     @property
     def is_joint(self) -> bool:
@@ -53,54 +47,39 @@ class SystemEntry(Section):
 class BaseSystem(SystemEntry):
     """The base model without adapters."""
 
+    how = "the model without adapters"
     kind: Literal["base"]
-
-    @property
-    def _how(self) -> str:
-        return "the model without adapters"
 
 
 class ByTask(SystemEntry):
     """Each task by its own of the `adapters`."""
 
-    needs_task: ClassVar[bool] = True
+    how = "each task by its own adapter in {adapters} (oracle task)"
+    needs_task = True
     kind: Literal["by_task"]
-
-    @property
-    def _how(self) -> str:
-        return f"each task by its own adapter in {self.adapters} (oracle task)"
 
 
 class ExpertsByTask(SystemEntry):
     """CGC-LoRA: each task by its experts in the clusters of `artifact`, folded into one adapter."""
 
-    needs_task: ClassVar[bool] = True
+    how = "CGC-LoRA, common and specific experts trained jointly (oracle task)"
+    needs_task = True
     kind: Literal["experts_by_task"]
     clusters: list[Name]
-
-    @property
-    def _how(self) -> str:
-        return "CGC-LoRA, common and specific experts trained jointly (oracle task)"
 
 
 class Fixed(SystemEntry):
     """The adapter in `artifact` for every prompt."""
 
+    how = "one adapter for every prompt, {artifact}"
     kind: Literal["fixed"]
-
-    @property
-    def _how(self) -> str:
-        return f"one adapter for every prompt, {self.artifact}"
 
 
 class Drawn(SystemEntry):
     """No text is read: one adapter at random, or all with the same weight."""
 
+    how = "adapters whatever the text: {kind}"
     kind: Literal["random", "uniform"]
-
-    @property
-    def _how(self) -> str:
-        return "one adapter at random" if self.kind == "random" else "all adapters, equal weights"
 
 
 class TopP(Section):
@@ -120,33 +99,23 @@ class TopK(Section):
 class TopPSystem(SystemEntry, TopP):
     """The likeliest tasks of `router`, down to a sum."""
 
+    how = "adapters by the router {router}, top-p {p:g}, weights: {weights}"
     kind: Literal["top_p"]
-
-    @property
-    def _how(self) -> str:
-        return f"the likeliest adapters by {_name(self.router)}, to a probability of {self.p:g}"
 
 
 class TopKSystem(SystemEntry, TopK):
     """The k likeliest tasks of `router`."""
 
+    how = "adapters by the router {router}, top-{k}, weights: {weights}"
     kind: Literal["top_k"]
-
-    @property
-    def _how(self) -> str:
-        weights = "" if self.k == 1 else f", weights: {self.weights}"
-        return f"{_likeliest(self.k)} by {_name(self.router)}{weights}"
 
 
 class FusionSystem(SystemEntry):
     """The k likeliest adapters of `router`, their matrices averaged into one."""
 
+    how = "adapters by the router {router}, top-{k}, their matrices averaged"
     kind: Literal["fusion"]
     k: Count
-
-    @property
-    def _how(self) -> str:
-        return f"{_likeliest(self.k)} by {_name(self.router)}, their matrices averaged"
 
 
 class LogoSystem(SystemEntry):
@@ -157,6 +126,7 @@ class LogoSystem(SystemEntry):
     over those.
     """
 
+    how = "LoGo, top-{k} by the {score} of each adapter's output at one layer"
     kind: Literal["logo"]
     score: LogoScore
     k: Count
@@ -165,41 +135,26 @@ class LogoSystem(SystemEntry):
     neutral: list[str]
 
     @property
-    def _how(self) -> str:
-        score = "norm" if self.score == "norm" else "inverse entropy"
-        relative = ", relative to texts of no task" if self.neutral else ""
-        return f"the {self.k} adapters of the largest output {score} at one layer (LoGo){relative}"
+    def caption(self) -> str:
+        """Say in a few words how the system answers."""
+        return super().caption + (", relative to texts of no task" if self.neutral else "")
 
 
 class GatedExperts(SystemEntry):
     """The experts in the clusters of `artifact`, mixed by their gate over `router`."""
 
+    how = "CGC-LoRA's experts, mixed by the probabilities of the router {router}"
     kind: Literal["gated_experts"]
     clusters: list[Name]
-
-    @property
-    def _how(self) -> str:
-        return f"CGC-LoRA's experts, mixed by the probabilities of {_name(self.router)}"
 
 
 class ArrowSystem(SystemEntry):
     """For each token and layer the `top_k` adapters nearest to it, weighted by a softmax."""
 
+    how = "Arrow, top-{top_k} adapters for each token on each layer"
     kind: Literal["arrow"]
     top_k: Count
     temperature: Annotated[float, Field(gt=0)]
-
-    @property
-    def _how(self) -> str:
-        return f"the {self.top_k} adapters nearest to each token on each layer (Arrow)"
-
-
-def _name(router: str) -> str:
-    return f"the router {PurePath(router).name}"
-
-
-def _likeliest(k: int) -> str:
-    return "the likeliest adapter" if k == 1 else f"the {k} likeliest adapters"
 
 
 System = Annotated[

@@ -15,6 +15,7 @@ from dlplora.params import TopK, TopP, Weighting
 from dlplora.records.routes import Route
 
 Probabilities = NDArray[np.float64]
+Vectors = NDArray[np.float32]
 _CALIBRATION_BINS = 15
 
 
@@ -50,6 +51,10 @@ class Classifier(Protocol):
 
     def probabilities(self, texts: Sequence[str]) -> Probabilities:
         """Return the probability of each task (B, N); rows sum to 1."""
+        ...
+
+    def vectors(self, texts: Sequence[str]) -> Vectors:
+        """Return the vectors (B, D) of texts by which the tasks are told apart."""
         ...
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -19,9 +18,9 @@ from dlplora.data.prompts import plain_tokenizer
 from dlplora.errors import ModelError, RouterError, is_disk_full, one_line
 from dlplora.models import quiet_transformers
 from dlplora.records.files import read_json
+from dlplora.routing.base import Vectors
 from dlplora.words import Advance
 
-Vectors = NDArray[np.float32]
 _EMBEDDER = "embedder"  # of a router's folder
 _BATCH = 64
 _OWN_MODULES = "sentence_transformers."

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -25,7 +24,7 @@ from dlplora.errors import ModelError, ParamsError, RouterError
 from dlplora.models import quiet_transformers, whole_model
 from dlplora.records.files import file_sha256
 from dlplora.records.router_card import ROUTER_WEIGHTS, write_router_card
-from dlplora.routing.base import Probabilities
+from dlplora.routing.base import Probabilities, Vectors
 from dlplora.routing.mlp import cut
 from dlplora.runtime import best_place
 
@@ -50,10 +49,15 @@ class EncoderNetwork(nn.Module):
 
     def forward(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Map the tokens of B texts to logits (B, N)."""
+        logits_BN: Tensor = self.classify(self.features(rows))
+        return logits_BN
+
+    def features(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Map the tokens of B texts to the normed states of their first tokens (B, D)."""
         batch = pad_right(rows, self.encoder.config.pad_token_id or 0).to(self.device)
         output = self.encoder(input_ids=batch.ids_BS, attention_mask=batch.mask_BS)
-        logits_BN: Tensor = self.classify(self.norm(output.last_hidden_state[:, 0]))
-        return logits_BN
+        normed_BD: Tensor = self.norm(output.last_hidden_state[:, 0])
+        return normed_BD
 
 
 class EncoderClassifier:
@@ -75,14 +79,25 @@ class EncoderClassifier:
     @torch.inference_mode()
     def probabilities(self, texts: Sequence[str]) -> Probabilities:
         """Return the probability of each task (B, N)."""
+        logits_BN = self.model.classify(self._features(texts))
+        result: Probabilities = logits_BN.double().softmax(1).cpu().numpy()
+        return result
+
+    @torch.inference_mode()
+    def vectors(self, texts: Sequence[str]) -> Vectors:
+        """Return what the last layer reads of texts (B, D)."""
+        result: Vectors = self._features(texts).cpu().numpy()
+        return result
+
+    def _features(self, texts: Sequence[str]) -> Tensor:
+        """Return the states of first tokens (B, D); texts of like length share a batch."""
         rows = encode(self.tokenizer, texts, max_tokens=self.max_tokens)
         order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
-        result = np.empty((len(rows), len(self.labels)))
+        features_BD = torch.empty(len(rows), self.model.norm.weight.numel())
         for start in range(0, len(order), _BATCH):
             part = order[start : start + _BATCH]
-            logits_BN = self.model([rows[place] for place in part])
-            result[part] = logits_BN.double().softmax(1).cpu().numpy()
-        return result
+            features_BD[part] = self.model.features([rows[place] for place in part]).cpu()
+        return features_BD.to(self.model.device)
 
     def save(self, folder: Path) -> None:
         """Write weights, configuration and tokenizer of the encoder, and router.json."""

@@ -19,7 +19,7 @@ from dlplora.data.prompts import plain_tokenizer
 from dlplora.errors import ParamsError, RouterError
 from dlplora.records.base_card import read_base_card
 from dlplora.records.router_card import ROUTER_WEIGHTS, write_router_card
-from dlplora.routing.base import Probabilities
+from dlplora.routing.base import Probabilities, Vectors
 
 _NUM_LAYERS = 4
 _BATCH = 256
@@ -74,12 +74,21 @@ class MlpClassifier:
     @torch.inference_mode()
     def probabilities(self, texts: Sequence[str]) -> Probabilities:
         """Return the probability of each task (B, N)."""
-        rows = encode(self.tokenizer, texts, max_tokens=self.max_tokens)
-        logits = [
-            self.model(*bag(rows[start : start + _BATCH])) for start in range(0, len(rows), _BATCH)
-        ]
-        result: Probabilities = torch.cat(logits).double().softmax(1).numpy().astype(np.float64)
+        logits_BN = self.model.layers[-1](self._hidden(texts))
+        result: Probabilities = logits_BN.double().softmax(1).numpy().astype(np.float64)
         return result
+
+    @torch.inference_mode()
+    def vectors(self, texts: Sequence[str]) -> Vectors:
+        """Return what the last layer reads of texts (B, D)."""
+        result: Vectors = self._hidden(texts).numpy()
+        return result
+
+    def _hidden(self, texts: Sequence[str]) -> Tensor:
+        rows = encode(self.tokenizer, texts, max_tokens=self.max_tokens)
+        bags = [bag(rows[start : start + _BATCH]) for start in range(0, len(rows), _BATCH)]
+        hidden_BD = [self.model.layers[:-1](self.model.embed(*parts)) for parts in bags]
+        return torch.cat(hidden_BD)
 
     def save(self, folder: Path, *, base: Path) -> None:
         """Write router.safetensors and router.json."""

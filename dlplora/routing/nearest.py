@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from dlplora.records.router_card import ROUTER_WEIGHTS, write_router_card
-from dlplora.routing.base import Probabilities
-from dlplora.routing.embedding import Embedder, Vectors
+from dlplora.routing.base import Probabilities, Vectors
+from dlplora.routing.embedding import Embedder
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,12 @@ class KnnClassifier:
 
     def probabilities(self, texts: Sequence[str]) -> Probabilities:
         """Return the probability of each task (B, N)."""
-        vectors_BD = self.embedder.embed(texts, normalise=True)
-        result: Probabilities = self._fitted.predict_proba(vectors_BD)
+        result: Probabilities = self._fitted.predict_proba(self.vectors(texts))
         return result
+
+    def vectors(self, texts: Sequence[str]) -> Vectors:
+        """Return the embeddings of texts (B, D), of length 1."""
+        return self.embedder.embed(texts, normalise=True)
 
     @cached_property
     def _fitted(self) -> Any:
@@ -80,10 +83,13 @@ class CentroidClassifier:
         from scipy.spatial.distance import cdist
         from scipy.special import softmax
 
-        vectors_BD = self.embedder.embed(texts, normalise=True)
-        distances_BN = cdist(vectors_BD, self.centroids_ND, "sqeuclidean")
+        distances_BN = cdist(self.vectors(texts), self.centroids_ND, "sqeuclidean")
         result: Probabilities = softmax(-distances_BN / self.temperature, axis=1)
         return result
+
+    def vectors(self, texts: Sequence[str]) -> Vectors:
+        """Return the embeddings of texts (B, D), of length 1."""
+        return self.embedder.embed(texts, normalise=True)
 
     def save(self, folder: Path) -> None:
         """Write the centroids, router.json and the embedder."""

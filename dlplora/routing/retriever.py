@@ -23,8 +23,8 @@ from dlplora.params import Index, TopK, TopP
 from dlplora.records.files import atomic_write
 from dlplora.records.router_card import ROUTER_WEIGHTS, write_router_card
 from dlplora.records.routes import Route
-from dlplora.routing.base import Probabilities, select
-from dlplora.routing.embedding import Embedder, Vectors, unit
+from dlplora.routing.base import Probabilities, Vectors, select
+from dlplora.routing.embedding import Embedder, unit
 
 Similarities = NDArray[np.float64]
 
@@ -85,9 +85,14 @@ class Retriever:
 
     def similarities(self, texts: Sequence[str]) -> Similarities:
         """Return how similar each text is to each adapter (B, N)."""
-        is_cosine = self.similarity == "cosine"
-        vectors_BD = self.embedder.embed(texts, instruction=self.instruction, normalise=is_cosine)
-        return search(vectors_BD, self._unit_means if is_cosine else self.means_ND)
+        means_ND = self._unit_means if self.similarity == "cosine" else self.means_ND
+        return search(self.vectors(texts), means_ND)
+
+    def vectors(self, texts: Sequence[str]) -> Vectors:
+        """Return the embeddings of texts behind the instruction (B, D), of length 1 for cosines."""
+        return self.embedder.embed(
+            texts, instruction=self.instruction, normalise=self.similarity == "cosine"
+        )
 
     @cached_property
     def _unit_means(self) -> Vectors:

@@ -15,7 +15,7 @@ from dlplora.data.scripts import terms_of
 from dlplora.records.base_card import read_base_card
 from dlplora.records.router_card import ROUTER_WEIGHTS, write_router_card
 from dlplora.records.routes import Route
-from dlplora.routing.base import Probabilities
+from dlplora.routing.base import Probabilities, Vectors
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,18 @@ class TfidfClassifier:
         """Return the probability of each task (B, N)."""
         from scipy.special import softmax
 
-        features = self._fitted.transform(texts)
-        result: Probabilities = softmax(features @ self.coefficients.T + self.intercepts, axis=1)
+        result: Probabilities = softmax(self._logits(texts), axis=1)
         return result
+
+    def vectors(self, texts: Sequence[str]) -> Vectors:
+        """Return the logits (B, N): shorter than a place for each term."""
+        return self._logits(texts).astype(np.float32)
+
+    def _logits(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        logits_BN: NDArray[np.float64] = (
+            self._fitted.transform(texts) @ self.coefficients.T + self.intercepts
+        )
+        return logits_BN
 
     @cached_property
     def _fitted(self) -> Any:

@@ -25,6 +25,7 @@ class Engine(Runner):
         *,
         system: str | None = None,
         place: Place | None = None,
+        log: str | Path | None = None,
         **settings: Any,
     ) -> "Engine":
         """Load a system of a folder: the base model, the adapters and router that it names.
@@ -34,14 +35,24 @@ class Engine(Runner):
             system: A name in the params, with the task where it is told one (`single:TASK`); by
                 default `default_system`.
             place: Device and dtype; by default the best that this machine has.
-            settings: Those of a `Runner`: places, fallback_below, window_chars, language, log.
+            log: A file that every decision is appended to; the params say what a line holds.
+            settings: Those of a `Runner`: places, fallback_below, window_chars, language.
 
         Raises a `DlpLoraError` if anything in the folder cannot be used.
         """
-        chosen = Systems(folder, [system], place=place or best_place()).named(system)
+        systems = Systems(folder, [system], place=place or best_place())
+        chosen = systems.named(system)
+        decisions = None if log is None else systems.decision_log(log, system, chosen)
         with ExitStack() as stack:
             pool = stack.enter_context(chosen.attach())
-            engine = cls(chosen.base, pool, router=chosen.router, policy=chosen.policy, **settings)
+            engine = cls(
+                chosen.base,
+                pool,
+                router=chosen.router,
+                policy=chosen.policy,
+                log=decisions,
+                **settings,
+            )
             engine._attached = stack.pop_all()
         return engine
 

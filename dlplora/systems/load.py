@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dlplora.engine.decisions import DecisionLog
 from dlplora.errors import ParamsError, choices
 from dlplora.models import load_base
 from dlplora.params import PARAMS_FILE, load_params, named
@@ -75,6 +76,16 @@ class Systems:
         )
         system = build(entry, inputs)
         return replace(system, router=ConstantRouter(*system.told([task]))) if task else system
+
+    def decision_log(self, path: str | Path, name: str | None, system: System) -> DecisionLog:
+        """Return a log of a system's decisions that holds what the params say of logs."""
+        told, classifier = self._params.log, system.classifier
+        return DecisionLog(
+            path,
+            system=self._params.default_system if name is None else name,
+            with_text=told.text,
+            embed=classifier.vectors if told.embedding and classifier else None,
+        )
 
     def _entry(self, name: str | None) -> tuple[SystemParams, str]:
         """Return what the params say of a system, and the task that it is named with."""

@@ -1,7 +1,9 @@
-"""The engine against its own batches and plain forward passes: requests, sentences, cancelling."""
+"""The runner against its own batches and plain forward passes: requests, sentences, cancelling."""
 
+import hashlib
 import json
 import threading
+from base64 import b64decode
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,8 +11,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from transformers.cache_utils import DynamicCache
 
 from dlplora.engine.answers import Answer, Request
@@ -424,26 +428,40 @@ def test_no_texts_have_no_routes(pooled: tuple[Base, Pool]) -> None:
 
 
 def test_every_decision_is_logged(pooled: tuple[Base, Pool], tmp_path: Path) -> None:
-    texts = ["say red", "a text that is longer"]
-    engine_of(pooled, log=DecisionLog(tmp_path / "text.jsonl", with_text=True)).route(texts)
-    engine_of(pooled, log=str(tmp_path / "hash.jsonl")).route(texts)
-    assert len((tmp_path / "hash.jsonl").read_text().splitlines()) == len(texts)
-    lines = [json.loads(line) for line in (tmp_path / "text.jsonl").read_text().splitlines()]
-    assert [line["text"] for line in lines] == texts
-    assert [line["adapters"] for line in lines] == [["one"], ["two", "one"]]
+    base, texts = pooled[0], ["say red", "a text that is longer"]
+
+    def embed(asked: Sequence[str]) -> NDArray[np.float32]:
+        return np.array([[len(text), 0.5] for text in asked], dtype=np.float32)
+
+    full = DecisionLog(tmp_path / "full", system="mine", version="v1", with_text=True, embed=embed)
+    engine_of(pooled, log=full, fallback_below=0.7).route(texts)
+    engine_of(pooled, log=DecisionLog(tmp_path / "short", system="mine")).route(texts)
+    lines = [json.loads(line) for line in (tmp_path / "full").read_text().splitlines()]
+    for text, line in zip(texts, lines, strict=True):
+        assert line.pop("text") == text
+        vector = np.frombuffer(b64decode(line.pop("embedding")), dtype=np.float16)
+        assert vector.tolist() == [len(text), 0.5]
+        assert line["sha256"] == hashlib.sha256(text.encode()).hexdigest()
+        assert line["tokens"] == len(base.chat.prompt(text))
+        assert (line["version"], line["system"]) == ("v1", "mine")
+        assert line["milliseconds"] >= 0
+    assert [line["adapters"] for line in lines] == [["one"], []]
     assert [line["confidence"] for line in lines] == [0.9, 0.6]
-    assert "red" not in (tmp_path / "hash.jsonl").read_text()
+    assert [line["fallback"] for line in lines] == [False, True]
+    short = [json.loads(line) for line in (tmp_path / "short").read_text().splitlines()]
+    assert [line["adapters"] for line in short] == [["one"], ["two", "one"]]
+    assert all(set(line) == set(lines[0]) for line in short)
 
 
 def test_a_log_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(GenerationError, match="cannot be written: Is a directory"):
-        DecisionLog(tmp_path)
+        DecisionLog(tmp_path, system="mine")
 
 
 def test_a_decision_that_cannot_be_logged_ends_its_request_alone(
     pooled: tuple[Base, Pool], tmp_path: Path
 ) -> None:
-    log = DecisionLog(tmp_path / "log")
+    log = DecisionLog(tmp_path / "log", system="mine")
     (tmp_path / "log").unlink()
     (tmp_path / "log").mkdir()
     request = Request("say red", Sampling(max_new_tokens=4))
@@ -479,9 +497,11 @@ def test_options_without_text_are_refused(pooled: tuple[Base, Pool], options: li
         ({"routes": (ONE, TWO)}, "2 routes with the policy route_once"),
     ],
 )
-def test_a_wrong_request_is_refused_by_name(wrong: dict[str, object], message: str) -> None:
+def test_a_wrong_request_is_refused_by_name(
+    pooled: tuple[Base, Pool], wrong: dict[str, object], message: str
+) -> None:
     with pytest.raises(GenerationError, match=message):
-        Request("say red", **wrong)  # type: ignore[arg-type]
+        engine_of(pooled).generate([Request("say red", **wrong)])  # type: ignore[arg-type]
 
 
 def test_what_does_not_fit_the_model_is_refused(pooled: tuple[Base, Pool]) -> None:

@@ -11,7 +11,8 @@ from tokenizers import processors
 from transformers import AutoModel, AutoTokenizer
 
 from dlplora.errors import ModelError, RouterError
-from dlplora.routing.embedding import Embedder, Vectors, unit
+from dlplora.routing.base import Vectors
+from dlplora.routing.embedding import Embedder, unit
 from tests.embedders import HIDDEN, WINDOW, write_tiny_embedder
 from tests.tiny import byte_level
 
