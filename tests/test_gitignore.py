@@ -15,6 +15,7 @@ SEEN = [
     "data/raw/mine.dvc",
     "data/imported/mine.dvc",
     "data/comparison.json",
+    "data/metrics.json",
     "suites/mine.yaml",
     "suites/toy/mine.json",
 ]
