@@ -1,4 +1,4 @@
-"""A folder as the pipeline leaves it: a tiny base model, two adapters and a trained router."""
+"""A folder as the pipeline leaves it: a tiny base model, adapters, experts and a router."""
 
 import shutil
 from pathlib import Path
@@ -6,9 +6,13 @@ from typing import Any
 
 import torch
 import yaml
+from peft import LoraConfig
 
+from dlplora.lora.cluster import cluster_of
+from dlplora.lora.experts import attach_experts
 from dlplora.routing.mlp import MiniMlp, MlpClassifier, read_tokenizer
-from tests.peft_adapters import peft_pool
+from dlplora.training.experts import TrainedExperts
+from tests.peft_adapters import FINGERPRINT, peft_pool, training_of
 from tests.tiny import TARGETS, tiny_model, write_tiny_folder, write_tiny_tokenizer
 
 TASKS = ("colours", "opposites")
@@ -36,6 +40,8 @@ def write_answering_project(root: Path, folder: Path) -> None:
     write_tiny_tokenizer(data / "base")
     configs = {name: {"r": 2, "target_modules": TARGETS["llama"]} for name in TASKS}
     peft_pool(tiny_model(), configs, data / "adapters")
+    peft_pool(tiny_model(seed=7), {"all": configs[TASKS[0]] | {"r": 3}}, data / "joint")
+    write_experts(data / "experts/all")
     torch.manual_seed(0)
     tokenizer = read_tokenizer(data / "base")
     model = MiniMlp(
@@ -47,15 +53,37 @@ def write_answering_project(root: Path, folder: Path) -> None:
     params = yaml.safe_load((root / "params.yaml").read_text())
     params["tasks"] = dict.fromkeys(TASKS, _TASK)
     params["adapters"] = {name: {} for name in TASKS}
+    experts = {"artifact": "data/experts", "clusters": ["all"]}
     params["systems"] |= {
         "logo": system_entry("logo", adapters="data/adapters", **_LOGO),
         "own": system_entry("by_task", adapters="data/adapters"),
         "elsewhere": params["systems"]["dlp_mlp"] | {"router": "elsewhere/mlp"},
         "unmade": params["systems"]["dlp_mlp"] | {"router": "data/routers/unmade"},
         "fused": system_entry("fusion", adapters="data/adapters", router="data/routers/mlp", k=2),
+        "joined": system_entry("fixed", artifact="data/joint/all"),
+        "told_experts": system_entry("experts_by_task", **experts),
+        "weighed_experts": system_entry("gated_experts", router="data/routers/mlp", **experts),
         "arrow": system_entry("arrow", adapters="data/adapters", top_k=2, temperature=1.0),
     }
-    params |= {"experts": {}, "unseen_tasks": {}}
+    cluster = {"common": 1, "specific": 1, "expert_rank": 4, "embedding": 5, "training": {}}
+    params |= {"experts": {"all": {"tasks": list(TASKS)} | cluster}, "unseen_tasks": {}}
     params["runtime"]["dtype"] = "float32"
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     shutil.copyfile(root / "dvc.yaml", folder / "dvc.yaml")
+
+
+def write_experts(folder: Path) -> None:
+    """Write a cluster of random experts of both tasks."""
+    torch.manual_seed(1)
+    sizes = {"num_tasks": len(TASKS), "num_common": 1, "num_specific": 1, "rank": 4, "width": 5}
+    gate, layers = attach_experts(tiny_model(), TARGETS["llama"], **sizes, scaling=2.0, dropout=0.0)
+    with torch.no_grad():
+        for parameter in [*gate.parameters(), *(p for one in layers.values() for p in one.downs)]:
+            parameter.normal_(std=0.3)
+        for layer in layers.values():
+            for parameter in layer.ups:
+                parameter.normal_(std=0.3)
+    cluster = cluster_of(gate, layers, name="all", tasks=TASKS, base_fingerprint=FINGERPRINT)
+    config = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=TARGETS["llama"])
+    trainings = {task: training_of(task) for task in TASKS}
+    TrainedExperts(cluster, "tiny", config.to_dict(), trainings).save(folder)

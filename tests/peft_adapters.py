@@ -31,9 +31,13 @@ def save_peft(model: PeftModel, folder: Path) -> LoraAdapter:
     folder.mkdir(parents=True)
     tensors = get_peft_model_state_dict(model)
     write_adapter(folder, model.peft_config["default"].to_dict(), tensors, base_id="tiny")
-    training = AdapterTraining(folder.name, FINGERPRINT, False, "", 1, 1, 1, Curve((), 0))
-    write_adapter_training(folder, training)
+    write_adapter_training(folder, training_of(folder.name))
     return read_adapter(folder, base_fingerprint=FINGERPRINT)
+
+
+def training_of(task: str) -> AdapterTraining:
+    """Return what is known of how an adapter was trained: nothing."""
+    return AdapterTraining(task, FINGERPRINT, False, "", 1, 1, 1, Curve((), 0))
 
 
 def peft_pool(

@@ -3,19 +3,22 @@
 import ast
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from dlplora.fingerprints import PACKAGES
-from dlplora.params import Params, load_params
+from dlplora.params import NUM_QUESTIONS, Params, load_params
+from dlplora.records.comparison import Comparison, write_comparisons
+from dlplora.words import Setting
 
 ROOT = Path(__file__).parent.parent
 STAGES: dict[str, dict[str, Any]] = {
     name: stage.get("do", stage) | {"foreach": stage.get("foreach")}
     for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items()
 }
+EMPTY = Comparison("iid", "single", "base", {}, (), {}, {}, {}, {}, ())
 TRAINING = [
     "adapter",
     "experts",
@@ -28,9 +31,19 @@ TRAINING = [
 ]
 
 
+def entries(stage: dict[str, Any]) -> list[str | dict[str, Any]]:
+    return [*stage.get("outs", []), *stage.get("metrics", [])]
+
+
 def outputs(stage: dict[str, Any]) -> list[str]:
-    listed = [*stage.get("outs", []), *stage.get("metrics", [])]
-    return [out if isinstance(out, str) else next(iter(out)) for out in listed]
+    return [out if isinstance(out, str) else next(iter(out)) for out in entries(stage)]
+
+
+def test_git_keeps_what_dvc_does_not_cache() -> None:
+    listed = [out for stage in STAGES.values() for out in entries(stage) if isinstance(out, dict)]
+    uncached = {path for out in listed for path, how in out.items() if not how["cache"]}
+    seen = {line[2:] for line in (ROOT / ".gitignore").read_text().split() if line[:7] == "!/data/"}
+    assert uncached == {path for path in seen if path.endswith(".json")}
 
 
 def tracked(name: str) -> set[str]:
@@ -76,7 +89,7 @@ def test_every_section_that_a_stage_reads_is_tracked(name: str) -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_path_out_of_params_stands_in_quotes_in_a_command(name: str) -> None:
-    names = {"${key}", "${item.embedder}", "${item.system}"}  # identifiers
+    names = {"${key}", "${item.embedder}"}  # identifiers
     unquoted = re.sub(r'"[^"]*"', "", STAGES[name]["cmd"])
     assert set(re.findall(r"\$\{.*?\}", unquoted)) <= names
 
@@ -90,6 +103,25 @@ def test_each_stage_has_one_file_and_each_file_its_stage() -> None:
 def test_what_trains_depends_on_no_test_file(name: str) -> None:
     assert not [dep for dep in STAGES[name]["deps"] if dep.startswith("data/examples/test")]
     assert "data/examples" not in STAGES[name]["deps"]
+
+
+def test_a_system_has_a_folder_of_scores_for_each_setting() -> None:
+    scores = [out for out in outputs(STAGES["evaluate"]) if out.startswith("data/scores/")]
+    assert scores == [f"data/scores/{setting}/${{key}}" for setting in get_args(Setting)]
+    assert list(NUM_QUESTIONS) == list(get_args(Setting))
+
+
+def test_metrics_and_plots_are_of_files_that_a_stage_writes(tmp_path: Path) -> None:
+    write_comparisons(tmp_path, [EMPTY], {}, {})
+    columns = {
+        f"data/comparison/{file.relative_to(tmp_path)}": file.read_text().strip().split(",")
+        for file in tmp_path.rglob("*.csv")
+    }
+    plots = yaml.safe_load((ROOT / "dvc.yaml").read_text())["plots"]
+    drawn = [axes[axis] for plot in plots for axes in plot.values() for axis in ("x", "y")]
+    assert all(column in columns[file] for axis in drawn for file, column in axis.items())
+    assert {file for axis in drawn for file in axis} == set(columns)
+    assert [name for name, stage in STAGES.items() if stage.get("metrics")] == ["compare"]
 
 
 def test_only_timings_and_the_report_may_differ_between_identical_runs() -> None:

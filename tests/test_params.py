@@ -1,5 +1,6 @@
 """Params: sections without defaults, one-line errors, names that may stand in paths."""
 
+import re
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -16,10 +17,11 @@ from pydantic import BaseModel, ValidationError
 from dlplora import params as params_package
 from dlplora.errors import ParamsError
 from dlplora.params import Section, is_identifier, load_params, named, parse_params
+from tests.answering import system_entry
 
-HEADER = ("seed", "runtime", "flow", "base_model")
+HEADER = ("seed", "runtime", "flow", "log", "base_model")
 ROUTERS = ("routers", "embedding_routers")
-RESERVED = {"con", "prn", "aux", "nul", "default", "base"}
+RESERVED = {"con", "prn", "aux", "nul", "default", "base", "single", "none"}
 RESERVED |= {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
 SUITES = sorted(path.stem for path in (Path(__file__).parent.parent / "suites").glob("*.yaml"))
 
@@ -119,19 +121,15 @@ def test_every_suite_trains_an_adapter_for_each_task_and_names_what_exists(
     raws = {task["raw"] for task in listed.values()}
     assert fetched <= raws
     assert all((root / raw).is_file() for raw in raws - fetched)
-    artifacts = {system["artifact"] for system in sections["systems"].values()}
     made = {f"data/routers/{router}" for section in ROUTERS for router in sections[section]}
     folders = {"joint": "joint", "merges": "merged", "lorahub": "lorahub"}
     made |= {f"data/{folder}/{name}" for key, folder in folders.items() for name in sections[key]}
-    assert artifacts <= {"data/adapters", "data/experts", *made}
-    for system in sections["gated_systems"].values():
-        assert system["experts"] == "data/experts"
-        assert system["router"] in made
+    made |= {"data/base", "data/adapters"} | ({"data/experts"} if sections["experts"] else set())
+    for name, system in sections["systems"].items():
+        assert {system[key] for key in ("adapters", "artifact", "router")} <= made, name
     for router in sections["routers"].values():
         in_embedders = router["reads"].startswith("data/embedders/")
         assert in_embedders if router["kind"] == "encoder" else router["reads"] == "data/base"
-    for setting in sections["composites"].values():
-        assert setting["artifact"] == sections["systems"][setting["system"]]["artifact"]
 
 
 def test_loading_keeps_every_value_of_the_file(root: Path, values: dict[str, Any]) -> None:
@@ -145,11 +143,6 @@ Edit = Callable[[dict[str, Any]], object]
     ("edit", "key", "found"),
     [
         (lambda v: v.update(tokens=3), "tokens: ", "found 3"),
-        (
-            lambda v: v["composites"]["composite_2"].update(system="random"),
-            "composites.composite_2.system is random; ",
-            "expected a system that reads the text",
-        ),
         (lambda v: v["evaluation"].update(beams=4), "evaluation.beams: ", "found 4"),
         (lambda v: v.pop("balance"), "balance: ", "required"),
         (lambda v: v["splits"].pop("test"), "splits.test: ", "required"),
@@ -167,7 +160,14 @@ Edit = Callable[[dict[str, Any]], object]
         (lambda v: v["splits"].update(least=[16, 4]), "splits.least", "found [16, 4]"),
         (lambda v: v["splits"].update(shares=[0.9, 0.9, -0.8]), "splits.shares.2: ", "found -0.8"),
         (lambda v: v["systems"]["dlp_mlp"].update(p=1.5), "systems.dlp_mlp.top_p.p: ", "found 1.5"),
-        (lambda v: v["systems"]["dlp_mlp"].update(route="best"), "systems.dlp_mlp: ", "'best'"),
+        (lambda v: v["systems"]["dlp_mlp"].update(kind="best"), "systems.dlp_mlp: ", "'best'"),
+        (lambda v: v["systems"]["dlp_mlp"].update(k=2), "systems.dlp_mlp.top_p.k: ", "found 2"),
+        (
+            lambda v: v["systems"]["base"].update(settings=["pool"]),
+            "systems.base.base.settings.0: ",
+            "found 'pool'",
+        ),
+        (lambda v: v["systems"]["base"].update(policy="anew"), "systems.base.base.policy", "anew"),
         (lambda v: v["routers"]["mlp"].update(kind="magic"), "routers.mlp: ", "'magic'"),
         (lambda v: v["base_model"].update(sha256="abc"), "base_model.package_gguf.sha256: ", "abc"),
         (lambda v: v["balance"].update(parts=[1]), "balance.parts.0: ", "found 1"),
@@ -220,12 +220,8 @@ def compared(root: Path, values: dict[str, Any]) -> dict[str, Any]:
             "file: past_tense: in none of the clusters of cgc (all)",
         ),
         (
-            lambda v: v["gated_systems"]["cgc_routed"].update(clusters=["one"]),
+            lambda v: v["systems"]["cgc_routed"].update(clusters=["one"]),
             "params.yaml: no experts.one; there are: all",
-        ),
-        (
-            lambda v: v["gated_systems"].update(cgc=v["gated_systems"]["cgc_routed"]),
-            "file: cgc: in systems and in gated_systems",
         ),
         (lambda v: v["experts"]["all"]["training"].update(rnak=4), "experts.all.training"),
         (lambda v: v["experts"]["all"].update(tasks=[]), "file: experts.all.tasks: "),
@@ -248,6 +244,95 @@ def test_the_training_of_experts_is_that_of_an_adapter_with_overrides(
     overrides = compared["experts"]["all"]["training"]
     found = parse_params(compared, "file").expert_training_of("all")
     assert found.model_dump() == compared["adapter"] | overrides
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda v: v.update(default_system="absent"),
+            "params.yaml: default_system is absent; expected a system that is not told the task: "
+            "base, dlp_mlp, ",
+        ),
+        (
+            lambda v: v.update(default_system="single"),
+            "params.yaml: default_system is single; expected a system that is not told the task: ",
+        ),
+        (
+            lambda v: v["systems"]["single"].update(settings=["iid", "composite_3"]),
+            "params.yaml: systems.dlp_mlp.settings: composite_2: expected systems.single to answer "
+            "it, too: scores are compared with its",
+        ),
+        (
+            lambda v: v["systems"]["single"].update(policy="route_once"),
+            "params.yaml: systems.single.policy is route_once; expected keep or refill: it is told "
+            "each task of a prompt of composite_2",
+        ),
+        (lambda v: v["systems"].pop("single"), "params.yaml: no systems.single; there are: base, "),
+    ],
+)
+def test_systems_that_do_not_fit_together_are_refused_in_one_line(
+    values: dict[str, Any], edit: Edit, message: str
+) -> None:
+    edit(values)
+    with pytest.raises(ParamsError) as caught:
+        parse_params(values, "params.yaml")
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_told_system_of_single_questions_may_route_once(values: dict[str, Any]) -> None:
+    values["systems"]["own"] = values["systems"]["single"] | {"settings": ["iid"]}
+    values["systems"]["own"]["policy"] = "route_once"
+    assert parse_params(values, "params.yaml").systems["own"].needs_task
+
+
+def test_a_setting_of_more_questions_than_tasks_is_answered_by_none(
+    values: dict[str, Any],
+) -> None:
+    first, second = list(values["tasks"])[:2]
+    for section in ("tasks", "adapters"):
+        values[section] = {name: values[section][name] for name in (first, second)}
+    loaded = parse_params(values, "params.yaml")
+    assert loaded.systems_in("composite_2") == [
+        name for name, row in values["systems"].items() if "composite_2" in row["settings"]
+    ]
+    assert loaded.systems_in("composite_3") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("dlp_mlp", {"p": 0.35}, "0.35"),
+        ("dlp_mlp", {"router": "data/routers/other"}, "other"),
+        ("dlp_mlp_top1", {"k": 5}, "5"),
+        ("dlp_mlp_top1", {"weights": "equal"}, "equal"),
+        ("dlp_mlp", {"policy": "refill"}, "refill"),
+        ("fused", {"k": 5}, "5"),
+        ("logo", {"k": 5}, "5"),
+        ("logo", {"score": "entropy"}, "entropy"),
+        ("logo", {"neutral": ["x"]}, "neutral|no task"),
+        ("arrow", {"top_k": 5}, "5"),
+        ("joined", {"artifact": "data/merged/other"}, "data/merged/other"),
+        ("single", {"adapters": "data/others"}, "data/others"),
+        ("random", {"kind": "uniform"}, "uniform"),
+    ],
+)
+def test_the_caption_of_a_system_follows_its_params(
+    values: dict[str, Any], name: str, change: dict[str, Any], expected: str
+) -> None:
+    logo = {"score": "norm", "k": 2, "block": "last", "projection": "q_proj", "neutral": []}
+    values["systems"] |= {
+        "fused": system_entry("fusion", k=2),
+        "logo": system_entry("logo", **logo),
+        "arrow": system_entry("arrow", top_k=2, temperature=1.0),
+        "joined": system_entry("fixed", artifact="data/joint/all"),
+    }
+    before = parse_params(values, "params.yaml").systems[name].caption
+    values["systems"][name] |= change
+    after = parse_params(values, "params.yaml").systems[name].caption
+    assert not re.search(expected, before)
+    assert re.search(expected, after)
 
 
 def test_shares_that_do_not_add_up_are_refused(tmp_path: Path, values: dict[str, Any]) -> None:
@@ -454,7 +539,8 @@ PATHS = [
     ("unseen_tasks", "object_counting", "raw"),
     ("routers", "mlp", "reads"),
     ("systems", "dlp_mlp", "artifact"),
-    ("composites", "composite_2", "artifact"),
+    ("systems", "base", "adapters"),
+    ("systems", "tfidf", "router"),
     ("imported_adapters", "past_tense", "path"),
 ]
 

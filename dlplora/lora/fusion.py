@@ -32,28 +32,32 @@ class FusionPool(Pool):
     def add(self, adapter: LoraAdapter) -> None:
         """Attach an adapter, as `Pool.add` does."""
         super().add(adapter)
-        self._members = {**self._members, adapter.name: adapter}
-        self._averages = {}
+        with self._changing:
+            self._members[adapter.name] = adapter
+            self._averages = {}
 
     def remove(self, name: str) -> None:
         """Let go of an adapter; batches that run with it end with it."""
         super().remove(name)
-        self._members = {k: v for k, v in self._members.items() if k != name}
-        self._averages = {}
+        with self._changing:
+            del self._members[name]
+            self._averages = {}
 
     def row(self, route: Route) -> Row:
         """Take the average of a route's adapters; `RouterError` on one that is not here."""
         if not route.adapters:
             return ()
         names = tuple(sorted(route.adapters))
-        members, averages = self._members, self._averages
-        average = averages.pop(names, None) or self.lay_out(
-            fuse([found(members, name) for name in names], name=" + ".join(names))
-        )
-        averages[names] = average
-        if len(averages) > _KEPT:
-            averages.pop(next(iter(averages)))
+        with self._changing:  # else an average of earlier members might be kept
+            average = self._averages.pop(names, None) or self._average(names)
+            self._averages[names] = average
+            if len(self._averages) > _KEPT:
+                del self._averages[next(iter(self._averages))]
         return ((average, 1.0),)
+
+    def _average(self, names: Sequence[str]) -> PairsByPath:
+        members = [found(self._members, name) for name in names]
+        return self.lay_out(fuse(members, name=" + ".join(names)))
 
 
 def fuse(adapters: Sequence[LoraAdapter], *, name: str) -> LoraAdapter:

@@ -57,7 +57,7 @@ def arrow(base: Base, folders: Sequence[Path], *, entry: ArrowSystem, seed: int)
         router_temperature=entry.temperature,
         rng_seed=seed,
     )
-    own = dict(base.model.named_modules())
+    own, attributes = dict(base.model.named_modules()), set(vars(base.model))
     try:
         try:
             with ignore_peft_warnings():
@@ -79,3 +79,5 @@ def arrow(base: Base, folders: Sequence[Path], *, entry: ArrowSystem, seed: int)
         for path, module in own.items():
             if base.model.get_submodule(path) is not module:
                 set_module(base.model, path, module)
+        for name in vars(base.model).keys() - attributes:  # PEFT's own, read by the next one
+            delattr(base.model, name)

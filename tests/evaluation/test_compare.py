@@ -4,24 +4,30 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dlplora.errors import DataError
-from dlplora.evaluation.compare import BY_TASK, compare
+from dlplora.evaluation.compare import compare
 from dlplora.evaluation.metrics import METRICS, resampled_scores, resampled_tasks, summarise
+from dlplora.params import BaseSystem, ByTask, Fixed, SystemEntry, TopKSystem
 from dlplora.records.comparison import (
     Comparison,
     Difference,
     read_comparison,
     read_novelties,
     write_comparisons,
+    write_metrics,
 )
 from dlplora.records.novelty import Novelty
-from dlplora.records.routes import BASE_ROUTE, Route
-from dlplora.records.scores import IID, ItemScore, OptionScores, read_summary, write_scores
+from dlplora.records.routes import BASE_ROUTE, PER_TOKEN, Route
+from dlplora.records.scores import ItemScore, OptionScores, read_summary, write_scores
+from dlplora.records.training import Curve, CurvePoint
 from dlplora.words import Primary
+from tests.answering import system_entry
+from tests.peft_adapters import training_of
 
 NOVELTY = {"mlp": Novelty(60, 40, 0.9, 0.8, 0.7)}
 PRIMARIES: dict[str, Primary] = {"colours": "accuracy", "opposites": "rougeL"}
@@ -95,53 +101,64 @@ def write_system(folder: Path, system: str, items: Sequence[ItemScore]) -> None:
     tasks = dict.fromkeys(item.task for item in items)
     primaries = {task: PRIMARIES[task] for task in tasks}
     resampled = resampled_tasks(items, primaries, seed=SEED)
-    summary = summarise(items, primaries, resampled, setting=IID, system=system, seed=SEED)
+    summary = summarise(items, primaries, resampled, setting="iid", system=system, seed=SEED)
     write_scores(folder, items, summary)
 
 
 @pytest.fixture
 def scores(tmp_path: Path) -> Path:
-    """Folders of scores: base and single one a task, random and routed whole."""
+    """Folders of the scores of four systems."""
     folder = tmp_path / "scores"
-    for system in ("base", "single"):
-        for task in PRIMARIES:
-            write_system(folder / IID / system / task, system, items_of(system, task))
-    for system in ("random", "routed"):
+    for system in RIGHT:
         items = [item for task in PRIMARIES for item in items_of(system, task)]
-        write_system(folder / IID / system, system, items)
+        write_system(folder / "iid" / system, system, items)
     return folder
 
 
-def compared(scores: Path, systems: Sequence[str] = ("random", "routed")) -> Comparison:
-    return compare(
-        scores,
-        setting=IID,
-        primaries=PRIMARIES,
-        systems=[*BY_TASK, *systems],
-        reference="single",
-        seed=SEED,
-    )
+def entries(names: Sequence[str]) -> dict[str, SystemEntry]:
+    """Return what the params say of systems: all but two are routed."""
+    mlp = {"router": "data/routers/mlp", "k": 2, "weights": "equal"}
+    known: dict[str, SystemEntry] = {
+        "base": BaseSystem(**system_entry("base")),
+        "single": ByTask(**system_entry("by_task", adapters="data/adapters")),
+    }
+    return {name: known.get(name) or TopKSystem(**system_entry("top_k", **mlp)) for name in names}
 
 
-def test_systems_stand_behind_base_and_single_in_the_order_given(scores: Path) -> None:
+def compared(scores: Path, names: Sequence[str] = ("random", "routed"), **more: Any) -> Comparison:
+    values: dict[str, Any] = {"setting": "iid", "primaries": PRIMARIES, "reference": "single"}
+    values |= {"systems": entries(["base", "single", *names]), "default": "routed", "seed": SEED}
+    return compare(scores, **values | more)
+
+
+def test_systems_stand_in_the_order_given_with_their_captions(scores: Path) -> None:
     comparison = compared(scores, ["routed", "random"])
 
-    assert list(comparison.summaries) == ["base", "single", "routed", "random"]
-    assert list(comparison.differences) == ["base", "single", "routed", "random"]
-    assert list(comparison.routing) == ["routed", "random"]
-    assert comparison.setting == IID
+    names = ["base", "single", "routed", "random"]
+    for of_system in (
+        comparison.summaries,
+        comparison.differences,
+        comparison.routing,
+        comparison.captions,
+    ):
+        assert list(of_system) == names
+    assert comparison.captions == {name: row.caption for name, row in entries(names).items()}
+    assert (comparison.setting, comparison.reference) == ("iid", "single")
+    assert (comparison.default, comparison.joint) == ("routed", ())
+
+
+def test_systems_that_were_trained_on_several_tasks_together_are_known(scores: Path) -> None:
+    joint = {name: "data/joint/one" if name == "random" else "data/merged/two" for name in RIGHT}
+    systems = {name: Fixed(**system_entry("fixed", artifact=path)) for name, path in joint.items()}
+
+    assert compared(scores, systems=systems).joint == ("random",)
 
 
 def test_a_summary_of_the_comparison_is_the_one_that_the_evaluation_wrote(scores: Path) -> None:
     comparison = compared(scores)
 
-    for system in ("random", "routed"):
-        assert comparison.summaries[system] == read_summary(scores / IID / system)
-    for system in ("base", "single"):
-        for task in PRIMARIES:
-            alone = read_summary(scores / IID / system / task)
-            assert comparison.summaries[system].tasks[task] == alone.tasks[task]
-            assert alone.score == alone.tasks[task].score
+    for system in RIGHT:
+        assert comparison.summaries[system] == read_summary(scores / "iid" / system)
 
 
 def test_single_does_not_differ_from_itself(scores: Path) -> None:
@@ -193,7 +210,7 @@ def test_a_system_that_answers_as_single_does_has_a_difference_without_width(
     scores: Path,
 ) -> None:
     items = [item for task in PRIMARIES for item in items_of("single", task)]
-    write_system(scores / IID / "twin", "twin", items)
+    write_system(scores / "iid" / "twin", "twin", items)
 
     comparison = compared(scores, ["twin"])
 
@@ -251,14 +268,7 @@ def test_samples_are_the_first_items_of_each_task_with_the_answers_of_all(scores
 
 
 def test_items_of_unlisted_tasks_are_left_out(scores: Path) -> None:
-    comparison = compare(
-        scores,
-        setting=IID,
-        primaries={"colours": "accuracy"},
-        systems=[*BY_TASK, "routed"],
-        reference="single",
-        seed=SEED,
-    )
+    comparison = compared(scores, ["routed"], primaries={"colours": "accuracy"})
 
     assert {sample.task for sample in comparison.samples} == {"colours"}
     assert list(comparison.routing["routed"].confusion) == ["colours"]
@@ -280,37 +290,38 @@ def test_a_system_of_other_items_is_refused(
     scores: Path, change: Callable[[list[ItemScore]], list[ItemScore]]
 ) -> None:
     items = [item for task in PRIMARIES for item in items_of("random", task)]
-    write_system(scores / IID / "random", "random", change(items))
+    write_system(scores / "iid" / "random", "random", change(items))
 
     with pytest.raises(DataError, match=r"iid/random: other items than those of single"):
         compared(scores)
 
 
-def test_base_of_other_items_than_single_is_refused(scores: Path) -> None:
-    items = items_of("base", "opposites")[1:]
-    write_system(scores / IID / "base" / "opposites", "base", items)
+def test_a_system_that_weighs_each_token_has_no_routing(scores: Path) -> None:
+    items = [
+        replace(item, route=PER_TOKEN) for task in PRIMARIES for item in items_of("random", task)
+    ]
+    write_system(scores / "iid/arrow", "arrow", items)
 
-    with pytest.raises(DataError, match=r"iid/base: other items"):
-        compared(scores)
+    comparison = compared(scores, ["routed", "arrow"])
+
+    assert list(comparison.routing) == ["base", "single", "routed"]
+    assert comparison.summaries["arrow"].routing_accuracy is None
+    assert comparison.summaries["arrow"].adapters_per_prompt is None
+    assert comparison.samples[0].answers["arrow"]["route"] is None
+    assert comparison.samples[0].answers["base"]["route"] == {}
 
 
-def test_a_comparison_reads_back_as_it_was_written(scores: Path, tmp_path: Path) -> None:
+def test_the_short_files_hold_scores_by_setting_and_system(scores: Path, tmp_path: Path) -> None:
     comparison = compared(scores)
-    write_comparisons(tmp_path / "comparison", tmp_path / "comparison.json", [comparison], {})
+    write_metrics(tmp_path / "comparison.json", tmp_path / "metrics.json", [comparison])
 
-    assert read_comparison(tmp_path / "comparison", IID) == comparison
-
-
-def test_comparison_json_holds_what_git_keeps(scores: Path, tmp_path: Path) -> None:
-    comparison = compared(scores)
-    write_comparisons(tmp_path / "comparison", tmp_path / "comparison.json", [comparison], {})
-
+    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics == {"iid": {name: row.score for name, row in comparison.summaries.items()}}
     values = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
-
-    assert list(values) == [IID]
-    assert list(values[IID]) == ["base", "single", "random", "routed"]
+    assert list(values) == ["iid"]
+    assert list(values["iid"]) == ["base", "single", "random", "routed"]
     best = comparison.summaries["single"].score
-    for system, row in values[IID].items():
+    for system, row in values["iid"].items():
         summary = comparison.summaries[system]
         assert row == {
             "score": summary.score,
@@ -319,57 +330,81 @@ def test_comparison_json_holds_what_git_keeps(scores: Path, tmp_path: Path) -> N
             "normalised": summary.score / best,
             "routing_accuracy": summary.routing_accuracy,
         }
-    assert values[IID]["single"]["normalised"] == 1
-    assert values[IID]["base"]["routing_accuracy"] is None
-    assert values[IID]["random"]["routing_accuracy"] == pytest.approx(7 / 14)
-    assert values[IID]["routed"]["routing_accuracy"] == pytest.approx(10 / 14)
+    accuracies = {name: row["routing_accuracy"] for name, row in values["iid"].items()}
+    assert accuracies == pytest.approx(
+        {"base": None, "single": 1, "random": 7 / 14, "routed": 10 / 14}
+    )
 
 
-def test_nothing_is_normalised_by_a_single_adapter_that_scores_0(
-    scores: Path, tmp_path: Path
-) -> None:
+def test_nothing_is_normalised_by_a_reference_that_scores_0(scores: Path) -> None:
     items = [
         replace(item, prediction="blue", generated="blue", score=0.0)
         for item in items_of("single", "colours")
     ]
-    write_system(scores / IID / "single" / "colours", "single", items)
-    comparison = compare(
-        scores,
-        setting=IID,
-        primaries={"colours": "accuracy"},
-        systems=[*BY_TASK, "routed"],
-        reference="single",
-        seed=SEED,
-    )
-    write_comparisons(tmp_path / "comparison", tmp_path / "comparison.json", [comparison], {})
+    write_system(scores / "iid/single", "single", items + items_of("single", "opposites"))
 
-    values = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
-    assert [row["normalised"] for row in values[IID].values()] == [None] * 3
+    comparison = compared(scores, ["routed"], primaries={"colours": "accuracy"})
+
+    assert [comparison.normalised(name) for name in comparison.summaries] == [None] * 3
 
 
-def test_the_same_scores_give_the_same_bytes(scores: Path, tmp_path: Path) -> None:
+def test_what_dvc_plots_are_scores_first_adapters_and_losses(scores: Path, tmp_path: Path) -> None:
+    points = (CurvePoint(0, None, 3.5), CurvePoint(1, 2.25, None))
+    trainings = {"colours": replace(training_of("colours"), curve=Curve(points, 0))}
+    comparison = compared(scores)
+
+    write_comparisons(tmp_path / "out", [comparison], {}, trainings)
+
+    def rows(name: str) -> list[list[str]]:
+        text = (tmp_path / f"out/plots/{name}.csv").read_text(encoding="utf-8")
+        return [line.split(",") for line in text.splitlines()]
+
+    assert rows("scores") == [
+        ["setting", "system", "score"],
+        *(["iid", name, str(row.score)] for name, row in comparison.summaries.items()),
+    ]
+    head, *pairs = rows("confusion")
+    assert head == ["task", "adapter"]
+    firsts = [
+        [item.task, item.route.first or "none"]
+        for task in PRIMARIES
+        for item in items_of("routed", task)
+    ]
+    assert sorted(pairs) == sorted(firsts)
+    assert rows("learning") == [
+        ["task", "step", "loss", "validation_loss"],
+        ["colours", "0", "", "3.5"],
+        ["colours", "1", "2.25", ""],
+    ]
+
+
+def test_the_same_scores_give_the_same_bytes_and_read_back(scores: Path, tmp_path: Path) -> None:
+    comparison = compared(scores)
     for name in ("first", "second"):
-        write_comparisons(tmp_path / name, tmp_path / f"{name}.json", [compared(scores)], {})
+        write_comparisons(tmp_path / name, [compared(scores)], {"sums": NOVELTY}, {})
 
-    for file in ("{}.json", "{}/iid.json"):
-        first, second = (tmp_path / file.format(name) for name in ("first", "second"))
-        assert first.read_bytes() == second.read_bytes()
+    assert read_comparison(tmp_path / "first", "iid") == comparison
+    assert read_novelties(tmp_path / "first", ["sums"]) == {"sums": NOVELTY}
+    files = [path for path in (tmp_path / "first").rglob("*") if path.is_file()]
+    assert len(files) == 5
+    for file in files:
+        other = tmp_path / "second" / file.relative_to(tmp_path / "first")
+        assert file.read_bytes() == other.read_bytes()
 
 
-def test_each_setting_has_its_own_reference(scores: Path, tmp_path: Path) -> None:
-    for system in ("oracle", "keep"):
-        items = [item for task in PRIMARIES for item in items_of("routed", task)]
-        write_system(
-            scores / "composite_2" / system, system, items[: 12 if system == "keep" else 14]
-        )
-    arguments = {"primaries": PRIMARIES, "reference": "oracle", "seed": SEED}
-    with pytest.raises(DataError, match="composite_2/keep: other items than those of oracle"):
-        compare(scores, setting="composite_2", systems=["oracle", "keep"], **arguments)  # type: ignore[arg-type]
-    found = compare(scores, setting="composite_2", systems=["oracle"], **arguments)  # type: ignore[arg-type]
-    assert (found.differences["oracle"].difference, found.reference) == (0, "oracle")
-    write_comparisons(
-        tmp_path / "out", tmp_path / "out.json", [compared(scores), found], {"sums": NOVELTY}
-    )
+def test_each_setting_is_compared_on_its_own_items(scores: Path, tmp_path: Path) -> None:
+    items = [item for task in PRIMARIES for item in items_of("routed", task)]
+    systems = entries(["single", "routed"])
+    write_system(scores / "composite_2/single", "single", items[:12])
+    write_system(scores / "composite_2/routed", "routed", items)
+    with pytest.raises(DataError, match="composite_2/routed: other items than those of single"):
+        compared(scores, setting="composite_2", systems=systems)
+
+    write_system(scores / "composite_2/routed", "routed", items[:12])
+    found = compared(scores, setting="composite_2", systems=systems)
+    assert found.differences == dict.fromkeys(systems, Difference(0, 0, 0))
+    write_comparisons(tmp_path / "out", [compared(scores), found], {}, {})
     assert read_comparison(tmp_path / "out", "composite_2") == found
-    assert read_novelties(tmp_path / "out", ["sums"]) == {"sums": NOVELTY}
-    assert list(json.loads((tmp_path / "out.json").read_text())) == [IID, "composite_2"]
+    write_metrics(tmp_path / "out.json", tmp_path / "metrics.json", [compared(scores), found])
+    for name in ("out.json", "metrics.json"):
+        assert list(json.loads((tmp_path / name).read_text())) == ["iid", "composite_2"]

@@ -34,7 +34,6 @@ from dlplora.records import examples
 from dlplora.records.examples import Kind, check_primary
 from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.records.scores import (
-    IID,
     ItemScore,
     OptionScores,
     Summary,
@@ -334,7 +333,7 @@ def sum_up(
     items: Sequence[ItemScore], primaries: Mapping[str, Primary], *, system: str, seed: int
 ) -> Summary:
     resampled = resampled_tasks(items, primaries, seed=seed)
-    return summarise(items, primaries, resampled, setting=IID, system=system, seed=seed)
+    return summarise(items, primaries, resampled, setting="iid", system=system, seed=seed)
 
 
 def test_the_score_of_a_system_is_the_mean_over_tasks_whatever_their_sizes() -> None:
@@ -347,7 +346,7 @@ def test_the_score_of_a_system_is_the_mean_over_tasks_whatever_their_sizes() -> 
     assert summary.tasks["qa"].score == pytest.approx(rouge_l)
     assert summary.score == pytest.approx((0.3 + rouge_l) / 2)
     assert (summary.tasks["mcq"].n, summary.tasks["qa"].n) == (30, N)
-    assert (summary.setting, summary.system, summary.seed) == (IID, "s", 0)
+    assert (summary.setting, summary.system, summary.seed) == ("iid", "s", 0)
 
 
 def test_the_interval_of_a_system_is_stratified_by_task() -> None:

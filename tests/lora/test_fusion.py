@@ -1,17 +1,24 @@
 """Fused matrices against plain averages, and against the model's own forward."""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from dlplora.adapters import LoraAdapter
-from dlplora.errors import AdapterError
-from dlplora.lora.attach import attached
-from dlplora.lora.fusion import fuse
-from dlplora.records.routes import Route
+from dlplora.engine.answers import Answer, Request
+from dlplora.engine.runner import Runner
+from dlplora.errors import AdapterError, RouterError
+from dlplora.lora.attach import Pool, attached
+from dlplora.lora.fusion import FusionPool, fuse
+from dlplora.lora.layout import PairsByPath
+from dlplora.records.routes import BASE_ROUTE, Route
+from dlplora.sampling import Sampling
+from dlplora.words import Policy
 from tests.peft_adapters import peft_pool
-from tests.tiny import TARGETS, tiny_model
+from tests.tiny import TARGETS, tiny_base, tiny_model
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 PLAIN = {"r": 3, "lora_alpha": 6, "target_modules": TARGETS["llama"]}
@@ -73,3 +80,84 @@ def test_adapters_that_are_not_alike_are_refused_by_name(
         fuse(pool, name="both")
 
     assert str(caught.value) == f"adapters 'one' and 'other' cannot be fused: {message}"
+
+
+@pytest.fixture
+def fusing(adapters: list[LoraAdapter]) -> Iterator[Pool]:
+    with attached(tiny_model(), adapters, pool_type=FusionPool) as pool:
+        yield pool
+
+
+def average(pool: Pool, *names: str) -> PairsByPath:
+    """Return what a pool takes for a route to adapters of some weights."""
+    weights = [0.7, 0.2, 0.1][: len(names)]
+    ((pairs, weight),) = pool.row(Route(names, tuple(w / sum(weights) for w in weights)))
+    assert weight == 1
+    return pairs
+
+
+def test_a_pool_averages_the_same_members_once_in_any_order(
+    fusing: Pool, adapters: list[LoraAdapter]
+) -> None:
+    found = average(fusing, "one", "two")
+    assert average(fusing, "two", "one") is found
+    assert average(fusing, "one", "three") is not found
+    expected = fusing.lay_out(fuse([adapters[1], adapters[0]], name="x"))
+    for path, pair in expected.items():
+        torch.testing.assert_close(found[path].down_RI, pair.down_RI)
+        torch.testing.assert_close(found[path].up_RO, pair.up_RO)
+    assert fusing.row(BASE_ROUTE) == ()
+
+
+def test_a_member_that_is_replaced_is_averaged_again(
+    fusing: Pool, adapters: list[LoraAdapter]
+) -> None:
+    earlier = average(fusing, "one", "two")
+    fusing.remove("two")
+    with pytest.raises(RouterError, match="no adapter 'two'; there are: one, three"):
+        average(fusing, "one", "two")
+    fusing.add(replace(adapters[2], name="two"))
+    expected = average(fusing, "one", "three")
+    found = average(fusing, "one", "two")
+    for path, pair in found.items():
+        assert torch.equal(pair.down_RI, expected[path].down_RI)
+        assert not torch.equal(pair.down_RI, earlier[path].down_RI)
+
+
+def test_a_pool_keeps_the_averages_used_last(fusing: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dlplora.lora.fusion._KEPT", 2)
+    one, two = average(fusing, "one"), average(fusing, "two")
+    assert average(fusing, "one") is one
+    average(fusing, "three")
+    assert average(fusing, "one") is one
+    assert average(fusing, "two") is not two
+
+
+@pytest.mark.parametrize("policy", ["keep", "refill"])
+def test_an_answer_is_rerouted_to_averages_as_to_adapters_made_beforehand(
+    adapters: list[LoraAdapter], policy: Policy
+) -> None:
+    base = tiny_base(lines=True)
+    routes = [Route(names, (0.5, 0.5)) for names in (("one", "two"), ("three", "one"))]
+
+    def answers(pool: Pool, routes: Sequence[Route]) -> list[Answer]:
+        sampling = Sampling(max_new_tokens=20, temperature=3.0)
+        requests = [
+            Request("say red", replace(sampling, seed=seed), tuple(routes), policy, num_answers=2)
+            for seed in range(20)
+        ]
+        return Runner(base, pool).generate(requests)
+
+    with attached(base.model, adapters, pool_type=FusionPool) as pool:
+        found = answers(pool, routes)
+    by_name = {adapter.name: adapter for adapter in adapters}
+    made = [
+        fuse([by_name[name] for name in sorted(route.adapters)], name="+".join(route.adapters))
+        for route in routes
+    ]
+    with attached(base.model, made) as pool:
+        expected = answers(pool, [Route((adapter.name,), (1.0,)) for adapter in made])
+    assert [answer.text for answer in found] == [answer.text for answer in expected]
+    begun = [part.route for answer in found for part in answer.parts[1:] if part.text]
+    assert begun
+    assert set(begun) == {routes[1]}

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlplora.records.files import read_json
-from dlplora.records.routes import BASE_ROUTE, Route
+from dlplora.records.routes import BASE_ROUTE, PER_TOKEN, Route
 from dlplora.records.scores import (
     ItemScore,
     OptionScores,
@@ -28,6 +28,7 @@ QA = ItemScore(
     "2", "words", "what ?", "é", ("down", "é"), 0.5, "é", None, Route(("a", "b"), (0.75, 0.25), 0.6)
 )
 BASE = ItemScore("3", "words", "what\n?", "", ("down",), 0.0, "", None, BASE_ROUTE)
+ARROW = ItemScore("4", "words", "what ?", "up", ("down",), 0.0, "up", None, PER_TOKEN)
 TASKS = {
     "words": TaskScore(2, "qa", "rougeL", 0.25, 0.1, 0.4, {"rougeL": 0.25, "exact_match": 0.5}),
     "colours": TaskScore(1, "mcq", "accuracy", 1.0, 0.2, 1.0, {"accuracy": 1.0}),
@@ -41,8 +42,9 @@ def _options(logprobs: list[float], tokens: list[int]) -> OptionScores:
 
 
 def test_items_of_every_kind_and_the_summary_come_back(tmp_path: Path) -> None:
-    write_scores(tmp_path / "s", [MCQ, QA, BASE], SUMMARY)
-    assert read_items(tmp_path / "s") == [MCQ, QA, BASE]
+    items = [MCQ, QA, BASE, ARROW]
+    write_scores(tmp_path / "s", items, SUMMARY)
+    assert read_items(tmp_path / "s") == items
     assert read_summary(tmp_path / "s") == SUMMARY
     assert list(read_summary(tmp_path / "s").tasks) == ["words", "colours"]
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlplora.params import TopKRoute, TopPRoute, Weighting
+from dlplora.params import TopK, TopP, Weighting
 from dlplora.routing.base import (
     ClassifierRouter,
     Probabilities,
@@ -23,12 +23,12 @@ WEIGHTINGS: tuple[Weighting, ...] = ("renormalise", "softmax_probabilities", "so
 Counts = st.lists(st.integers(0, 20), min_size=1, max_size=6).filter(any)
 
 
-def top_p(p: float, weights: Weighting = "renormalise") -> TopPRoute:
-    return TopPRoute(artifact="x", route="top_p", p=p, weights=weights)
+def top_p(p: float, weights: Weighting = "renormalise") -> TopP:
+    return TopP(p=p, weights=weights)
 
 
-def top_k(k: int, weights: Weighting = "renormalise") -> TopKRoute:
-    return TopKRoute(artifact="x", route="top_k", k=k, weights=weights)
+def top_k(k: int, weights: Weighting = "renormalise") -> TopK:
+    return TopK(k=k, weights=weights)
 
 
 def names(count: int) -> list[str]:
@@ -109,7 +109,7 @@ def test_top_k_keeps_the_k_likeliest_and_never_more_than_there_are(
 
 
 @pytest.mark.parametrize("how", [top_k(3), top_p(0.7)])
-def test_equal_probabilities_keep_the_order_of_the_labels(how: TopKRoute | TopPRoute) -> None:
+def test_equal_probabilities_keep_the_order_of_the_labels(how: TopK | TopP) -> None:
     route = select(np.full(4, 0.25), ["d", "a", "c", "b"], how)
 
     assert route.adapters == ("d", "a", "c")

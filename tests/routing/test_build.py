@@ -1,4 +1,4 @@
-"""From a system's params and a folder to its router."""
+"""From the folder of a trained router to its classifier, and to what routes by it."""
 
 import json
 from collections.abc import Callable
@@ -9,11 +9,10 @@ import torch
 from tokenizers import Tokenizer
 
 from dlplora.errors import RouterError
-from dlplora.params import DrawnRoute, TopKRoute, TopPRoute
-from dlplora.routing.base import ClassifierRouter
-from dlplora.routing.build import build_router, load_classifier
+from dlplora.params import TopK, TopP
+from dlplora.routing.build import load_classifier, router_of
 from dlplora.routing.mlp import MiniMlp, MlpClassifier
-from dlplora.routing.simple import RandomRouter, UniformRouter, fit_tfidf
+from dlplora.routing.simple import fit_tfidf
 from tests.tiny import write_tiny_tokenizer
 
 TASKS = ["opposite", "colour"]
@@ -47,50 +46,28 @@ def mlp(tmp_path: Path, base: Path) -> Path:
     return folder
 
 
-def top_k(k: int) -> TopKRoute:
-    return TopKRoute(artifact="x", route="top_k", k=k, weights="renormalise")
-
-
-def test_random_draws_by_the_seed_over_sorted_tasks_without_an_artifact(base: Path) -> None:
-    system = DrawnRoute(artifact="x", route="random")
-
-    router = build_router(system, base / "none", base, tasks=["b", "a"], seed=5)
-
-    assert router == RandomRouter(("a", "b"), 5)
-    texts = [f"text {number}" for number in range(20)]
-    other = build_router(system, base / "none", base, tasks=["a", "b"], seed=5)
-    assert other.route(texts) == router.route(texts)
-
-
-def test_uniform_needs_no_artifact(base: Path) -> None:
-    system = DrawnRoute(artifact="x", route="uniform")
-
-    router = build_router(system, base / "none", base, tasks=["b", "a"], seed=0)
-
-    assert router == UniformRouter(("a", "b"))
+def top_k(k: int) -> TopK:
+    return TopK(k=k, weights="renormalise")
 
 
 @pytest.mark.parametrize("kind", ["tfidf", "mlp"])
-def test_top_k_routes_by_the_classifier_of_its_artifact(
+def test_top_k_routes_by_the_classifier_of_its_folder(
     kind: str, base: Path, request: pytest.FixtureRequest
 ) -> None:
     folder: Path = request.getfixturevalue(kind)
 
-    router = build_router(top_k(1), folder, base, tasks=TASKS, seed=0)
-
-    assert isinstance(router, ClassifierRouter)
     classifier = load_classifier(folder, base=base, tasks=TASKS)
+    routes = router_of(classifier, top_k(1)).route(TEXTS)
+
     likeliest = classifier.probabilities(TEXTS).argmax(1)
-    routes = router.route(TEXTS)
     assert [route.adapters for route in routes] == [
         (classifier.labels[place],) for place in likeliest
     ]
 
 
 def test_top_p_keeps_both_tasks_when_it_must_reach_all(tfidf: Path, base: Path) -> None:
-    system = TopPRoute(artifact="x", route="top_p", p=1.0, weights="renormalise")
-
-    routes = build_router(system, tfidf, base, tasks=TASKS, seed=0).route(TEXTS)
+    classifier = load_classifier(tfidf, base=base, tasks=TASKS)
+    routes = router_of(classifier, TopP(p=1.0, weights="renormalise")).route(TEXTS)
 
     assert [route.adapters[0] for route in routes] == ["opposite", "opposite", "colour", "colour"]
     assert all(set(route.adapters) == set(TASKS) for route in routes)
@@ -111,14 +88,15 @@ def test_a_router_of_other_tasks_than_the_pool_is_refused(
     folder: Path = request.getfixturevalue(kind)
 
     with pytest.raises(RouterError) as caught:
-        build_router(top_k(1), folder, base, tasks=tasks, seed=0)
+        load_classifier(folder, base=base, tasks=tasks)
 
     assert str(caught.value).startswith(f"{folder}: {told}")
 
 
 def test_the_order_of_the_tasks_of_the_pool_does_not_matter(tfidf: Path, base: Path) -> None:
     forward, backward = (
-        build_router(top_k(2), tfidf, base, tasks=tasks, seed=0) for tasks in (TASKS, TASKS[::-1])
+        router_of(load_classifier(tfidf, base=base, tasks=tasks), top_k(2))
+        for tasks in (TASKS, TASKS[::-1])
     )
 
     assert forward.route(TEXTS) == backward.route(TEXTS)
@@ -134,7 +112,7 @@ def test_an_unknown_kind_is_refused_with_those_there_are(tfidf: Path, base: Path
 
 def test_a_missing_folder_is_refused_by_its_name(tmp_path: Path, base: Path) -> None:
     with pytest.raises(RouterError, match="nowhere: no usable router"):
-        build_router(top_k(1), tmp_path / "nowhere", base, tasks=TASKS, seed=0)
+        load_classifier(tmp_path / "nowhere", base=base, tasks=TASKS)
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"labels": []}'])

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from dlplora.adapters import LoraAdapter, LoraPair
 from dlplora.errors import AdapterError, ParamsError, RouterError
-from dlplora.params import LogoRoute
+from dlplora.params import LogoSystem
 from dlplora.records.routes import BASE_ROUTE
 from dlplora.routing.base import Probe
 from dlplora.routing.logo import Logo, build_logo, projection_path
+from tests.answering import system_entry
 from tests.tiny import tiny_model
 
 PATH = "model.layers.1.self_attn.q_proj"
@@ -213,16 +214,9 @@ def test_neutral_texts_are_read_at_the_projection_and_calibrate() -> None:
         asked.append((texts, path))
         return torch.ones(len(texts), 16)
 
-    def params(neutral: list[str]) -> LogoRoute:
-        return LogoRoute(
-            artifact="x",
-            route="logo",
-            score="norm",
-            k=2,
-            block="last",
-            projection="q_proj",
-            neutral=neutral,
-        )
+    def params(neutral: list[str]) -> LogoSystem:
+        own = {"score": "norm", "k": 2, "block": "last", "projection": "q_proj"}
+        return LogoSystem(**system_entry("logo", **own, neutral=neutral))
 
     plain = build_logo(params([]), tiny_model(), pool, read)  # type: ignore[arg-type]
     assert asked == []

@@ -15,14 +15,8 @@ from sklearn.pipeline import Pipeline
 
 from dlplora.data.scripts import terms_of
 from dlplora.records.router_card import read_router_card
-from dlplora.routing.simple import (
-    BaseRouter,
-    FixedRouter,
-    RandomRouter,
-    TfidfClassifier,
-    UniformRouter,
-    fit_tfidf,
-)
+from dlplora.records.routes import Route
+from dlplora.routing.simple import ConstantRouter, RandomRouter, TfidfClassifier, fit_tfidf
 from tests.tiny import write_tiny_tokenizer
 
 TEXTS = {
@@ -62,25 +56,11 @@ def test_another_seed_draws_other_routes() -> None:
     assert RandomRouter(("a", "b"), 0).route(texts) != RandomRouter(("a", "b"), 1).route(texts)
 
 
-def test_uniform_gives_every_adapter_the_same_share_of_every_text() -> None:
-    routes = UniformRouter(("a", "b", "c")).route(["x", "y"])
+def test_a_constant_router_gives_every_text_its_route() -> None:
+    route = Route(("a", "b"), (0.25, 0.75))
 
-    assert [route.adapters for route in routes] == [("a", "b", "c")] * 2
-    assert [route.weights for route in routes] == [(1 / 3, 1 / 3, 1 / 3)] * 2
-    assert [route.first for route in routes] == [None, None]
-
-
-def test_base_routes_every_text_to_no_adapter() -> None:
-    routes = BaseRouter().route(["x", "y", "z"])
-
-    assert [(route.adapters, route.weights) for route in routes] == [((), ())] * 3
-
-
-def test_fixed_routes_every_text_to_its_adapter() -> None:
-    routes = FixedRouter("b").route(["x", "y"])
-
-    assert [(route.adapters, route.weights) for route in routes] == [(("b",), (1.0,))] * 2
-    assert [route.first for route in routes] == ["b", "b"]
+    assert ConstantRouter(route).route(["x", "y"]) == [route, route]
+    assert ConstantRouter(route).route([]) == []
 
 
 @pytest.mark.parametrize("tasks", [("opposite", "colour"), ("word", "sum", "colour", "opposite")])

@@ -1,11 +1,13 @@
-"""Arrow in the engine: PEFT's own forward, one by one, and its formula by hand."""
+"""Arrow: PEFT's own forward, one by one, its formula by hand, and a base model left as it was."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from dlplora.training.arrow import put_arrow
+from peft import create_arrow_model
 from torch import Tensor, nn
 
 from dlplora.adapters import LoraAdapter
@@ -13,16 +15,18 @@ from dlplora.engine.answers import Answer, Request
 from dlplora.engine.runner import Runner
 from dlplora.errors import AdapterError
 from dlplora.models import Base
-from dlplora.params import Arrow
+from dlplora.params import ArrowSystem
 from dlplora.records.routes import BASE_ROUTE
 from dlplora.records.scores import OptionScores
 from dlplora.sampling import Sampling
+from dlplora.systems.arrow import arrow
+from tests.answering import system_entry
 from tests.peft_adapters import FINGERPRINT, peft_pool
 from tests.tiny import TARGETS, tiny_base, tiny_model
 
 NAMES = ("a", "b", "c", "d")
 EQUAL = {"r": 2, "lora_alpha": 6, "target_modules": TARGETS["llama"]}
-PARAMS = Arrow(top_k=2, temperature=0.7)
+ENTRY = ArrowSystem(**system_entry("arrow", top_k=2, temperature=0.7))
 HEAD = "what is the colour opposite of sum word say a b c d e f g red green blue grey"  # shared
 TAILS = ["up", "one two three", "left right hot cold big small yes no", "up down , down"]
 OPTIONS = ["red green blue", "grey", "one two", "yes no yes"]
@@ -34,15 +38,19 @@ def pool(tmp_path: Path) -> list[LoraAdapter]:
     return peft_pool(tiny_model(), dict.fromkeys(NAMES, EQUAL), tmp_path)[1]
 
 
-def arrowed(folder: Path, names: Sequence[str] = NAMES, params: Arrow = PARAMS) -> Base:
+@contextmanager
+def arrowed(
+    folder: Path, names: Sequence[str] = NAMES, entry: ArrowSystem = ENTRY
+) -> Iterator[Base]:
     base = tiny_base()
-    put_arrow(base, [folder / name for name in names], params=params, seed=0)
-    return base
+    with arrow(base, [folder / name for name in names], entry=entry, seed=0):
+        yield base
 
 
 @pytest.fixture
-def base(pool: list[LoraAdapter], tmp_path: Path) -> Base:
-    return arrowed(tmp_path)
+def base(pool: list[LoraAdapter], tmp_path: Path) -> Iterator[Base]:
+    with arrowed(tmp_path) as base:
+        yield base
 
 
 @pytest.fixture
@@ -69,8 +77,8 @@ class ByHand(nn.Module):
         for row, x_SI in enumerate(x_BSI):
             for place, x_I in enumerate(x_SI):
                 near = torch.stack([(prototype @ x_I).abs() for prototype in self.prototypes])
-                chosen = near.argsort(descending=True)[: PARAMS.top_k]
-                weights = (near[chosen] / PARAMS.temperature).softmax(0)
+                chosen = near.argsort(descending=True)[: ENTRY.top_k]
+                weights = (near[chosen] / ENTRY.temperature).softmax(0)
                 for weight, number in zip(weights, chosen.tolist(), strict=True):
                     y_BSO[row, place] += weight * (self.deltas[number] @ x_I)
         return y_BSO
@@ -79,7 +87,6 @@ class ByHand(nn.Module):
 def test_the_model_computes_the_formula(tmp_path: Path) -> None:
     rank_1 = EQUAL | {"r": 1}  # whose singular vectors PEFT's iteration finds exactly
     _, pool = peft_pool(tiny_model(), dict.fromkeys(NAMES, rank_1), tmp_path)
-    base = arrowed(tmp_path)
     model = tiny_model()
     plain = model(IDS).logits
     for path in pool[0].pairs:
@@ -87,7 +94,8 @@ def test_the_model_computes_the_formula(tmp_path: Path) -> None:
         linear = model.get_submodule(path)
         assert isinstance(linear, nn.Linear)
         setattr(model.get_submodule(parent), name, ByHand(linear, pool, path))
-    found = base.model(IDS).logits
+    with arrowed(tmp_path) as base:
+        found = base.model(IDS).logits
     torch.testing.assert_close(found, model(IDS).logits, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(found, plain, atol=0.1)
 
@@ -147,32 +155,88 @@ def scored(engine: Runner, texts: Sequence[str]) -> list[OptionScores]:
 
 
 def test_the_order_of_adapters_does_not_matter(base: Base, tmp_path: Path) -> None:
-    other = arrowed(tmp_path, NAMES[::-1])
-    torch.testing.assert_close(base.model(IDS).logits, other.model(IDS).logits)
+    with arrowed(tmp_path, NAMES[::-1]) as other:
+        torch.testing.assert_close(base.model(IDS).logits, other.model(IDS).logits)
 
 
 def test_of_fewer_adapters_than_k_all_are_weighed(base: Base, tmp_path: Path) -> None:
-    two = arrowed(tmp_path, NAMES[:2], Arrow(top_k=5, temperature=0.7))
-    same = arrowed(tmp_path, NAMES[:2])
-    assert torch.equal(two.model(IDS).logits, same.model(IDS).logits)
-    assert not torch.equal(two.model(IDS).logits, base.model(IDS).logits)
+    wide = ENTRY.model_copy(update={"top_k": 5})
+    with arrowed(tmp_path, NAMES[:2], wide) as two, arrowed(tmp_path, NAMES[:2]) as same:
+        assert torch.equal(two.model(IDS).logits, same.model(IDS).logits)
+        assert not torch.equal(two.model(IDS).logits, base.model(IDS).logits)
 
 
-def test_adapters_that_differ_in_ranks_are_refused(pool: list[LoraAdapter], tmp_path: Path) -> None:
-    peft_pool(tiny_model(), {"e": EQUAL | {"r": 3}}, tmp_path)
-    with pytest.raises(AdapterError, match=r"arrow: the adapter e has rank 3 on .*, a has 2"):
-        arrowed(tmp_path, ("a", "e"))
+@pytest.mark.parametrize("error", [None, ZeroDivisionError])
+def test_behind_its_block_the_base_model_is_the_one_that_it_was(
+    pool: list[LoraAdapter], tmp_path: Path, error: type[ZeroDivisionError] | None
+) -> None:
+    base = tiny_base()
+    before, logits = state_of(base), base.model(IDS).logits
+    folders = [tmp_path / name for name in NAMES]
+    by_arrow = []
+    for _ in range(2):
+        with suppress(ZeroDivisionError), arrow(base, folders, entry=ENTRY, seed=0):
+            by_arrow.append(base.model(IDS).logits)
+            if error:
+                raise error
+        assert state_of(base) == before
+        assert torch.equal(base.model(IDS).logits, logits)
+    assert torch.equal(*by_arrow)
+    assert not torch.allclose(by_arrow[0], logits, atol=0.1)
 
 
-def test_adapters_of_some_layers_alone_are_refused(tmp_path: Path) -> None:
-    some = EQUAL | {"layers_to_transform": [0]}
-    peft_pool(tiny_model(), {"a": some, "b": some}, tmp_path)
-    with pytest.raises(AdapterError, match=r"arrow: PEFT weighs other layers than .*layers\.1"):
-        arrowed(tmp_path, ("a", "b"))
+@pytest.mark.parametrize(
+    ("names", "config", "message"),
+    [
+        (("a", "e"), {"r": 3}, r"arrow: the adapter e has rank 3 on .*, a has 2"),
+        (("e", "f"), {"layers_to_transform": [0]}, r"arrow: PEFT weighs other .*layers\.1"),
+    ],
+)
+def test_adapters_that_do_not_fit_are_refused_and_leave_the_base_model_as_it_was(
+    pool: list[LoraAdapter],
+    tmp_path: Path,
+    names: Sequence[str],
+    config: dict[str, object],
+    message: str,
+) -> None:
+    peft_pool(tiny_model(), dict.fromkeys(set(names) - {"a"}, EQUAL | config), tmp_path)
+    assert_refused(tmp_path, names, message)
+
+
+def test_what_peft_refuses_is_told_in_one_line_and_leaves_the_base_model_as_it_was(
+    pool: list[LoraAdapter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any) -> None:
+        create_arrow_model(*arguments)
+        raise ValueError("target_modules\n  mismatch")
+
+    monkeypatch.setattr("dlplora.systems.arrow.create_arrow_model", refuse)
+    assert_refused(tmp_path, NAMES, "^arrow: ValueError: target_modules mismatch$")
+
+
+def assert_refused(folder: Path, names: Sequence[str], message: str) -> None:
+    base = tiny_base()
+    before = state_of(base)
+    with (
+        pytest.raises(AdapterError, match=message),
+        arrow(base, [folder / name for name in names], entry=ENTRY, seed=0),
+    ):
+        pass
+    assert state_of(base) == before
 
 
 def test_an_adapter_of_another_base_is_refused(pool: list[LoraAdapter], tmp_path: Path) -> None:
     file = tmp_path / "b/training.json"
     file.write_text(file.read_text().replace(FINGERPRINT, "0" * 64))
-    with pytest.raises(AdapterError, match="b: trained on the base model 000000000000"):
-        arrowed(tmp_path)
+    with (
+        pytest.raises(AdapterError, match="b: trained on the base model 000000000000"),
+        arrowed(tmp_path),
+    ):
+        pass
+
+
+def state_of(base: Base) -> tuple[dict[str, nn.Module], set[str], list[tuple[str, bool]]]:
+    """Return the modules of a base model, its attributes, and which weights would be trained."""
+    modules = dict(base.model.named_modules())
+    trained = [(name, weight.requires_grad) for name, weight in base.model.named_parameters()]
+    return modules, set(vars(base.model)), trained

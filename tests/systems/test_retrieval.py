@@ -13,11 +13,11 @@ from dlplora import cli
 from dlplora.params import TopK
 from dlplora.routing.embedding import Embedder
 from dlplora.routing.retriever import RetrievalRouter, Retriever
-from tests.answering import TASKS, write_answering_project
+from tests.answering import TASKS, system_entry, write_answering_project
 from tests.embedders import write_tiny_embedder
 
 ROOT = Path(__file__).parent.parent.parent
-NEAREST = TopK(route="top_k", k=1, weights="equal")
+NEAREST = TopK(k=1, weights="equal")
 TEXTS = ["say red", "what is the opposite of up ?", "say blue", "one plus two"]
 
 
@@ -33,9 +33,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Retriever]:
     (folder / "data/routers/near").mkdir()
     retriever.save(folder / "data/routers/near")
     values = yaml.safe_load((folder / "params.yaml").read_text())
-    artifact = {"artifact": "data/routers/near"}
-    values["systems"]["nearest"] = NEAREST.model_dump() | artifact
-    values["systems"]["fused"] = {"route": "fusion", "k": 2} | artifact
+    values["systems"]["nearest"] = system_entry(
+        "top_k", adapters="data/adapters", router="data/routers/near", **NEAREST.model_dump()
+    )
     (folder / "params.yaml").write_text(yaml.safe_dump(values))
     return folder, retriever
 
@@ -43,7 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Retriever]:
 def test_an_engine_routes_by_the_retriever_of_its_folder(made: tuple[Path, Retriever]) -> None:
     folder, retriever = made
 
-    engine = dlplora.Engine.load(folder / "data", router="near", selection=NEAREST)
+    engine = dlplora.Engine.load(folder / "data", system="nearest")
 
     assert engine.route(TEXTS) == RetrievalRouter(retriever, NEAREST).route(TEXTS)
     (answer,) = engine.generate(["say red"], sampling=dlplora.Sampling(max_new_tokens=3))

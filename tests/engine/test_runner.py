@@ -1,4 +1,4 @@
-"""The engine against its own batches and plain forward passes: requests, sentences, cancelling."""
+"""The runner against its own batches and plain forward passes: requests, sentences, cancelling."""
 
 import hashlib
 import json
@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from transformers.cache_utils import DynamicCache
 
-import dlplora
 from dlplora.engine.answers import Answer, Request
 from dlplora.engine.batch import Batch
 from dlplora.engine.decisions import DecisionLog
@@ -560,13 +559,6 @@ def test_threads_share_an_engine_and_get_their_own_answers(pooled: tuple[Base, P
     for thread in threads:
         thread.join()
     assert found == {question: [answers] * 5 for question, answers in expected.items()}
-
-
-def test_the_package_has_one_door() -> None:
-    assert issubclass(dlplora.Engine, Runner)
-    assert {name for name in dlplora.__all__ if getattr(dlplora, name) is None} == set()
-    with pytest.raises(AttributeError, match="no attribute 'Motor'"):
-        dlplora.Motor  # noqa: B018
 
 
 def test_sequences_whose_caches_cannot_be_joined_are_written_beside_one_another() -> None:

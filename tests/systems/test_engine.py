@@ -1,0 +1,61 @@
+"""The engine that users load: a system by its name, answering until it is closed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import dlplora
+from dlplora.errors import GenerationError, ParamsError
+from dlplora.runtime import Place
+from dlplora.systems.engine import Engine
+from dlplora.systems.load import Systems
+from tests.answering import write_answering_project
+
+ROOT = Path(__file__).parent.parent.parent
+PLACE = Place(torch.device("cpu"), torch.float32)
+PROMPTS = ["say red", "what is the opposite of up ?"]
+SAMPLING = dlplora.Sampling(max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    write_answering_project(ROOT, folder)
+    return folder / "data"
+
+
+@pytest.mark.parametrize("name", [None, "base", "single:colours", "fused", "logo", "arrow"])
+def test_an_engine_answers_as_its_system_until_it_is_closed(data: Path, name: str | None) -> None:
+    system = Systems(data, [name], place=PLACE).named(name)
+    with system.running() as runner:
+        expected = runner.generate(PROMPTS, sampling=SAMPLING)
+    own = {path: type(module) for path, module in system.base.model.named_modules()}
+
+    with Engine.load(data, system=name, place=PLACE, places=2) as engine:
+        assert engine.generate(PROMPTS, sampling=SAMPLING) == expected
+        running = {path: type(module) for path, module in engine.base.model.named_modules()}
+        assert (running == own) == (name == "base")
+    closed = {path: type(module) for path, module in engine.base.model.named_modules()}
+    assert closed == own
+    engine.close()
+
+
+def test_an_engine_that_is_not_closed_answers_on(data: Path) -> None:
+    engine = Engine.load(data, system="arrow", place=PLACE)
+    first = engine.generate(PROMPTS, sampling=SAMPLING)
+    assert engine.generate(PROMPTS, sampling=SAMPLING) == first
+
+
+def test_what_an_engine_cannot_load_is_told_in_one_line(data: Path) -> None:
+    with pytest.raises(ParamsError, match=r"no systems\.none; there are: arrow, base"):
+        Engine.load(data, system="none")
+    with pytest.raises(GenerationError, match="places is 0"):
+        Engine.load(data, system="arrow", place=PLACE, places=0)
+
+
+def test_the_package_has_one_door() -> None:
+    assert dlplora.Engine is Engine
+    assert {name for name in dlplora.__all__ if getattr(dlplora, name) is None} == set()
+    with pytest.raises(AttributeError, match="no attribute 'Motor'"):
+        dlplora.Motor  # noqa: B018
