@@ -8,7 +8,7 @@ from dlplora.evaluation.composites import answer_composites, draw_composites
 from dlplora.engine.runner import Runner
 from dlplora.evaluation.settings import POLICIES, composite_primaries
 from dlplora.lora.attach import attached
-from dlplora.params import Task
+from dlplora.params.inputs import Task
 from dlplora.records.examples import Example, example_id
 from dlplora.records.routes import Route
 from tests.peft_adapters import peft_pool
