@@ -13,19 +13,17 @@ import pytest
 
 from dlplora.data.splits import places_of
 from dlplora.scratch import alone, is_awaited
-from tests.project import ROOT, Checkout
+from tests.project import ROOT, Checkout, systems
 from tests.tiny import choices, opposites, write_raw
 from tests.tiny_encoders import write_tiny_encoder
 
 ROUTING = {"router_data", "router@mlp", "router@tfidf", "router@encoder"}
-SYSTEMS = {f"evaluate@{name}" for name in ("uniform", "dlp_mlp", "logo_norm")}
-SYSTEMS |= {"evaluate_composite@composite_2", "novelty@letters"}
+SYSTEMS = {f"evaluate@{name}" for name in systems()} | {"novelty@letters"}
 END = {"compare", "report"}
 
 
 def stages_of(task: str) -> set[str]:
-    names = ("ingest", "adapter", "evaluate_base", "evaluate_single")
-    return {f"{name}@{task}" for name in names}
+    return {f"ingest@{task}", f"adapter@{task}"}
 
 
 def place_share(question: str) -> float:
@@ -41,10 +39,15 @@ def test_the_first_run_ends_with_a_comparison_and_a_report(finished: Path) -> No
     assert scores["uniform"]["routing_accuracy"] is None
     report = finished / "data/report"
     assert (report / "index.html").exists()
-    assert "Composite prompts" in (report / "report.md").read_text()
+    assert "Several questions in one prompt" in (report / "report.md").read_text()
     assert "AUROC" in (report / "report.md").read_text()
-    metrics = json.loads((finished / "data/comparison.json").read_text())
-    assert set(metrics["composite_2"]) == {"oracle", "route_once", "keep", "refill"}
+    compared = json.loads((finished / "data/comparison.json").read_text())
+    assert set(compared["composite_2"]) == {"single", "dlp_mlp", "dlp_mlp_keep", "dlp_mlp_refill"}
+    metrics = json.loads((finished / "data/metrics.json").read_text())
+    assert metrics == {
+        setting: {name: row["score"] for name, row in rows.items()}
+        for setting, rows in compared.items()
+    }
 
 
 def test_a_second_run_does_nothing_and_leaves_git_clean(project: Checkout) -> None:
@@ -57,7 +60,7 @@ def test_a_second_run_does_nothing_and_leaves_git_clean(project: Checkout) -> No
 def test_p_reruns_that_system_and_a_revert_restores_it(project: Checkout) -> None:
     before = project.hashes()
     project.edit(lambda values: values["systems"]["dlp_mlp"].update(p=0.9))
-    assert project.repro() == {"evaluate@dlp_mlp", "evaluate_composite@composite_2", *END}
+    assert project.repro() == {"evaluate@dlp_mlp", *END}
     project.edit(lambda values: values["systems"]["dlp_mlp"].update(p=0.6))
     assert project.repro() == set()
     assert project.hashes() == before
@@ -85,8 +88,7 @@ def test_an_encoder_that_changes_reruns_the_router_that_reads_it(project: Checko
 def test_a_test_row_trains_nothing(project: Checkout) -> None:
     new = next(row for row in opposites(200, start=500) if place_share(str(row["Q"])) >= 0.85)
     write_raw(project.root / "suites/opposites.json", [*opposites(70), new])
-    own = stages_of("opposites") - {"adapter@opposites"}
-    assert project.repro() == own | SYSTEMS | END
+    assert project.repro() == {"ingest@opposites"} | SYSTEMS | END
 
 
 def test_a_train_row_trains_one_adapter_and_scores_no_base(project: Checkout) -> None:
@@ -94,8 +96,8 @@ def test_a_train_row_trains_one_adapter_and_scores_no_base(project: Checkout) ->
     places = sorted(place_share(str(row["Q"])) for row in items)
     new = next(row for row in choices(300, start=500) if place_share(str(row["Q"])) < places[30])
     write_raw(project.root / "suites/colours.json", [*items, new])
-    own = stages_of("colours") - {"evaluate_base@colours"}
-    assert project.repro() == own | ROUTING | SYSTEMS | END
+    adapted = SYSTEMS - {"evaluate@base"}
+    assert project.repro() == stages_of("colours") | ROUTING | adapted | END
 
 
 def test_an_added_task_runs_its_stages_routers_and_systems_and_leaves_no_trace_when_removed(

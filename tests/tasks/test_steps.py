@@ -18,10 +18,13 @@ NUM_PROBLEMS = 120
 def test_problems_with_long_answers_work_by_add_task_from_file_to_report(tmp_path: Path) -> None:
     sha256 = write_tiny_folder(tmp_path / "tiny_base", positions=2048)
     write_raw(tmp_path / "problems.json", step_problems(NUM_PROBLEMS))
-    values = params(sha256, tmp_path / "tiny_base") | {"composites": {}, "unseen_tasks": {}}
+    values = params(sha256, tmp_path / "tiny_base") | {"unseen_tasks": {}}
     for section in ("tasks", "adapters"):
         del values[section]["colours"]
-    for section, names in {"routers": ["encoder"], "systems": ["uniform", "logo_norm"]}.items():
+    for section, names in {
+        "routers": ["encoder"],
+        "systems": ["uniform", "logo_norm", "dlp_mlp_keep"],
+    }.items():
         for name in names:
             del values[section][name]
     values["adapter"]["max_tokens"] = 1024
