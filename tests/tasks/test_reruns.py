@@ -1,0 +1,136 @@
+"""README's table of what reruns, each row driven by a real `dvc repro` on a tiny project."""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlplora import warm
+from dlplora.data.splits import places_of
+from tests.project import ROOT, Checkout
+from tests.tiny import opposites, write_raw, write_tiny_folder
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+(TABLE,) = re.findall(r"^\| change \| reruns \|\n\|[-|]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)
+ROWS = dict(line.strip("| ").split(" | ") for line in TABLE.splitlines())
+NAMES = {"<task>": "opposites", "<new>": "new"}  # what stands for a name in the table
+
+
+def with_params(change: Callable[[dict[str, Any]], None]) -> Callable[[Checkout], None]:
+    return lambda project: project.edit(change)
+
+
+def with_code(file: str, line: str) -> Callable[[Checkout], None]:
+    def change(project: Checkout) -> None:
+        with (project.root / file).open("a", encoding="utf-8") as code:
+            code.write(line)
+
+    return change
+
+
+def with_row(lowest: float, highest: float) -> Callable[[Checkout], None]:
+    """Add a question whose hash falls to that share of the splits."""
+
+    def change(project: Checkout) -> None:
+        new = next(
+            row
+            for row in opposites(300, start=500)
+            if lowest <= places_of([str(row["Q"])])[0] / 2**64 < highest
+        )
+        write_raw(project.root / "suites/opposites.json", [*opposites(70), new])
+
+    return change
+
+
+def add_task(project: Checkout) -> None:
+    file = project.root.parent / "new.json"
+    write_raw(file, opposites(90, start=300))
+    project.cli("add-task", "new", str(file))
+
+
+def change_base_model(project: Checkout) -> None:
+    folder = project.root.parent / "other_base"
+    other = {"path": str(folder), "sha256": write_tiny_folder(folder, seed=1)}
+    project.edit(lambda values: values["base_model"].update(other))
+
+
+CHANGES: dict[str, Callable[[Checkout], None]] = {
+    "nothing": lambda _: None,
+    "a task is added": add_task,
+    "a task is removed": lambda project: project.cli("remove-task", "colours") and None,
+    "a training row is added to a task's file": with_row(0, 0.4),
+    "a test row is added to a task's file": with_row(0.85, 1),
+    "`tasks.<task>.max_new_tokens`": with_params(
+        lambda values: values["tasks"]["opposites"].update(max_new_tokens=3)
+    ),
+    "`adapters.<task>.steps`": with_params(
+        lambda values: values["adapters"]["opposites"].update(steps=4)
+    ),
+    "`adapter.rank`": with_params(lambda values: values["adapter"].update(rank=3)),
+    "`routers.mlp.epochs`": with_params(lambda values: values["routers"]["mlp"].update(epochs=5)),
+    "a system is added": with_params(
+        lambda values: values["systems"].update(new=values["systems"]["dlp_mlp"] | {"p": 0.7})
+    ),
+    "a system is removed": with_params(lambda values: values["systems"].pop("logo_norm")),
+    "`systems.dlp_mlp.p`": with_params(lambda values: values["systems"]["dlp_mlp"].update(p=0.9)),
+    "`default_system`": with_params(lambda values: values.update(default_system="uniform")),
+    "`evaluation.batch_size`": with_params(
+        lambda values: values["evaluation"].update(batch_size=5)
+    ),
+    "`base_model`": change_base_model,
+    "`seed`": with_params(lambda values: values.update(seed=1)),
+    "`flow` or `log`": with_params(
+        lambda values: values["flow"].update(stages_at_once=1) or values["log"].update(text=True)
+    ),
+    "code of one stage, such as `tasks/evaluate.py`": with_code("tasks/evaluate.py", "NEW = 1\n"),
+    "a comment or docstring in code": with_code("dlplora/adapters.py", "# new\n"),
+}
+
+
+@pytest.fixture(scope="module")
+def place(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+    """A copy with a server for all rows: loading the libraries takes longer than most rows."""
+    root = tmp_path_factory.mktemp("reruns") / "project"
+    shutil.copytree(finished, root)
+    with warm.server_for(root) as told:
+        yield Checkout(root, told)
+
+
+@pytest.fixture
+def project(place: Checkout, finished: Path) -> Checkout:
+    """The same folder as the finished project again."""
+    for old in place.root.iterdir():
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    shutil.copytree(finished, place.root, dirs_exist_ok=True)
+    return place
+
+
+def stages_in(cell: str, stages: set[str]) -> tuple[set[str], set[str]]:
+    """Return which stages a cell says rerun, and which do so only `if …`."""
+    always, perhaps = set(), set()
+    for unless, pattern, condition in re.findall(r"(except )?`([^`]+)`( if )?", cell):
+        for name, real in NAMES.items():
+            pattern = pattern.replace(name, real)
+        matched = {stage for stage in stages if fnmatchcase(stage, pattern)}
+        assert matched, f"no stage is {pattern}"
+        if unless:
+            always -= matched
+        else:
+            (perhaps if condition else always).update(matched)
+    return always, perhaps
+
+
+def test_each_row_is_tested() -> None:
+    assert list(ROWS) == list(CHANGES)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_reruns(project: Checkout, change: str) -> None:
+    CHANGES[change](project)
+    told = project.run("dvc", "repro").stdout
+    always, perhaps = stages_in(ROWS[change], set(re.findall(r"[Ss]tage '(.+?)'", told)))
+    assert set(re.findall(r"Running stage '(.+?)'", told)) - perhaps == always
