@@ -42,7 +42,8 @@ from dlplora.engine.check import check_reading
 from dlplora.errors import DlpLoraError
 from dlplora.lora.attach import attached
 from dlplora.models import Base, load_base, quiet_transformers
-from dlplora.params import Adapter, ModelFolder
+from dlplora.params.inputs import ModelFolder
+from dlplora.params.training import Adapter
 from dlplora.patch import patched
 from dlplora.records.examples import Example
 from dlplora.records.routes import BASE_ROUTE, Route

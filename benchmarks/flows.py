@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.record import write_results
-from dlplora.params import Runtime
+from dlplora.params.project import Runtime
 from dlplora.runtime import set_up
 
 ROOT = Path(__file__).resolve().parent.parent

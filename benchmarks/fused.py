@@ -235,7 +235,7 @@ def measure_loading(folder: Path, base: Base, count: int = 100) -> dict[str, flo
 
 def measure_routing(base: Base) -> float:
     """Time one decision of a mini-MLP over 26 tasks, in milliseconds."""
-    from dlplora.params import TopP
+    from dlplora.params.systems import TopP
     from dlplora.routing.base import ClassifierRouter
     from dlplora.routing.mlp import MiniMlp, MlpClassifier, embedding_width
 

@@ -147,7 +147,7 @@ def read_by_ingest(file: Path) -> Run:
     import pyarrow.parquet  # noqa: F401
 
     from dlplora.data.ingest import ingest
-    from dlplora.params import Splits
+    from dlplora.params.inputs import Splits
 
     splits = Splits(train=400, validation=50, test=60, shares=(0.75, 0.10, 0.15), least=(16, 4, 8))
     return _timed(

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.record import write_results
 from benchmarks.timing import interleaved
-from dlplora.params import TopK
+from dlplora.params.systems import TopK
 from dlplora.routing.base import Vectors
 from dlplora.routing.embedding import Embedder, unit
 from dlplora.routing.retriever import RetrievalRouter, Retriever

@@ -37,7 +37,7 @@ from dlplora.models import (
     quiet_transformers,
     whole_model,
 )
-from dlplora.params import GgufFile, HubModel, Model, ModelFolder, PackageGguf
+from dlplora.params.inputs import GgufFile, HubModel, Model, ModelFolder, PackageGguf
 from dlplora.patch import patched
 from dlplora.records.base_card import BaseCard, write_base_card
 from dlplora.records.files import check_no_pointers, file_sha256, written_folder

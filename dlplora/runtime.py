@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dlplora.errors import ParamsError
-from dlplora.params import Runtime
+from dlplora.params.project import Runtime
 
 # Of glibc's mallopt: how much it keeps instead of giving it back, and what it takes a place of its
 # own for, which it gives back at once; in bytes, the largest that any glibc takes.

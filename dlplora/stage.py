@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dlplora import warm
 from dlplora.edge import one_line_errors, refuse_other_code, set_up_process, show_messages
 from dlplora.errors import DlpLoraError
-from dlplora.params import is_plain
+from dlplora.params.fields import is_plain
 from dlplora.records.files import write_json
 from dlplora.scratch import alone
 from dlplora.words import Advance

@@ -13,7 +13,8 @@ from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from dlplora.errors import DlpLoraError, ParamsError, choices
-from dlplora.params import load_params, read_yaml
+from dlplora.params.project import load_params
+from dlplora.params.yaml import read_yaml
 from dlplora.project.files import Project, dump
 from dlplora.project.own_tasks import unlist
 from dlplora.project.suites import suite_names, use_suite
@@ -164,7 +165,7 @@ def _edit(
         if entry["kind"] == "mlp":
             entry.update(shape)
     for system in params["systems"].values():
-        if system["route"] == "top_p" and router.p is not None:
+        if system["kind"] == "top_p" and router.p is not None:
             system["p"] = router.p
     project.write(dump(params))
 

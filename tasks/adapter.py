@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dlplora.models import load_base
-from dlplora.params import load_params
+from dlplora.params.project import load_params
 from dlplora.records.examples import examples_path, read_examples
 from dlplora.runtime import set_up
 from dlplora.scratch import checkpoint_folder, is_awaited

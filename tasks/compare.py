@@ -4,7 +4,8 @@ from pathlib import Path
 
 from dlplora.evaluation.compare import compare
 from dlplora.evaluation.settings import primaries_in
-from dlplora.params import NUM_QUESTIONS, REFERENCE, load_params
+from dlplora.params.project import REFERENCE, load_params
+from dlplora.params.systems import NUM_QUESTIONS
 from dlplora.records.comparison import write_comparisons, write_metrics
 from dlplora.records.novelty import read_novelty
 from dlplora.records.training import read_adapter_training

@@ -5,7 +5,9 @@ from pathlib import Path
 from dlplora.evaluation.items import TaskItems
 from dlplora.evaluation.run import evaluate, num_prompts
 from dlplora.models import load_base
-from dlplora.params import NUM_QUESTIONS, load_params, named
+from dlplora.params.fields import named
+from dlplora.params.project import load_params
+from dlplora.params.systems import NUM_QUESTIONS
 from dlplora.records.examples import read_examples
 from dlplora.runtime import set_up
 from dlplora.stage import progress, run, write_timing

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dlplora.params import load_params
+from dlplora.params.project import load_params
 from dlplora.records.examples import read_examples
 from dlplora.routing.embedding import Embedder
 from dlplora.routing.retriever import embed_adapter, write_index

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from dlplora.data.ingest import ingest
 from dlplora.data.limits import ItemLimit
-from dlplora.params import load_params, named
+from dlplora.params.fields import named
+from dlplora.params.project import load_params
 from dlplora.records.examples import check_primary, examples_path, write_examples
 from dlplora.records.findings import write_findings
 from dlplora.stage import run, write_timing

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from dlplora.data.ingest import ingest
 from dlplora.evaluation.novelty import measure_novelty
-from dlplora.params import load_params, named
+from dlplora.params.fields import named
+from dlplora.params.project import load_params
 from dlplora.records.examples import read_examples
 from dlplora.records.novelty import write_novelty
 from dlplora.routing.build import load_classifier

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from dlplora.params import NUM_QUESTIONS, load_params
+from dlplora.params.project import load_params
+from dlplora.params.systems import NUM_QUESTIONS
 from dlplora.report.inputs import read_inputs
 from dlplora.report.page import write_report
 from dlplora.stage import run

@@ -18,7 +18,7 @@ from dlplora.data.checksums import folder_sha256
 from dlplora.data.templates import render_frame
 from dlplora.errors import DlpLoraError, ModelError, SourceError
 from dlplora.models import Base, load_base
-from dlplora.params import GgufFile, HubModel, Model, ModelFolder
+from dlplora.params.inputs import GgufFile, HubModel, Model, ModelFolder
 from dlplora.records.files import file_sha256
 from dlplora.runtime import Place
 from tests.tiny import TEMPLATE, tiny_model, tiny_tokenizer, write_tiny_folder

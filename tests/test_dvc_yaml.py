@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from dlplora.fingerprints import PACKAGES
-from dlplora.params import NUM_QUESTIONS, Params, load_params
+from dlplora.params.project import Params, load_params
+from dlplora.params.systems import NUM_QUESTIONS
 from dlplora.records.comparison import Comparison, write_comparisons
 from dlplora.words import Setting
 

@@ -16,7 +16,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Static
 from dlplora.data.checksums import pin_of
 from dlplora.embedders import make_embedder
 from dlplora.errors import ModelError, SourceError
-from dlplora.params import EmbedderFolder, HubEmbedder, PackageFolder
+from dlplora.params.inputs import EmbedderFolder, HubEmbedder, PackageFolder
 from dlplora.records.files import file_sha256
 from dlplora.routing.base import Vectors
 from dlplora.routing.embedding import Embedder

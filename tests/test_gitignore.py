@@ -14,12 +14,18 @@ SEEN = [
     "params.yaml",
     "data/raw/mine.dvc",
     "data/imported/mine.dvc",
-    "data/comparison.json",
     "data/metrics.json",
     "suites/mine.yaml",
     "suites/toy/mine.json",
 ]
-HIDDEN = ["data/base", "data/raw/mine", "data/adapters/mine", ".scratch/locks", ".venv/bin"]
+HIDDEN = [
+    "data/base",
+    "data/raw/mine",
+    "data/adapters/mine",
+    ".scratch/locks",
+    ".venv/bin",
+    "dvc_plots/index.html",
+]
 
 
 @pytest.mark.parametrize("hiding", ["", HIDING], ids=["no list", "a list"])

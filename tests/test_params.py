@@ -16,7 +16,8 @@ from pydantic import BaseModel, ValidationError
 
 from dlplora import params as params_package
 from dlplora.errors import ParamsError
-from dlplora.params import Section, is_identifier, load_params, named, parse_params
+from dlplora.params.fields import Section, is_identifier, named
+from dlplora.params.project import load_params, parse_params
 from tests.answering import system_entry
 
 HEADER = ("seed", "runtime", "flow", "log", "base_model")

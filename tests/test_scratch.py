@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dlplora.params import Splits
+from dlplora.params.inputs import Splits
 from dlplora.scratch import alone, checkpoint_folder, is_awaited, is_held
 
 NAME = "adapter sums"

@@ -11,7 +11,7 @@ from dlplora.errors import DlpLoraError
 from dlplora.words import Primary
 
 if TYPE_CHECKING:
-    from dlplora.params import Keys
+    from dlplora.params.inputs import Keys
 
 KeysOption = Annotated[
     str | None,
@@ -29,7 +29,7 @@ ContextOption = Annotated[
 
 
 def _keys(names: str | None, context: str | None) -> "Keys | Literal['auto']":
-    from dlplora.params import Keys
+    from dlplora.params.inputs import Keys
 
     if names is None:
         if context is not None:
@@ -64,7 +64,7 @@ def validate(
     Example: dlplora validate my_task.json
     """
     from dlplora.data.ingest import validate as validate_file
-    from dlplora.params import load_params
+    from dlplora.params.project import load_params
     from dlplora.project.files import Project
     from dlplora.project.own_tasks import item_limit
 
@@ -229,7 +229,7 @@ def find_clusters(
     from dlplora.adapters import read_adapters
     from dlplora.lora.affinity import affinities
     from dlplora.lora.affinity import find_clusters as find
-    from dlplora.params import load_params
+    from dlplora.params.project import load_params
     from dlplora.project.clusters import set_clusters
     from dlplora.project.files import Project
     from dlplora.records.base_card import read_base_card
@@ -282,7 +282,7 @@ def pin(
 
 def check_runtime() -> None:
     """Set runtime.dtype to float32 if this processor has no instructions for the one there is."""
-    from dlplora.params import load_params
+    from dlplora.params.project import load_params
     from dlplora.project.files import Project, set_dtype
     from dlplora.runtime import is_supported
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dlplora.params import Balance
+from dlplora.params.routing import Balance
 from dlplora.records.examples import Example
 from dlplora.records.files import read_table, write_table, written_folder
 

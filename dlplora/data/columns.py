@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
-from dlplora.params import Keys
+from dlplora.params.inputs import Keys
 
 # The columns that "auto" knows, in any case. A row has one question and one answer; what stands
 # in front of the question becomes part of it. An instruction may do without a question.

@@ -5,7 +5,7 @@ from typing import Any
 
 from dlplora.data.hub import read_datasets
 from dlplora.data.sources import download_package, read_bigbench
-from dlplora.params import BigbenchPackage, Source
+from dlplora.params.inputs import BigbenchPackage, Source
 from dlplora.words import Advance
 
 

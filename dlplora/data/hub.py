@@ -8,7 +8,7 @@ from dlplora.data.checksums import data_folder_sha256
 from dlplora.data.items import BadRowError, joined
 from dlplora.data.values import UnreadableValueError, value_to_text
 from dlplora.errors import SourceError, choices, is_disk_full, one_line
-from dlplora.params import DatasetFolder, DatasetMember, HubDataset, Keys
+from dlplora.params.inputs import DatasetFolder, DatasetMember, HubDataset, Keys
 from dlplora.words import Advance
 
 _ADVICE = "check the name, the revision and the network, then run the same command again"

@@ -13,7 +13,7 @@ from dlplora.data.raw import raw_file
 from dlplora.data.scan import Scan, scan
 from dlplora.data.splits import FirstPlaces
 from dlplora.errors import DataError
-from dlplora.params import Keys, Splits
+from dlplora.params.inputs import Keys, Splits
 from dlplora.records.examples import SPLITS, Example, Split
 from dlplora.records.findings import Findings, Problem, SplitSize
 

@@ -17,7 +17,7 @@ from dlplora.data.limits import ItemLimit
 from dlplora.data.raw import Unreadable
 from dlplora.data.values import UnreadableValueError, is_missing, kind_of, value_to_text
 from dlplora.errors import DataError
-from dlplora.params import Keys
+from dlplora.params.inputs import Keys
 
 _NUMBER = re.compile(r"\s*([-+]?[\d.,]+([eE][-+]?\d+)?%?|true|false)\s*", re.IGNORECASE)
 _SHORT = Repr()

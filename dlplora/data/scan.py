@@ -17,7 +17,7 @@ from dlplora.data.raw import BLANK, format_of
 from dlplora.data.row_hashes import RowHashes
 from dlplora.data.splits import FirstPlaces, borders_of, count_by_split, places_of
 from dlplora.errors import DataError
-from dlplora.params import Keys, Splits
+from dlplora.params.inputs import Keys, Splits
 from dlplora.records.examples import SPLITS, Split
 from dlplora.records.findings import Problem
 

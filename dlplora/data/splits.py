@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dlplora.data.items import Item
 from dlplora.data.normalize import normalise_all
-from dlplora.params import Splits
+from dlplora.params.inputs import Splits
 from dlplora.records.examples import SPLITS, Example, Split, example_id, normalise
 
 NUM_PLACES = 2**64

@@ -14,7 +14,7 @@ from dlplora.evaluation.metrics import (
     resampled_tasks,
     summarise,
 )
-from dlplora.params import SystemEntry
+from dlplora.params.systems import SystemEntry
 from dlplora.records.comparison import Comparison, Difference, Routing, Sample
 from dlplora.records.scores import ItemScore, read_items
 from dlplora.routing.base import calibration_error

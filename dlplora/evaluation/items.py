@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dlplora.evaluation.metrics import METRICS
-from dlplora.params import Task
+from dlplora.params.inputs import Task
 from dlplora.records.examples import Example
 from dlplora.records.routes import Route
 from dlplora.records.scores import ItemScore, OptionScores

@@ -11,7 +11,7 @@ from dlplora.evaluation.metrics import resampled_tasks, summarise
 from dlplora.evaluation.multi_question import ask_prompts
 from dlplora.evaluation.settings import primaries_in
 from dlplora.evaluation.single_items import ask_items
-from dlplora.params import NUM_QUESTIONS, Evaluation
+from dlplora.params.systems import NUM_QUESTIONS, Evaluation
 from dlplora.records.scores import ItemScore, Summary, write_scores
 from dlplora.systems.system import System
 from dlplora.words import Advance, Setting

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from dlplora.params import NUM_QUESTIONS, Task
+from dlplora.params.inputs import Task
+from dlplora.params.systems import NUM_QUESTIONS
 from dlplora.words import Primary, Setting
 
 

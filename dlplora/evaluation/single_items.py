@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dlplora.engine.answers import Request
 from dlplora.engine.runner import Runner
 from dlplora.evaluation.items import TaskItems, score_answer
-from dlplora.params import Task
+from dlplora.params.inputs import Task
 from dlplora.records.examples import Example, check_primary
 from dlplora.records.scores import ItemScore
 from dlplora.sampling import Sampling

@@ -10,7 +10,8 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from dlplora.params import load_params, parse_params, parse_yaml
+from dlplora.params.project import load_params, parse_params
+from dlplora.params.yaml import parse_yaml
 from dlplora.records.files import atomic_write
 from dlplora.scratch import alone
 

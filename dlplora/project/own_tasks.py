@@ -14,7 +14,10 @@ from dlplora.data.limits import ItemLimit
 from dlplora.data.raw import FORMATS, raw_file
 from dlplora.data.scripts import words_of
 from dlplora.errors import AdapterError, DataError, ParamsError, choices
-from dlplora.params import Keys, Splits, is_identifier, load_params, parse_params, parse_yaml
+from dlplora.params.fields import is_identifier
+from dlplora.params.inputs import Keys, Splits
+from dlplora.params.project import load_params, parse_params
+from dlplora.params.yaml import parse_yaml
 from dlplora.project.clusters import join_cluster, leave_cluster
 from dlplora.project.commands import CommandError, dvc
 from dlplora.project.files import Project, drop, dump, put

@@ -4,7 +4,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from dlplora.params import load_params, read_yaml
+from dlplora.params.project import load_params
+from dlplora.params.yaml import read_yaml
 from dlplora.project.files import Project
 from dlplora.records.files import is_aside, is_being_written
 

@@ -8,7 +8,7 @@ from typing import Any
 from ruamel.yaml.comments import CommentedMap
 
 from dlplora.errors import ParamsError, choices
-from dlplora.params import parse_yaml, read_yaml
+from dlplora.params.yaml import parse_yaml, read_yaml
 from dlplora.project.clusters import join_cluster
 from dlplora.project.files import Project, dump, plain, put, round_trip
 from dlplora.project.own_tasks import is_own

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dlplora.params import TopK, TopP, Weighting
+from dlplora.params.systems import TopK, TopP, Weighting
 from dlplora.records.routes import Route
 
 Probabilities = NDArray[np.float64]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dlplora.errors import RouterError, choices
-from dlplora.params import TopK, TopP
+from dlplora.params.systems import TopK, TopP
 from dlplora.records.base_card import read_base_card
 from dlplora.records.router_card import read_router_card
 from dlplora.routing.base import Classifier, ClassifierRouter, Router

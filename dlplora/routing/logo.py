@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dlplora.adapters import LoraAdapter, LoraPair
 from dlplora.errors import AdapterError, ParamsError, RouterError, choices
-from dlplora.params import LogoScore, LogoSystem
+from dlplora.params.systems import LogoScore, LogoSystem
 from dlplora.records.routes import BASE_ROUTE, Route
 
 _BLOCK = re.compile(r"(?:^|\.)(\d+)\.")

@@ -19,7 +19,8 @@ from scipy.special import softmax
 
 from dlplora.data.balance import draw
 from dlplora.errors import RouterError, choices
-from dlplora.params import Index, TopK, TopP
+from dlplora.params.routing import Index
+from dlplora.params.systems import TopK, TopP
 from dlplora.records.files import atomic_write
 from dlplora.records.router_card import ROUTER_WEIGHTS, write_router_card
 from dlplora.records.routes import Route

@@ -14,7 +14,7 @@ from dlplora.adapters import read_adapters
 from dlplora.errors import AdapterError, one_line
 from dlplora.lora.attach import Pool, attached, set_module
 from dlplora.models import Base
-from dlplora.params import ArrowSystem
+from dlplora.params.systems import ArrowSystem
 from dlplora.records.routes import PER_TOKEN
 from dlplora.routing.simple import ConstantRouter
 from dlplora.systems.system import Inputs, System

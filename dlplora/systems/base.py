@@ -1,6 +1,6 @@
 """The base model without adapters."""
 
-from dlplora.params import BaseSystem
+from dlplora.params.systems import BaseSystem
 from dlplora.records.routes import BASE_ROUTE
 from dlplora.routing.simple import ConstantRouter
 from dlplora.systems.system import Inputs, System

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from dlplora.adapters import LoraAdapter
-from dlplora.params import ByTask
+from dlplora.params.systems import ByTask
 from dlplora.records.routes import Route
 from dlplora.systems.system import Inputs, System
 

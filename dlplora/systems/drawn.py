@@ -1,6 +1,6 @@
 """Systems that read no text: one adapter at random, or all with equal weights."""
 
-from dlplora.params import Drawn
+from dlplora.params.systems import Drawn
 from dlplora.records.routes import Route
 from dlplora.routing.simple import ConstantRouter, RandomRouter
 from dlplora.systems.system import Inputs, System

@@ -1,7 +1,7 @@
 """CGC-LoRA (arXiv 2402.01684): as published, told the task, or gated by a router."""
 
 from dlplora.lora.cluster import Cluster
-from dlplora.params import ExpertsByTask, GatedExperts
+from dlplora.params.systems import ExpertsByTask, GatedExperts
 from dlplora.routing.gated import GatedRouter
 from dlplora.systems.by_task import told_system
 from dlplora.systems.system import Inputs, System

@@ -1,6 +1,6 @@
 """One adapter for every prompt: a joint one, or a merged one."""
 
-from dlplora.params import Fixed
+from dlplora.params.systems import Fixed
 from dlplora.records.routes import Route
 from dlplora.routing.simple import ConstantRouter
 from dlplora.systems.system import Inputs, System

@@ -2,7 +2,7 @@
 
 from dlplora.lora.attach import attached
 from dlplora.lora.fusion import FusionPool
-from dlplora.params import FusionSystem, TopK
+from dlplora.params.systems import FusionSystem, TopK
 from dlplora.routing.build import router_of
 from dlplora.systems.system import Inputs, System
 

@@ -8,8 +8,9 @@ from typing import Any
 from dlplora.engine.decisions import DecisionLog
 from dlplora.errors import ParamsError, choices
 from dlplora.models import load_base
-from dlplora.params import PARAMS_FILE, load_params, named
-from dlplora.params import System as SystemParams
+from dlplora.params.fields import named
+from dlplora.params.project import PARAMS_FILE, load_params
+from dlplora.params.systems import System as SystemParams
 from dlplora.routing.simple import ConstantRouter
 from dlplora.runtime import Place, set_up
 from dlplora.systems.arrow import build_arrow

@@ -1,7 +1,7 @@
 """LoGo (arXiv 2511.07129): the adapters are asked themselves, by a probe of the base model."""
 
 from dlplora.engine.runner import Runner
-from dlplora.params import LogoSystem
+from dlplora.params.systems import LogoSystem
 from dlplora.routing.logo import build_logo
 from dlplora.systems.system import Inputs, System
 

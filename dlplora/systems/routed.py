@@ -1,6 +1,6 @@
 """Systems that mix the adapters of the tasks that a trained router finds likeliest."""
 
-from dlplora.params import TopKSystem, TopPSystem
+from dlplora.params.systems import TopKSystem, TopPSystem
 from dlplora.routing.build import router_of
 from dlplora.systems.system import Inputs, System
 

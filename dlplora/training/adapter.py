@@ -19,7 +19,7 @@ from dlplora.data.batches import (
 from dlplora.errors import ParamsError
 from dlplora.lora.attach import check_fusable, target_paths
 from dlplora.models import Base
-from dlplora.params import Adapter
+from dlplora.params.training import Adapter
 from dlplora.records.examples import Example
 from dlplora.records.training import AdapterTraining
 from dlplora.training.checkpoint import Checkpoint

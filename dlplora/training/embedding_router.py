@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlplora.data.balance import Labelled
-from dlplora.params import CentroidRouter, EmbeddingRouter, Index, KnnRouter
+from dlplora.params.routing import CentroidRouter, EmbeddingRouter, Index, KnnRouter
 from dlplora.routing.embedding import Embedder
 from dlplora.routing.nearest import (
     CentroidClassifier,

@@ -19,7 +19,7 @@ from dlplora.data.batches import batch_order, prefix_groups
 from dlplora.lora.cluster import Cluster, cluster_of
 from dlplora.lora.experts import ExpertLinear, attach_experts
 from dlplora.models import Base
-from dlplora.params import Adapter, Experts
+from dlplora.params.training import Adapter, Experts
 from dlplora.records.examples import Example
 from dlplora.records.files import written_folder
 from dlplora.records.training import AdapterTraining, Curve, write_adapter_training

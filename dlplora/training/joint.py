@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from dlplora.data.balance import balanced_examples
 from dlplora.models import Base
-from dlplora.params import Adapter
+from dlplora.params.training import Adapter
 from dlplora.records.examples import Example
 from dlplora.training.adapter import TrainedAdapter, train_adapter
 from dlplora.training.checkpoint import Checkpoint

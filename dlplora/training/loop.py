@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dlplora.errors import TrainingError
-from dlplora.params import Adapter, TunedEmbedder
+from dlplora.params.routing import TunedEmbedder
+from dlplora.params.training import Adapter
 from dlplora.records.training import Curve, CurvePoint
 from dlplora.training.checkpoint import Checkpoint, Progress
 

@@ -26,7 +26,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from dlplora.adapters import LoraAdapter, LoraPair, WholeAdapter, read_adapters
 from dlplora.data.prompts import ChatFormat
 from dlplora.models import Base
-from dlplora.params import LoraHub
+from dlplora.params.training import LoraHub
 from dlplora.records.examples import Example
 from dlplora.records.files import write_json, written_folder
 from dlplora.records.training import untrained

@@ -11,7 +11,7 @@ from torch import Tensor
 from dlplora.adapters import LoraAdapter, WholeAdapter, read_adapters
 from dlplora.errors import AdapterError, one_line
 from dlplora.models import Base
-from dlplora.params import Merge, PrunedMerge, SvdMerge
+from dlplora.params.training import Merge, PrunedMerge, SvdMerge
 from dlplora.records.training import untrained
 from dlplora.training.warnings import ignore_peft_warnings
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dlplora.data.balance import Labelled
-from dlplora.params import TunedEmbedder
+from dlplora.params.routing import TunedEmbedder
 from dlplora.records.files import write_json, written_folder
 from dlplora.records.training import Curve, curve_to_json
 from dlplora.routing.embedding import Embedder, copy_embedder

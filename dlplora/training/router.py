@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from dlplora.data.balance import Labelled
 from dlplora.data.batches import batch_order
-from dlplora.params import EncoderRouter, MlpRouter, RouterParams, TfidfRouter
+from dlplora.params.routing import EncoderRouter, MlpRouter, RouterParams, TfidfRouter
 from dlplora.records.files import write_json, written_folder
 from dlplora.records.training import Curve, curve_to_json
 from dlplora.routing.base import Classifier, calibration_error

@@ -23,7 +23,7 @@ from dlplora.data.balance import (
     states_of,
     write_router_data,
 )
-from dlplora.params import Balance
+from dlplora.params.routing import Balance
 from dlplora.records.examples import Example, example_id
 
 SIZES = {"up": 7, "hot": 30, "big": 1, "left": 13}

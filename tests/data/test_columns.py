@@ -11,7 +11,7 @@ from dlplora.data.ingest import ingest, validate
 from dlplora.data.items import BadRowError, Item, Reader
 from dlplora.data.raw import FORMATS, format_of
 from dlplora.errors import DataError, SourceError
-from dlplora.params import Keys, Splits
+from dlplora.params.inputs import Keys, Splits
 
 SPLITS = Splits(train=400, validation=50, test=60, shares=(0.75, 0.10, 0.15), least=(1, 1, 1))
 

@@ -9,7 +9,7 @@ import pytest
 from dlplora.data.checksums import data_folder_sha256
 from dlplora.data.fetch import fetch
 from dlplora.errors import SourceError
-from dlplora.params import DatasetFolder, DatasetMember, HubDataset, Keys
+from dlplora.params.inputs import DatasetFolder, DatasetMember, HubDataset, Keys
 
 ROWS = [
     {"question": "up", "answer": "down", "choices": ["down", "left"]},

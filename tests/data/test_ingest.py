@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dlplora.data.ingest import Ingested, ingest, validate
 from dlplora.data.raw import raw_file
 from dlplora.errors import DataError
-from dlplora.params import Keys, Splits
+from dlplora.params.inputs import Keys, Splits
 from dlplora.records.examples import SPLITS, Example, example_id
 from tests.tiny import choices, opposites, write_raw
 

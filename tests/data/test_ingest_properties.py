@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dlplora.data.ingest import Ingested, ingest, validate
 from dlplora.errors import DataError, DlpLoraError
-from dlplora.params import Splits
+from dlplora.params.inputs import Splits
 from dlplora.records.examples import SPLITS, Example, Split, normalise
 from tests.tiny import choices, opposites
 

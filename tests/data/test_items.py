@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dlplora.data.items import BadRowError, Item, Reader
 from dlplora.data.raw import Unreadable
 from dlplora.errors import DataError
-from dlplora.params import Keys
+from dlplora.params.inputs import Keys
 
 
 def _item(row: Any, *, text_cells: bool = False) -> Item:

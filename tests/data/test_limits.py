@@ -8,7 +8,7 @@ import pytest
 from dlplora.data.ingest import Ingested, ingest, validate
 from dlplora.data.limits import ItemLimit
 from dlplora.errors import DataError
-from dlplora.params import Splits
+from dlplora.params.inputs import Splits
 from tests.tiny import chat_of, choices, opposites, tiny_tokenizer, write_raw
 
 SPLITS = Splits(train=400, validation=50, test=60, shares=(0.75, 0.10, 0.15), least=(1, 1, 1))

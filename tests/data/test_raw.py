@@ -14,7 +14,7 @@ import pytest
 from dlplora.data.ingest import Ingested, ingest, validate
 from dlplora.data.raw import BLANK, FORMATS, Unreadable, format_of, raw_file
 from dlplora.errors import DataError
-from dlplora.params import Splits
+from dlplora.params.inputs import Splits
 from tests.tiny import choices, opposites, write_raw
 
 SPLITS = Splits(train=400, validation=50, test=60, shares=(0.75, 0.10, 0.15), least=(1, 1, 1))

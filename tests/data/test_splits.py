@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dlplora.data.items import Item
 from dlplora.data.splits import FirstPlaces, borders_of, count_by_split, places_of
-from dlplora.params import Splits
+from dlplora.params.inputs import Splits
 from dlplora.records.examples import example_id, normalise
 
 END = 2**64

@@ -16,7 +16,7 @@ from dlplora.data.hub import read_datasets
 from dlplora.data.items import Reader
 from dlplora.data.raw import format_of
 from dlplora.data.values import UnreadableValueError, value_to_text
-from dlplora.params import DatasetFolder, DatasetMember, Keys
+from dlplora.params.inputs import DatasetFolder, DatasetMember, Keys
 
 NAN = float("nan")
 

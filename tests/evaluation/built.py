@@ -5,7 +5,8 @@ from pathlib import Path
 
 from dlplora.evaluation.items import TaskItems
 from dlplora.models import Base
-from dlplora.params import Params, Task
+from dlplora.params.inputs import Task
+from dlplora.params.project import Params
 from dlplora.records.examples import Example, example_id
 from dlplora.systems.load import build
 from dlplora.systems.system import Inputs, System

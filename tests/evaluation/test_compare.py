@@ -12,7 +12,7 @@ import pytest
 from dlplora.errors import DataError
 from dlplora.evaluation.compare import compare
 from dlplora.evaluation.metrics import METRICS, resampled_scores, resampled_tasks, summarise
-from dlplora.params import BaseSystem, ByTask, Fixed, SystemEntry, TopKSystem
+from dlplora.params.systems import BaseSystem, ByTask, Fixed, SystemEntry, TopKSystem
 from dlplora.records.comparison import (
     Comparison,
     Difference,

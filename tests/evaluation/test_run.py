@@ -5,7 +5,7 @@ import pytest
 from dlplora.engine.answers import Request
 from dlplora.evaluation.multi_question import ask_prompts
 from dlplora.evaluation.run import evaluate, num_prompts
-from dlplora.params import Evaluation
+from dlplora.params.systems import Evaluation
 from dlplora.records.routes import BASE_ROUTE, PER_TOKEN
 from dlplora.sampling import Sampling
 from tests.answering import TASKS

@@ -24,9 +24,8 @@ from prefect.client.schemas.objects import State
 from prefect.settings import get_current_settings
 
 from flows.pipeline import worktree
-from tests.tasks.test_pipeline import params
+from tests.project import ROOT, params
 
-ROOT = Path(__file__).parent.parent.parent
 DVC_YAML = """\
 stages:
   base_model:

@@ -18,7 +18,7 @@ ALL = {"base_model", "adapter@opposites", "adapter@colours", "compare", "report"
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Tree:
-    """A tree that the flow brought up to date; each test leaves it so."""
+    """A tree that the flow brought up to date. It is only copied."""
     tree = make_tree(tmp_path_factory.mktemp("done") / "project")
     assert tree.flow().told("ran") == ALL
     return tree
@@ -26,7 +26,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Tree:
 
 @pytest.fixture
 def tree(done: Tree, tmp_path: Path) -> Tree:
-    """A copy of that tree, to be changed."""
+    """A copy of that tree."""
     shutil.copytree(done.root, tmp_path / "project")
     return Tree(tmp_path / "project")
 
@@ -42,40 +42,40 @@ def test_after_a_repro_all_is_cached(tree: Tree) -> None:
     assert ended.state.is_completed()
 
 
-def test_after_the_flow_on_a_fresh_clone_a_repro_has_nothing_to_do(done: Tree) -> None:
-    clone = Tree(done.root.parent / "clone")
-    done.run("git", "clone", "-q", str(done.root), str(clone.root))
+def test_after_the_flow_on_a_fresh_clone_a_repro_has_nothing_to_do(tree: Tree) -> None:
+    clone = Tree(tree.root.parent / "clone")
+    tree.run("git", "clone", "-q", str(tree.root), str(clone.root))
     assert clone.flow().told("ran") == ALL
     assert clone.run("dvc", "status", "--json").strip() == "{}"
     assert "Data and pipelines are up to date" in clone.run("dvc", "repro")
 
 
-def test_an_added_task_runs_its_stages_and_what_follows(done: Tree) -> None:
-    done.write("sums", "sums\n")
+def test_an_added_task_runs_its_stages_and_what_follows(tree: Tree) -> None:
+    tree.write("sums", "sums\n")
 
     def add(values: dict[str, dict[str, object]]) -> None:
         values["adapters"]["sums"] = {}
         values["tasks"]["sums"] = values["tasks"]["colours"]
 
-    before = (done.root / "params.yaml").read_text()
-    done.edit(add)
-    ended = done.flow()
+    before = (tree.root / "params.yaml").read_text()
+    tree.edit(add)
+    ended = tree.flow()
     assert ended.told("ran") == {"adapter@sums", "compare", "report"}
     assert ended.told("up to date") == {"base_model", "adapter@opposites", "adapter@colours"}
-    (done.root / "params.yaml").write_text(before)
-    ended = done.flow()
+    (tree.root / "params.yaml").write_text(before)
+    ended = tree.flow()
     assert ended.told("restored from the cache") == {"compare", "report"}
-    assert not (done.root / "data/adapters/sums.txt").exists()
+    assert not (tree.root / "data/adapters/sums.txt").exists()
 
 
-def test_a_reverted_change_is_restored(done: Tree) -> None:
-    adapter = done.root / "data/adapters/colours.txt"
+def test_a_reverted_change_is_restored(tree: Tree) -> None:
+    adapter = tree.root / "data/adapters/colours.txt"
     before = adapter.read_bytes()
-    done.edit(lambda values: values["adapters"]["colours"].update(steps=9))
+    tree.edit(lambda values: values["adapters"]["colours"].update(steps=9))
     later = {"adapter@colours", "compare", "report"}
-    assert done.flow().told("ran") == later
-    done.edit(lambda values: values["adapters"].update(colours={}))
-    ended = done.flow()
+    assert tree.flow().told("ran") == later
+    tree.edit(lambda values: values["adapters"].update(colours={}))
+    ended = tree.flow()
     assert ended.told("restored from the cache") == later
     assert adapter.read_bytes() == before
 
@@ -143,8 +143,8 @@ def test_a_mistake_is_one_line(tree: Tree, targets: list[str], change: object, s
     assert "\n" not in str(ended.state.message)
 
 
-def test_the_artifacts_show_stages_scores_report_and_progress(done: Tree) -> None:
-    ended = done.flow(force=True)
+def test_the_artifacts_show_stages_scores_report_and_progress(tree: Tree) -> None:
+    ended = tree.flow(force=True)
     rows = json.loads(ended.artifacts["stages"])
     assert {row["stage"] for row in rows} == ALL
     assert all(row["seconds"] > 0 for row in rows)
@@ -155,12 +155,11 @@ def test_the_artifacts_show_stages_scores_report_and_progress(done: Tree) -> Non
     assert ended.artifacts["adapter-colours"] == 25.0
 
 
-def test_the_flow_makes_its_limits_itself(done: Tree) -> None:
-    done.edit(lambda values: values["flow"]["limits"].update(training=3))
-    done.flow()
+def test_the_flow_makes_its_limits_itself(tree: Tree) -> None:
+    tree.edit(lambda values: values["flow"]["limits"].update(training=3))
+    tree.flow()
     with get_client(sync_client=True) as client:
         assert client.read_global_concurrency_limit_by_name("training").limit == 3
-    done.edit(lambda values: values["flow"]["limits"].update(training=1))
 
 
 def test_a_second_flow_waits_for_the_first(tree: Tree) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlplora.params import TopK, TopP, Weighting
+from dlplora.params.systems import TopK, TopP, Weighting
 from dlplora.routing.base import (
     ClassifierRouter,
     Probabilities,

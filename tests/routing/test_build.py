@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 
 from dlplora.errors import RouterError
-from dlplora.params import TopK, TopP
+from dlplora.params.systems import TopK, TopP
 from dlplora.routing.build import load_classifier, router_of
 from dlplora.routing.mlp import MiniMlp, MlpClassifier
 from dlplora.routing.simple import fit_tfidf

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dlplora.adapters import LoraAdapter, LoraPair
 from dlplora.errors import AdapterError, ParamsError, RouterError
-from dlplora.params import LogoSystem
+from dlplora.params.systems import LogoSystem
 from dlplora.records.routes import BASE_ROUTE
 from dlplora.routing.base import Probe
 from dlplora.routing.logo import Logo, build_logo, projection_path

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dlplora.errors import RouterError
-from dlplora.params import Index, TopK, TopP
+from dlplora.params.routing import Index
+from dlplora.params.systems import TopK, TopP
 from dlplora.routing.base import Router
 from dlplora.routing.build import load_classifier, router_of
 from dlplora.routing.embedding import Embedder

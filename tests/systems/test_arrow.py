@@ -15,7 +15,7 @@ from dlplora.engine.answers import Answer, Request
 from dlplora.engine.runner import Runner
 from dlplora.errors import AdapterError
 from dlplora.models import Base
-from dlplora.params import ArrowSystem
+from dlplora.params.systems import ArrowSystem
 from dlplora.records.routes import BASE_ROUTE
 from dlplora.records.scores import OptionScores
 from dlplora.sampling import Sampling

@@ -10,7 +10,7 @@ import yaml
 
 import dlplora
 from dlplora import cli
-from dlplora.params import TopK
+from dlplora.params.systems import TopK
 from dlplora.routing.embedding import Embedder
 from dlplora.routing.retriever import RetrievalRouter, Retriever
 from tests.answering import TASKS, system_entry, write_answering_project

@@ -1,7 +1,7 @@
 """Answers of several hundred tokens with a final one behind a mark: from a file to the report."""
 
 import json
-import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -9,20 +9,14 @@ import yaml
 from dlplora import warm
 from dlplora.evaluation.metrics import exact_match
 from dlplora.records.scores import read_items
-from tests.tasks.test_pipeline import CODE, ROOT, Checkout, params
-from tests.tiny import opposites, step_problems, write_raw, write_tiny_folder
+from tests.project import params, write_project
+from tests.tiny import step_problems, write_raw, write_tiny_folder
 
 NUM_PROBLEMS = 120
 
 
 def test_problems_with_long_answers_work_by_add_task_from_file_to_report(tmp_path: Path) -> None:
-    root = tmp_path / "project"
-    root.mkdir()
-    for name in CODE:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
-        copy(ROOT / name, root / name)  # type: ignore[operator]
     sha256 = write_tiny_folder(tmp_path / "tiny_base", positions=2048)
-    write_raw(root / "suites/opposites.json", opposites(70))
     write_raw(tmp_path / "problems.json", step_problems(NUM_PROBLEMS))
     values = params(sha256, tmp_path / "tiny_base") | {"composites": {}, "unseen_tasks": {}}
     for section in ("tasks", "adapters"):
@@ -31,14 +25,11 @@ def test_problems_with_long_answers_work_by_add_task_from_file_to_report(tmp_pat
         for name in names:
             del values[section][name]
     values["adapter"]["max_tokens"] = 1024
-    (root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    root = tmp_path / "project"
+    made = write_project(root, values)
     with warm.server_for(root) as told:
-        checkout = Checkout(root, told)
-        checkout.run("git", "init", "-q")
-        checkout.run("dvc", "init", "-q")
-        checkout.run("git", "add", "-A")
-        checkout.run("git", "commit", "-qm", "Begin")
-        checkout.run("dvc", "repro", "base_model")
+        checkout = replace(made, told=told)
+        checkout.repro("base_model")
         checkout.cli("add-task", "marbles", str(tmp_path / "problems.json"))
         task = yaml.safe_load((root / "params.yaml").read_text())["tasks"]["marbles"]
         assert (task["primary"], task["answer_after"]) == ("exact_match", "####")

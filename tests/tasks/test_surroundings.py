@@ -11,34 +11,31 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dlplora.params import load_params
-from tests.tasks.test_pipeline import CODE, ROOT, params
+from dlplora.params.project import load_params
+from tests.project import ROOT, params, write_project
 from tests.tiny import opposites, write_raw, write_tiny_folder
 
 RAW = "suites/my d'ata (1) & more/é.json"
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose folder, task and file have names that a shell or YAML could mistake."""
     root = tmp_path_factory.mktemp("surroundings") / "my project (1)"
-    root.mkdir()
-    for name in CODE:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copyfile(source, root / name)
-    (root / RAW).parent.mkdir(parents=True)
-    write_raw(root / RAW, opposites(70))
-    values = params(write_tiny_folder(root / "base"), root / "base")
+    values = params(write_tiny_folder(root.parent / "base"), root.parent / "base")
     values["tasks"] = {"no": values["tasks"]["opposites"] | {"raw": RAW}}
     values["adapters"] = {"no": {}}
+    project = write_project(root, values)
+    write_raw(root / RAW, opposites(70))
     (root / "params.yaml").write_text(yaml.safe_dump(values).replace("'no':", "no:"))
-    (root / ".dvc").mkdir()
-    (root / ".dvc/config").write_text("[core]\n    analytics = false\n")
-    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    project.repro("base_model")
     return root
+
+
+@pytest.fixture
+def project(made: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(made, tmp_path / made.name)
 
 
 def repro(

@@ -18,7 +18,8 @@ from dlplora.data.ingest import ingest
 from dlplora.engine.answers import Request
 from dlplora.engine.runner import Runner
 from dlplora.errors import DataError, ParamsError
-from dlplora.params import Adapter, Splits
+from dlplora.params.inputs import Splits
+from dlplora.params.training import Adapter
 from dlplora.records.examples import Example
 from dlplora.records.routes import Route
 from dlplora.records.training import read_adapter_training

@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from dlplora.data.balance import Labelled
 from dlplora.data.batches import batch_order
-from dlplora.params import Adapter, EncoderRouter, MlpRouter, RouterParams
+from dlplora.params.routing import EncoderRouter, MlpRouter, RouterParams
+from dlplora.params.training import Adapter
 from dlplora.records.examples import Example
 from dlplora.records.training import Curve, CurvePoint
 from dlplora.training.adapter import train_adapter

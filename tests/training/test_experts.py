@@ -20,7 +20,7 @@ from dlplora.lora.attach import attached
 from dlplora.lora.cluster import Cluster, cluster_of
 from dlplora.lora.experts import ExpertLinear, TaskGate, attach_experts
 from dlplora.models import Base
-from dlplora.params import Adapter, Experts
+from dlplora.params.training import Adapter, Experts
 from dlplora.records.routes import Route
 from dlplora.training.checkpoint import Checkpoint
 from dlplora.training.experts import TaskExamples, TrainedExperts, in_turns, train_experts

@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from dlplora.adapters import LoraAdapter, read_adapter
 from dlplora.data.prompts import ChatFormat
 from dlplora.errors import AdapterError
-from dlplora.params import LoraHub
+from dlplora.params.training import LoraHub
 from dlplora.records.examples import Example
 from dlplora.training import lorahub
 from dlplora.training.lorahub import (

@@ -14,7 +14,7 @@ from torch import Tensor
 from dlplora.adapters import LoraAdapter, LoraPair, read_adapter
 from dlplora.errors import AdapterError
 from dlplora.lora.attach import attached
-from dlplora.params import CatMerge, LinearMerge, Merge, PrunedMerge, SvdMerge
+from dlplora.params.training import CatMerge, LinearMerge, Merge, PrunedMerge, SvdMerge
 from dlplora.records.routes import Route
 from dlplora.training.merging import merge_adapters
 from tests.peft_adapters import FINGERPRINT, peft_pool

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dlplora.data.balance import Labelled
-from dlplora.params import TunedEmbedder
+from dlplora.params.routing import TunedEmbedder
 from dlplora.routing.embedding import Embedder
 from dlplora.training.checkpoint import Checkpoint
 from dlplora.training.retriever import Tuned, balanced_batches, info_nce, tune_embedder

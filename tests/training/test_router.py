@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import load_file
 
 from dlplora.data.balance import Labelled, RouterData
-from dlplora.params import EncoderRouter, MlpRouter, RouterParams, TfidfRouter
+from dlplora.params.routing import EncoderRouter, MlpRouter, RouterParams, TfidfRouter
 from dlplora.routing.base import Probabilities
 from dlplora.routing.encoder import EncoderClassifier, load_encoder
 from dlplora.routing.mlp import MlpClassifier
