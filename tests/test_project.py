@@ -568,12 +568,8 @@ TASK_RESULTS = (
     *(f"data/examples/{split}/NAME.parquet" for split in ("train", "validation", "test")),
     "data/findings/NAME.json",
     "data/adapters/NAME/adapter_config.json",
-    "data/scores/iid/base/NAME/summary.json",
-    "data/scores/iid/single/NAME/summary.json",
-    *(
-        f"data/timings/{stage}/NAME.json"
-        for stage in ("ingest", "adapter", "evaluate_base", "evaluate_single")
-    ),
+    "data/timings/ingest/NAME.json",
+    "data/timings/adapter/NAME.json",
 )
 RESULTS = [
     *((result, "past_tense", "gone") for result in TASK_RESULTS),
@@ -581,12 +577,10 @@ RESULTS = [
     ("data/timings/evaluate/NAME.json", "dlp_mlp", "dlp_gone"),
     ("data/experts/NAME/experts.json", "mine", "old"),
     ("data/timings/experts/NAME.json", "mine", "old"),
-    ("data/timings/evaluate_gated/NAME.json", "routed", "old"),
     ("data/routers/NAME/router.json", "mlp", "old"),
     ("data/timings/router/NAME.json", "mlp", "old"),
     ("data/timings/import_adapter/NAME.json", "hotel_sentiment", "gone"),
-    ("data/scores/NAME/keep/items.parquet", "composite_2", "composite_9"),
-    ("data/timings/evaluate_composite/NAME.json", "composite_2", "composite_9"),
+    ("data/scores/NAME/single/items.parquet", "composite_2", "composite_9"),
     ("data/embedders/NAME/config.json", "minilm", "gone"),
     ("data/timings/embedder/NAME.json", "minilm", "gone"),
     ("data/index/NAME.safetensors", "past_tense", "gone"),
@@ -601,14 +595,13 @@ RESULTS = [
     ("data/timings/merge/NAME.json", "merge_cat", "gone"),
     ("data/lorahub/NAME/weights.json", "lorahub", "gone"),
     ("data/timings/lorahub/NAME.json", "lorahub", "gone"),
-    ("data/timings/evaluate_arrow/NAME.json", "arrow", "gone"),
     ("data/scores/novelty/NAME.json", "object_counting", "gone"),
     ("data/timings/novelty/NAME.json", "object_counting", "gone"),
     ("data/fetched/NAME/any_task.json", "bigbench", "older"),
     ("data/timings/fetch/NAME.json", "bigbench", "older"),
 ]
 COMPARED = (
-    "embedders", "indexes", "embedding_routers", "joint", "merges", "lorahub", "arrow"
+    "embedders", "indexes", "embedding_routers", "joint", "merges", "lorahub"
 )  # fmt: skip
 TUNED = (
     "tuned_embedders: {tuned: {embedder: minilm, tasks: [past_tense, qa_wikidata, hotel_sentiment],"
@@ -622,6 +615,7 @@ NEVER_PRUNED = [
     "data/router_data/train.parquet",
     "data/comparison/items.json",
     "data/comparison.json",
+    "data/metrics.json",
     "data/report/index.html",
     "data/timings/base_model.json",
     "data/timings/report.json",

@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from dlplora.records.comparison import Comparison
 from dlplora.records.files import written_folder
 from dlplora.report import plots, tables
 from dlplora.report.inputs import Inputs
@@ -81,15 +82,16 @@ def _headline(inputs: Inputs) -> list[str]:
     """Return the systems that stand first: the first of all, the reference, the default."""
     comparison = inputs.comparison
     first = next(iter(comparison.summaries))
-    return list(dict.fromkeys([first, comparison.reference, comparison.default]))
+    names = dict.fromkeys([first, comparison.reference, comparison.default])
+    return [name for name in names if name in comparison.summaries]
 
 
-def _glossary(captions: Mapping[str, str]) -> str:
+def _glossary(comparison: Comparison) -> str:
     """Say what a score is and what the systems are."""
-    said = "; ".join(f"{name}: {caption}" for name, caption in captions.items())
+    said = "; ".join(f"{name}: {caption}" for name, caption in comparison.captions.items())
     return (
         f"A score is the mean over tasks of each task's primary metric, normalised by that of "
-        f"single; answers are cut at the task's token limit. {said}."
+        f"{comparison.reference}; answers are cut at the task's token limit. {said}."
     )
 
 
@@ -102,7 +104,8 @@ def _learned(inputs: Inputs) -> list[str]:
 def _content(inputs: Inputs) -> Mapping[str, Any]:
     comparison = inputs.comparison
     return {
-        "glossary": _glossary(comparison.captions),
+        "reference": comparison.reference,
+        "glossary": _glossary(comparison),
         "headline": [comparison.summaries[name] for name in _headline(inputs)],
         "num_systems": len(comparison.summaries),
         "num_items": sum(

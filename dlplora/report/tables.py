@@ -111,14 +111,7 @@ def multi_question(comparisons: Mapping[str, Comparison], timings: Sequence[Timi
                     Cell(f"{taken:.1f}", f"{taken / fastest:.2f} × the fastest"),
                 ]
             )
-    head = [
-        "setting",
-        "system",
-        "score",
-        "difference from single",
-        "right adapter at the end",
-        "seconds",
-    ]
+    head = ["setting", "system", "score", "difference", "right adapter at the end", "seconds"]
     return Table(head, rows)
 
 

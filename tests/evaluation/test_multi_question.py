@@ -1,96 +1,113 @@
-"""Composite prompts: drawn from different tasks, answered part by part, scored each by its own."""
-
-from pathlib import Path
+"""Prompts of several questions: drawn from different tasks, answered by any kind of system."""
 
 import pytest
-from dlplora.evaluation.composites import answer_composites, draw_composites
 
-from dlplora.engine.runner import Runner
-from dlplora.evaluation.settings import POLICIES, composite_primaries
-from dlplora.lora.attach import attached
-from dlplora.params.inputs import Task
-from dlplora.records.examples import Example, example_id
-from dlplora.records.routes import Route
-from tests.peft_adapters import peft_pool
-from tests.tiny import TARGETS, tiny_base
+from dlplora.data.balance import composite_text
+from dlplora.engine.answers import Request
+from dlplora.errors import DataError
+from dlplora.evaluation.metrics import METRICS
+from dlplora.evaluation.multi_question import ask_prompts, draw_prompts
+from dlplora.evaluation.settings import primaries_in
+from dlplora.records.routes import PER_TOKEN
+from dlplora.sampling import Sampling
+from dlplora.words import Policy
+from tests.answering import TASKS
+from tests.evaluation.built import TOKENS, Built, items_of
 
-NAMES = ("colours", "letters", "opposites")
-
-
-def example(task: str, number: int) -> Example:
-    question = f"say {number} of {task} ?"
-    options = ("red", "blue") if task == "colours" else None
-    return Example(example_id(task, question), task, question, ("red",), options, None)
+COUNT = 8
+SIX = items_of("colours", "letters", "opposites")
 
 
-TESTS = {task: [example(task, number) for number in range(4)] for task in NAMES}
-TASKS = {
-    name: Task(
-        raw="x",
-        keys="auto",
-        on_bad_row="refuse",
-        primary="accuracy" if name == "colours" else "rougeL",
-        answer_after=None,
-        max_new_tokens=3,
-    )
-    for name in NAMES
-}
-
-
-class First:
-    """A router that sends everything to one adapter."""
-
-    def route(self, texts: list[str]) -> list[Route]:
-        return [Route(("letters",), (1.0,), 0.5) for _ in texts]
-
-
-def test_parts_are_of_different_tasks_and_drawn_by_the_seed() -> None:
-    drawn = draw_composites(TESTS, parts=2, count=30, seed=0)
+def test_questions_are_of_different_tasks_and_drawn_by_the_seed() -> None:
+    drawn = draw_prompts(SIX, questions=2, count=30, seed=0)
     assert len(drawn) == 30
     assert all(len({part.task for part in parts}) == 2 for parts in drawn)
-    assert drawn == draw_composites(TESTS, parts=2, count=30, seed=0)
-    assert drawn != draw_composites(TESTS, parts=2, count=30, seed=1)
-    assert {part.task for parts in drawn for part in parts} == set(NAMES)
+    assert drawn == draw_prompts(SIX, questions=2, count=30, seed=0)
+    assert drawn != draw_prompts(SIX, questions=2, count=30, seed=1)
+    assert {part.task for parts in drawn for part in parts} == {test.name for test in SIX}
 
 
-def test_fewer_tasks_than_parts_make_none() -> None:
-    assert draw_composites(TESTS, parts=4, count=30, seed=0) == []
+def test_options_are_weighed_where_a_question_stands_alone() -> None:
+    tasks = {test.name: test.task for test in SIX}
+    own = {"colours": "accuracy", "letters": "rougeL", "opposites": "rougeL"}
+    assert primaries_in("iid", tasks) == own
+    assert primaries_in("composite_2", tasks) == own | {"colours": "exact_match"}
 
 
-def test_options_are_not_weighed_within_an_answer() -> None:
-    assert composite_primaries(TASKS) == {
-        "colours": "exact_match",
-        "letters": "rougeL",
-        "opposites": "rougeL",
-    }
-
-
-@pytest.mark.parametrize("system", POLICIES)
-def test_every_part_is_scored_by_its_own_reference_and_route(system: str, tmp_path: Path) -> None:
-    base = tiny_base(lines=True)
-    configs = {name: {"r": 2, "target_modules": TARGETS["llama"]} for name in NAMES}
-    _, adapters = peft_pool(base.model, configs, tmp_path)
-    composites = draw_composites(TESTS, parts=2, count=5, seed=0)
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [
+        ("base", "route_once"),
+        ("single", "keep"),
+        ("single", "refill"),
+        ("told_experts", "refill"),
+        ("dlp_mlp", "route_once"),
+        ("dlp_mlp", "keep"),
+        ("dlp_mlp", "refill"),
+        ("logo", "keep"),
+        ("logo", "refill"),
+        ("fused", "refill"),
+        ("weighed_experts", "refill"),
+        ("arrow", "keep"),
+    ],
+)
+def test_each_answer_is_scored_by_its_own_reference_and_is_that_of_the_prompt_alone(
+    built: Built, name: str, policy: Policy
+) -> None:
+    system = built.system(name, policy=policy)
+    tests = items_of(*TASKS)
     told: list[str] = []
-    with attached(base.model, adapters) as pool:
-        found = answer_composites(
-            Runner(base, pool, router=First(), places=2),  # type: ignore[arg-type]
-            composites,
-            TASKS,
+    with system.running(places=3) as runner:
+        items = ask_prompts(
+            runner,
+            system,
+            tests,
             setting="composite_2",
-            system=system,
+            count=COUNT,
             seed=0,
-            advance=lambda policy: told.append(policy),
+            advance=lambda n=1, setting="": told.append(setting),
         )
-    items = found.scores.items
-    assert told == [system] * 5
-    assert found.seconds > 0
-    assert [item.task for item in items] == [part.task for parts in composites for part in parts]
-    assert all(item.references == ("red",) for item in items)
-    assert found.scores.summary.system == system
-    assert len({item.id for item in items}) == 10
-    for item in items:
-        if system != "oracle":
-            assert item.route.adapters == ("letters",)
-        elif item.id.split(":")[1] == "0":
-            assert item.route.adapters == (item.task,)
+    assert told == ["", *["composite_2"] * COUNT]  # none was left out
+    drawn = draw_prompts(tests, questions=2, count=COUNT, seed=0)
+    primaries = primaries_in("composite_2", {test.name: test.task for test in tests})
+    assert [item.task for item in items] == [part.task for parts in drawn for part in parts]
+    assert len({item.id for item in items}) == 2 * COUNT
+    pairs = zip(items[::2], items[1::2], strict=True)
+    with system.running(places=1) as runner:
+        for parts, pair in zip(drawn, pairs, strict=True):
+            request = Request(
+                composite_text([part.question for part in parts]),
+                Sampling(max_new_tokens=2 * TOKENS + 2),
+                system.told([part.task for part in parts]),
+                policy,
+                num_answers=2,
+            )
+            (answer,) = runner.generate([request])
+            texts = [part.text for part in answer.parts]
+            assert [item.generated for item in pair] == [*texts, ""][:2]
+            for item, part, passage in zip(pair, parts, answer.parts, strict=False):
+                assert (item.prompt, item.references) == (request.prompt, part.answers)
+                metric = METRICS[primaries[item.task]]
+                assert item.score == metric.of_item(item.generated, part.answers, None)
+                assert item.route.adapters == passage.route.adapters
+                assert item.route.weights == pytest.approx(passage.route.weights, abs=1e-5)
+                assert item.options is None
+    if name == "arrow":
+        assert {item.route for item in items} == {PER_TOKEN}
+    elif built.params.systems[name].needs_task:
+        assert all(item.route.adapters == (item.task,) for item in items[::2])
+        begun = [item for item in items[1::2] if item.generated]
+        assert begun
+        assert all(item.route.adapters == (item.task,) for item in begun)
+
+
+def test_prompts_that_do_not_fit_are_left_out_and_of_none_left_it_is_told(built: Built) -> None:
+    system = built.system("base")
+    long = items_of(*TASKS, words=200)
+    with (
+        system.running() as runner,
+        pytest.raises(DataError, match="composite_2: none of 5 prompts fits the base model"),
+    ):
+        ask_prompts(
+            runner, system, long, setting="composite_2", count=5, seed=0, advance=lambda *_: None
+        )

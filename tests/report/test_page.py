@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -18,7 +19,7 @@ from dlplora.records.training import AdapterTraining, Curve, CurvePoint
 from dlplora.report.inputs import Inputs, Timing
 from dlplora.report.page import write_report
 
-SEESAW = ["task", "single", "cgc", "less single"]
+INTERFERENCE = ["task", "single", "cgc", "difference from single"]
 HOSTILE = "<script>alert(1)</script>"
 ATTRIBUTE = "\"><img src=x onerror='alert(2)'>"
 TASKS = {"colours": "mcq", "opposites": "qa"}
@@ -133,6 +134,9 @@ def make_inputs() -> Inputs:
     comparison = Comparison(
         setting="iid",
         reference="single",
+        default="dlp_mlp",
+        captions={name: f"what {name} does {HOSTILE}" for name in SCORES},
+        joint=(),
         summaries={name: summary(name) for name in SCORES},
         differences={
             name: Difference(sum(SCORES[name].values()) / 2 - 0.8125, -0.4, 0.1) for name in SCORES
@@ -145,15 +149,14 @@ def make_inputs() -> Inputs:
         samples=samples(),
     )
     quality = {"num_parameters": 4_999_999, "accuracy": 0.98765, "calibration_error": 0.01234}
-    composite = replace(
+    several = replace(
         comparison,
         setting="composite_2",
-        reference="dlp_mlp",
-        summaries={name: summary(name) for name in ("dlp_mlp", "uniform")},
+        summaries={name: summary(name) for name in ("single", "dlp_mlp", "uniform")},
     )
     return Inputs(
         comparison=comparison,
-        composites={"composite_2": composite},
+        multi_question={"composite_2": several},
         novelties={"sums": {"mlp": Novelty(60, 40, 0.912, 0.834, 0.756)}},
         findings={task: findings(task) for task in TASKS},
         trainings={task: training(task) for task in TASKS},
@@ -161,9 +164,10 @@ def make_inputs() -> Inputs:
         timings=[
             Timing("adapter", "colours", 61.5, 900.0),
             Timing("adapter", "opposites", 1200.0, 950.5),
-            Timing(
-                "evaluate_composite", "composite_2", 9.0, 90.0, {"dlp_mlp": 2.0, "uniform": 3.5}
-            ),
+            *[
+                Timing("evaluate", name, 9.0, 90.0, {"iid": 0.5, "composite_2": seconds})
+                for name, seconds in {"single": 4.0, "dlp_mlp": 2.0, "uniform": 3.5}.items()
+            ],
             Timing(f"strange | {HOSTILE}", "", 3.0, 90.0),
         ],
         machine={"processor": f"{HOSTILE} processor", "cores": "2"},
@@ -337,7 +341,7 @@ def test_the_best_of_each_task_is_bold_ties_included(report: Report) -> None:
 
 def test_what_does_not_apply_is_marked_and_single_has_no_difference(report: Report) -> None:
     table = markdown_tables(report.markdown)[0]
-    accuracy, less = table[0].index("routing accuracy"), table[0].index("less single")
+    accuracy, less = table[0].index("routing accuracy"), table[0].index("difference from single")
 
     assert row_of(table, "uniform")[accuracy] == "n/a"
     assert row_of(table, "base")[accuracy] == "n/a"
@@ -467,6 +471,8 @@ def test_joint_training_shows_what_each_task_gains_or_pays(tmp_path: Path) -> No
         summaries=dict(lone.summaries) | {"cgc": cgc},
         differences=dict(lone.differences) | {"cgc": Difference(0.0625, -0.125, 0.25)},
         task_differences={"cgc": gaps},
+        captions=dict(lone.captions) | {"cgc": "trained jointly"},
+        joint=("cgc",),
     )
 
     write_report(replace(inputs, comparison=joint), tmp_path / "report")
@@ -474,26 +480,106 @@ def test_joint_training_shows_what_each_task_gains_or_pays(tmp_path: Path) -> No
     markdown = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     page = Page()
     page.feed((tmp_path / "report" / "index.html").read_text(encoding="utf-8"))
-    written = next(t for t in markdown_tables(markdown) if t[0] == SEESAW)
+    written = next(t for t in markdown_tables(markdown) if t[0] == INTERFERENCE)
     assert written[2:] == [
         ["colours", "0.875", "0.875", "+0.250 (+0.12 … +0.38)"],
         ["opposites", "0.750", "0.625", "-0.125 (-0.50 … +0.00)"],
         ["mean over tasks", "0.812", "0.750", "+0.062 (-0.12 … +0.25)"],
     ]
-    assert SEESAW in [table[0] for table in page.tables]
-    drawn = (tmp_path / "report/figures/seesaw.svg").read_text(encoding="utf-8")
+    assert INTERFERENCE in [table[0] for table in page.tables]
+    drawn = (tmp_path / "report/figures/interference.svg").read_text(encoding="utf-8")
     assert all(word in drawn for word in ("colours", "opposites", "cgc", "+0.250", "-0.125"))
 
 
-def test_without_joint_training_there_is_no_seesaw(report: Report) -> None:
-    assert not (report.folder / "figures/seesaw.svg").exists()
+def test_without_joint_training_there_is_no_interference(report: Report) -> None:
+    assert not (report.folder / "figures/interference.svg").exists()
     assert "Joint training" not in report.markdown + report.html
 
 
-def test_composites_show_quality_and_seconds(report: Report) -> None:
-    for text in (report.html, report.markdown):
-        assert "composite_2" in text
-        assert "1.75 × the fastest" in text
+def test_prompts_of_several_questions_show_quality_and_seconds(report: Report) -> None:
+    table = next(table for table in markdown_tables(report.markdown) if table[0][0] == "setting")
+
+    rows = {row[1].split()[0]: row for row in table[2:]}
+    assert list(rows) == ["single", "dlp_mlp", "uniform"]
+    for name, (seconds, factor) in {
+        "single": (4, 2),
+        "dlp_mlp": (2, 1),
+        "uniform": (3.5, 1.75),
+    }.items():
+        assert rows[name][0] == "composite_2"
+        assert f"what {name} does" in rows[name][1]
+        assert rows[name][-1] == f"{seconds:.1f} ({factor:.2f} × the fastest)"
+    assert rows["single"][3] == "–"
+    assert "1.75 × the fastest" in report.html
+
+
+def test_every_system_is_described_by_its_caption(report: Report, page: Page) -> None:
+    for name in SCORES:
+        assert f"{name}: what {name} does {HOSTILE}" in "".join(page.text)
+        assert f"{name}: what {name} does" in report.markdown
+
+
+def test_systems_of_any_name_have_the_same_report(tmp_path: Path, report: Report) -> None:
+    """Nothing in a report depends on how systems, the reference and the default are named."""
+    names = {"base": "zero", "single": "told", "uniform": "evenly", "dlp_mlp": "newest"}
+    inputs = make_inputs()
+
+    def renamed(found: Comparison) -> Comparison:
+        def keys(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {names[name]: value for name, value in values.items()}
+
+        return replace(
+            found,
+            reference=names[found.reference],
+            default=names[found.default],
+            captions={
+                names[name]: text.replace(name, names[name])
+                for name, text in found.captions.items()
+            },
+            summaries={
+                names[name]: replace(row, system=names[name])
+                for name, row in found.summaries.items()
+            },
+            differences=keys(found.differences),
+            routing=keys(found.routing),
+            samples=tuple(
+                replace(
+                    one,
+                    answers={
+                        names[name]: {
+                            **row,
+                            "text": row["text"].replace(f"by {name}", f"by {names[name]}"),
+                        }
+                        for name, row in one.answers.items()
+                    },
+                )
+                for one in found.samples
+            ),
+        )
+
+    other = replace(
+        inputs,
+        comparison=renamed(inputs.comparison),
+        multi_question={name: renamed(row) for name, row in inputs.multi_question.items()},
+        timings=[replace(row, item=names.get(row.item, row.item)) for row in inputs.timings],
+    )
+    write_report(other, tmp_path / "report")
+
+    pattern = re.compile(rf"(?<![a-z])({'|'.join(names)})(?![a-z_]| model)")
+    expected = pattern.sub(lambda found: names[found[1]], report.markdown)
+    assert (tmp_path / "report/report.md").read_text(encoding="utf-8") == expected
+
+
+def test_a_default_that_does_not_answer_single_questions_is_left_out_of_the_headline(
+    tmp_path: Path,
+) -> None:
+    inputs = make_inputs()
+    write_report(
+        replace(inputs, comparison=replace(inputs.comparison, default="elsewhere")),
+        tmp_path / "report",
+    )
+    markdown = (tmp_path / "report/report.md").read_text(encoding="utf-8")
+    assert re.findall(r"^- \*\*(\w+)\*\*: 0", markdown, re.MULTILINE) == ["base", "single"]
 
 
 def test_unseen_tasks_show_auroc_and_what_the_fallback_would_catch(report: Report) -> None:
