@@ -60,8 +60,8 @@ class Systems:
         self._params = load_params(self._folder.parent / PARAMS_FILE)
         for name in names:
             self._entry(name)
-        found = set_up(self._params.runtime, seed=self._params.seed)
-        self._base = load_base(self._folder / "base", place=place or found, attention="sdpa")
+        place = place or set_up(self._params.runtime, seed=self._params.seed)
+        self._base = load_base(self._folder / "base", place=place, attention="sdpa")
 
     def named(self, name: str | None) -> System:
         """Build a system."""
