@@ -40,7 +40,7 @@ from tests.tiny import (
 
 ROOT = Path(__file__).parent.parent
 SUITES = sorted(path.stem for path in (ROOT / "suites").glob("*.yaml"))
-HEADER = ("seed", "runtime", "flow", "base_model")
+HEADER = ("seed", "runtime", "flow", "log", "base_model")
 
 
 @pytest.fixture(scope="module")
@@ -573,14 +573,16 @@ TASK_RESULTS = (
 )
 RESULTS = [
     *((result, "past_tense", "gone") for result in TASK_RESULTS),
-    ("data/scores/iid/NAME/summary.json", "dlp_mlp", "dlp_gone"),
+    *(
+        (f"data/scores/{setting}/NAME/summary.json", "dlp_mlp", "dlp_gone")
+        for setting in ("iid", "composite_2", "composite_3")
+    ),
     ("data/timings/evaluate/NAME.json", "dlp_mlp", "dlp_gone"),
     ("data/experts/NAME/experts.json", "mine", "old"),
     ("data/timings/experts/NAME.json", "mine", "old"),
     ("data/routers/NAME/router.json", "mlp", "old"),
     ("data/timings/router/NAME.json", "mlp", "old"),
     ("data/timings/import_adapter/NAME.json", "hotel_sentiment", "gone"),
-    ("data/scores/NAME/single/items.parquet", "composite_2", "composite_9"),
     ("data/embedders/NAME/config.json", "minilm", "gone"),
     ("data/timings/embedder/NAME.json", "minilm", "gone"),
     ("data/index/NAME.safetensors", "past_tense", "gone"),
@@ -652,21 +654,14 @@ def test_pruning_deletes_the_results_of_what_is_no_longer_listed_and_no_others(
 
 
 def _with_experts(values: dict[str, Any]) -> dict[str, Any]:
-    """List one cluster of all tasks, and a system that mixes its experts."""
+    """List one cluster of all tasks."""
     cluster = {"tasks": list(values["tasks"]), "common": 1, "specific": 1, "expert_rank": 4}
-    experts = {"mine": cluster | {"embedding": 8, "training": {}}}
-    routed = {"experts": "data/experts", "router": "data/routers/mlp", "clusters": ["mine"]}
-    return values | {"experts": experts, "gated_systems": {"routed": routed}}
+    return values | {"experts": {"mine": cluster | {"embedding": 8, "training": {}}}}
 
 
 def test_the_results_named_here_are_all_that_the_pipeline_writes_by_name() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    outs = [
-        out
-        for stage in stages.values()
-        if "foreach" in stage
-        for out in [*stage["do"]["outs"], *stage["do"]["metrics"]]
-    ]
+    outs = [out for stage in stages.values() if "foreach" in stage for out in stage["do"]["outs"]]
     for out in outs:
         name = out.replace("${key}", "NAME")
         assert any(result == name or result.startswith(f"{name}/") for result, _, _ in RESULTS), out
@@ -938,7 +933,7 @@ def test_a_cluster_without_tasks_leaves_all_systems(clustered: Project) -> None:
     values = _values(clustered)
     assert list(values["experts"]) == ["cluster_2"]
     assert values["systems"]["cgc"]["clusters"] == ["cluster_2"]
-    assert values["gated_systems"]["cgc_routed"]["clusters"] == ["cluster_2"]
+    assert values["systems"]["cgc_routed"]["clusters"] == ["cluster_2"]
 
 
 def test_clusters_that_are_set_keep_the_other_settings(clustered: Project) -> None:
@@ -951,9 +946,9 @@ def test_clusters_that_are_set_keep_the_other_settings(clustered: Project) -> No
         "cluster_1": first | {"tasks": tasks[:2]},
         "cluster_2": first | {"tasks": tasks[2:]},
     }
-    for section, name in (("systems", "cgc"), ("gated_systems", "cgc_routed")):
-        assert values[section][name]["clusters"] == ["cluster_1", "cluster_2"]
-        values[section][name]["clusters"] = before[section][name]["clusters"]
+    for name in ("cgc", "cgc_routed"):
+        assert values["systems"][name]["clusters"] == ["cluster_1", "cluster_2"]
+        values["systems"][name]["clusters"] = before["systems"][name]["clusters"]
     assert values | {"experts": before["experts"]} == before
 
 
