@@ -78,6 +78,15 @@ def test_systems_are_compared_side_by_side(run: Run) -> None:
     assert part["route"]["weights"][0] > 0.5
 
 
+@pytest.mark.parametrize("names", ["base,arrow", "arrow,base"])
+def test_beside_others_a_system_answers_as_it_does_alone(run: Run, names: str) -> None:
+    words = ["generate", "say red", "--max-new-tokens", "5", "--json"]
+    told = json.loads(run(*words, "--compare", names)[1])
+    alone = {name: json.loads(run(*words, "--system", name)[1]) for name in names.split(",")}
+    assert told == alone
+    assert alone["base"]["text"] != alone["arrow"]["text"]
+
+
 def test_what_is_told_the_task_is_named_with_it(run: Run) -> None:
     words = ["generate", "say red", "--max-new-tokens", "5", "--json", "--system"]
     told, expected = run(*words, "own:colours"), run(*words, "single:colours")

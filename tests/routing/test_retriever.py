@@ -41,7 +41,7 @@ def retriever(similarity: Literal["cosine", "inner_product"]) -> Retriever:
 
 
 def nearest(k: int, similarity: Literal["cosine", "inner_product"] = "cosine") -> RetrievalRouter:
-    selection = TopK(route="top_k", k=k, weights="equal")
+    selection = TopK(k=k, weights="equal")
     return RetrievalRouter(retriever(similarity), selection)
 
 
@@ -118,7 +118,7 @@ def test_a_new_adapter_changes_no_other_similarity() -> None:
 
 
 def test_top_p_keeps_by_probability_and_is_as_sure_of_the_first() -> None:
-    selection = TopP(route="top_p", p=0.6, weights="renormalise")
+    selection = TopP(p=0.6, weights="renormalise")
     (route,) = RetrievalRouter(retriever("cosine"), selection).route(["e"])
 
     probabilities = retriever("cosine").probabilities(["e"])[0]
@@ -191,7 +191,7 @@ def test_a_saved_retriever_is_whole_and_routes_as_before(tmp_path: Path) -> None
 
     classifier = load_classifier(tmp_path / "router", base=base, tasks=made.labels)
 
-    router: Router = router_of(classifier, TopK(route="top_k", k=2, weights="equal"))
+    router: Router = router_of(classifier, TopK(k=2, weights="equal"))
     assert isinstance(router, RetrievalRouter)
     assert router.route(texts) == RetrievalRouter(made, router.selection).route(texts)
     assert [route.adapters[0] for route in router.route(texts)] == list(made.labels)
