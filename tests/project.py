@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from dlplora.scratch import alone
+from tests.answering import system_entry
 from tests.embedders import write_tiny_embedder
 from tests.tiny import choices, opposites, write_raw, write_tiny_folder
 from tests.tiny_encoders import write_tiny_encoder
@@ -90,6 +91,24 @@ class Checkout:
         return scores
 
 
+def systems() -> dict[str, Any]:
+    """Return the systems of a tiny project."""
+    adapters, router = {"adapters": "data/adapters"}, {"router": "data/routers/mlp"}
+    two = {"settings": ["composite_2"]}
+    likeliest = {**adapters, **router, "p": 0.6, "weights": "renormalise"}
+    both = {"settings": ["iid", "composite_2"]}
+    logo = {"score": "norm", "k": 1, "block": "last", "projection": "q_proj", "neutral": ["say a"]}
+    return {
+        "base": system_entry("base"),
+        "single": system_entry("by_task", **adapters, **both, policy="refill"),
+        "uniform": system_entry("uniform", **adapters),
+        "dlp_mlp": system_entry("top_p", **likeliest, **both),
+        "dlp_mlp_keep": system_entry("top_p", **likeliest, **two, policy="keep"),
+        "dlp_mlp_refill": system_entry("top_p", **likeliest, **two, policy="refill"),
+        "logo_norm": system_entry("logo", **adapters, **logo),
+    }
+
+
 def params(sha256: str, base: Path) -> dict[str, Any]:
     """Return the parameters of a tiny project on a base model."""
 
@@ -107,6 +126,7 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
         "seed": 0,
         "runtime": {"dtype": "float32", "threads": 2},
         "flow": {"stages_at_once": 2, "limits": {"training": 1, "evaluation": 1}, "keep_runs": 2},
+        "log": {"embedding": False, "text": False},
         "base_model": {
             "kind": "folder",
             "path": str(base),
@@ -146,7 +166,6 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
         "experts": {},
         "joint": {},
         "merges": {},
-        "arrow": {},
         "lorahub": {},
         "balance": {"per_task": 20, "validation_per_task": 4, "composites": 4, "parts": [2]},
         "routers": {
@@ -177,37 +196,12 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
         "index": {"inputs": 20, "instruction": ""},
         "indexes": {},
         "embedding_routers": {},
-        "systems": {
-            "uniform": {"artifact": "data/adapters", "route": "uniform"},
-            "dlp_mlp": {
-                "artifact": "data/routers/mlp",
-                "route": "top_p",
-                "p": 0.6,
-                "weights": "renormalise",
-            },
-            "logo_norm": {
-                "artifact": "data/adapters",
-                "route": "logo",
-                "score": "norm",
-                "k": 1,
-                "block": "last",
-                "projection": "q_proj",
-                "neutral": ["say a"],
-            },
-        },
-        "gated_systems": {},
+        "systems": systems(),
+        "default_system": "dlp_mlp",
         "unseen_tasks": {
             "letters": {"raw": "suites/letters.json", "keys": "auto", "on_bad_row": "refuse"}
         },
-        "composites": {
-            "composite_2": {
-                "system": "dlp_mlp",
-                "artifact": "data/routers/mlp",
-                "parts": 2,
-                "count": 6,
-            }
-        },
-        "evaluation": {"batch_size": 4},
+        "evaluation": {"batch_size": 4, "multi_question_prompts": 6},
     }
 
 
@@ -218,17 +212,14 @@ def add_methods(values: dict[str, Any], embedder: Path) -> None:
     """Add to parameters the experts, the baselines and retrieval by an embedder's folder."""
     settings = {"common": 1, "specific": 1, "expert_rank": 1, "embedding": 4}
     training = {"steps": 4, "learning_rate": 0.02}
-    experts = {"artifact": "data/experts", "route": "own_expert", "clusters": list(CLUSTERS)}
+    experts = {"artifact": "data/experts", "clusters": list(CLUSTERS)}
     values["systems"] |= {
-        "multitask": {"artifact": "data/joint/multitask", "route": "fixed"},
-        "merge_cat": {"artifact": "data/merged/merge_cat", "route": "fixed"},
-        "lorahub": {"artifact": "data/lorahub/lorahub", "route": "by_task"},
-        "cgc": experts,
-    }
-    values["gated_systems"]["cgc_routed"] = {
-        "experts": "data/experts",
-        "router": "data/routers/tfidf",
-        "clusters": list(CLUSTERS),
+        "multitask": system_entry("fixed", artifact="data/joint/multitask"),
+        "merge_cat": system_entry("fixed", artifact="data/merged/merge_cat"),
+        "lorahub": system_entry("by_task", adapters="data/lorahub/lorahub"),
+        "cgc": system_entry("experts_by_task", **experts),
+        "cgc_routed": system_entry("gated_experts", **experts, router="data/routers/tfidf"),
+        "arrow": system_entry("arrow", adapters="data/adapters", top_k=1, temperature=1.0),
     }
     values |= {
         "experts": {
@@ -237,7 +228,6 @@ def add_methods(values: dict[str, Any], embedder: Path) -> None:
         },
         "joint": {"multitask": {"rank": 4, "alpha": 8, "steps": 4}},
         "merges": {"merge_cat": {"kind": "cat", "weights": "mean"}},
-        "arrow": {"arrow": {"top_k": 1, "temperature": 1.0}},
         "lorahub": {
             "lorahub": {
                 "shots": 2,
