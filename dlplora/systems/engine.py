@@ -16,7 +16,7 @@ class Engine(Runner):
     was loaded.
     """
 
-    _attached: ExitStack
+    _attached = ExitStack()  # of nothing, until `load` attaches adapters
 
     @classmethod
     def load(
