@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dlplora.records.files import read_json, write_json, written_folder
+from dlplora.records.files import read_json, record_of, write_json, written_folder
 from dlplora.records.novelty import Novelties, Novelty, read_novelty, write_novelty
 from dlplora.records.scores import Summary, summary_from_json, summary_to_json
 from dlplora.records.training import AdapterTraining
@@ -129,23 +129,8 @@ def _losses(trainings: Mapping[str, AdapterTraining]) -> Iterator[tuple[object, 
 
 
 def _to_json(comparison: Comparison) -> dict[str, Any]:
-    return {
-        "setting": comparison.setting,
-        "reference": comparison.reference,
-        "default": comparison.default,
-        "captions": comparison.captions,
-        "joint": comparison.joint,
-        "summaries": {
-            name: summary_to_json(summary) for name, summary in comparison.summaries.items()
-        },
-        "differences": {name: asdict(row) for name, row in comparison.differences.items()},
-        "task_differences": {
-            name: {task: asdict(row) for task, row in tasks.items()}
-            for name, tasks in comparison.task_differences.items()
-        },
-        "routing": {name: asdict(row) for name, row in comparison.routing.items()},
-        "samples": [asdict(sample) for sample in comparison.samples],
-    }
+    summaries = {name: summary_to_json(row) for name, row in comparison.summaries.items()}
+    return asdict(comparison) | {"summaries": summaries}
 
 
 def _metrics(comparison: Comparison) -> dict[str, Any]:
@@ -169,20 +154,6 @@ def read_novelties(folder: Path, tasks: Sequence[str]) -> dict[str, dict[str, No
 def read_comparison(folder: Path, setting: str) -> Comparison:
     """Read one setting's comparison back."""
     values = read_json(folder / f"{setting}.json")
-    return Comparison(
-        setting=values["setting"],
-        reference=values["reference"],
-        default=values["default"],
-        captions=values["captions"],
-        joint=tuple(values["joint"]),
-        summaries={name: summary_from_json(row) for name, row in values["summaries"].items()},
-        differences={name: Difference(**row) for name, row in values["differences"].items()},
-        task_differences={
-            name: {task: Difference(**row) for task, row in tasks.items()}
-            for name, tasks in values["task_differences"].items()
-        },
-        routing={name: Routing(**row) for name, row in values["routing"].items()},
-        samples=tuple(
-            Sample(**row | {"references": tuple(row["references"])}) for row in values["samples"]
-        ),
-    )
+    rows = values["summaries"].items()
+    summaries = {name: summary_from_json(row) for name, row in rows}
+    return record_of(Comparison, values | {"summaries": summaries})

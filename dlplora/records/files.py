@@ -7,14 +7,21 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
-from dlplora.errors import SourceError
+from dlplora.errors import DlpLoraError, SourceError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T")
 
 _POINTER = b"version https://git-lfs"
 _ASIDE = re.compile(r"\..+\.(\d+)\.aside")
@@ -83,6 +90,25 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def write_record(path: Path, record: "DataclassInstance") -> None:
+    """Write a record as JSON, its fields in their order."""
+    write_json(path, asdict(record))
+
+
+def read_record(path: Path, kind: type[T]) -> T:
+    """Read what `write_record` wrote; raises as `record_of` and `read_json`."""
+    return record_of(kind, read_json(path))
+
+
+def record_of(kind: type[T], values: object) -> T:
+    """Make a record, or a list or dict of them, of what a file holds; lists become tuples.
+
+    Raises pydantic's `ValidationError`, a `ValueError`, if a field lacks, is too many or of
+    another type.
+    """
+    return TypeAdapter(kind).validate_python(values, extra="forbid")
+
+
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
     """Write rows as one parquet file; the same rows give the same bytes."""
     with atomic_write(path) as aside:
@@ -99,6 +125,16 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(file: Path, expected: str, *, card: str, error: type[DlpLoraError]) -> None:
+    """Raise an error unless a file is the one whose hash the card beside it holds."""
+    found = file_sha256(file)
+    if found != expected:
+        raise error(
+            f"{file}: truncated or changed: found sha256 {found[:12]}…, {card} beside it has "
+            f"{expected[:12]}…"
+        )
 
 
 def check_no_pointers(path: Path) -> None:

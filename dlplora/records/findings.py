@@ -1,11 +1,11 @@
 """Findings: what ingest met in the raw file of one task."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dlplora.records.examples import Kind
-from dlplora.records.files import read_json, write_json
+from dlplora.records.files import read_record, write_record
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,9 @@ class Findings:
 
 def write_findings(path: Path, findings: Findings) -> None:
     """Write findings.json of one task."""
-    write_json(path, asdict(findings))
+    write_record(path, findings)
 
 
 def read_findings(path: Path) -> Findings:
     """Read findings.json of one task."""
-    values = read_json(path)
-    values["problems"] = tuple(Problem(**problem) for problem in values["problems"])
-    values["splits"] = {name: SplitSize(**size) for name, size in values["splits"].items()}
-    return Findings(**values)
+    return read_record(path, Findings)
