@@ -54,22 +54,6 @@ class AdapterTraining:
     curve: Curve
 
 
-def untrained(
-    task: str, *, base_fingerprint: str, is_imported: bool, num_parameters: int
-) -> AdapterTraining:
-    """Tell of an adapter that was imported, or composed of others."""
-    return AdapterTraining(
-        task=task,
-        base_fingerprint=base_fingerprint,
-        is_imported=is_imported,
-        data_sha256=None,
-        num_examples=0,
-        num_parameters=num_parameters,
-        longest_answer_tokens=0,
-        curve=Curve((), 0),
-    )
-
-
 def write_adapter_training(folder: Path, training: AdapterTraining) -> None:
     """Write training.json into an adapter's folder, with the hash of the weights there."""
     values = asdict(training) | {"curve": curve_to_json(training.curve)}
