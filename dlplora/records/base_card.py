@@ -1,12 +1,12 @@
 """The card of a base model's folder: what its weights do not tell."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from dlplora.errors import ModelError, unreadable
-from dlplora.records.files import read_record, write_record
+from dlplora.records.files import read_json, record_of, write_json
 
 _FILE = "base.json"
 
@@ -45,13 +45,13 @@ class BaseCard:
 
 def write_base_card(folder: Path, card: BaseCard) -> None:
     """Write the card into a base model's folder."""
-    write_record(folder / _FILE, card)
+    write_json(folder / _FILE, asdict(card))
 
 
 def read_base_card(folder: Path) -> BaseCard:
     """Read the card of a base model's folder."""
     try:
-        return read_record(folder / _FILE, BaseCard)
+        return record_of(BaseCard, read_json(folder / _FILE))
     except ValidationError as error:
         raise ModelError(
             f"{folder}: made by an earlier version of this project; `dlplora repro base_model` "

@@ -86,11 +86,19 @@ def write_comparisons(
             write_json(aside / f"{comparison.setting}.json", _to_json(comparison))
         plots = aside / "plots"
         plots.mkdir()
-        _write_csv(plots / "scores.csv", ("setting", "system", "score"), _score_rows(comparisons))
+        scores = [
+            (comparison.setting, name, summary.score)
+            for comparison in comparisons
+            for name, summary in comparison.summaries.items()
+        ]
+        losses = [
+            (task, point.step, point.loss, point.validation_loss)
+            for task, training in trainings.items()
+            for point in training.curve.points
+        ]
+        _write_csv(plots / "scores.csv", ("setting", "system", "score"), scores)
         _write_csv(plots / "confusion.csv", ("task", "adapter"), _first_choices(comparisons[0]))
-        _write_csv(
-            plots / "learning.csv", ("task", "step", "loss", "validation_loss"), _losses(trainings)
-        )
+        _write_csv(plots / "learning.csv", ("task", "step", "loss", "validation_loss"), losses)
 
 
 def write_metrics(comparison: Path, metrics: Path, comparisons: Sequence[Comparison]) -> None:
@@ -108,24 +116,12 @@ def _write_csv(file: Path, head: Sequence[str], rows: Iterable[Sequence[object]]
         csv.writer(written, lineterminator="\n").writerows([head, *rows])
 
 
-def _score_rows(comparisons: Sequence[Comparison]) -> Iterator[tuple[object, ...]]:
-    for comparison in comparisons:
-        for name, summary in comparison.summaries.items():
-            yield comparison.setting, name, summary.score
-
-
 def _first_choices(comparison: Comparison) -> Iterator[tuple[object, ...]]:
     """Yield for each item its task and the default system's first adapter."""
     routing = comparison.routing.get(comparison.default)
     for task, row in routing.confusion.items() if routing else ():
         for adapter, count in row.items():
             yield from [(task, adapter)] * count
-
-
-def _losses(trainings: Mapping[str, AdapterTraining]) -> Iterator[tuple[object, ...]]:
-    for task, training in trainings.items():
-        for point in training.curve.points:
-            yield task, point.step, point.loss, point.validation_loss
 
 
 def _to_json(comparison: Comparison) -> dict[str, Any]:
@@ -154,6 +150,5 @@ def read_novelties(folder: Path, tasks: Sequence[str]) -> dict[str, dict[str, No
 def read_comparison(folder: Path, setting: str) -> Comparison:
     """Read one setting's comparison back."""
     values = read_json(folder / f"{setting}.json")
-    rows = values["summaries"].items()
-    summaries = {name: summary_from_json(row) for name, row in rows}
+    summaries = {name: summary_from_json(row) for name, row in values["summaries"].items()}
     return record_of(Comparison, values | {"summaries": summaries})

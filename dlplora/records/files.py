@@ -7,9 +7,8 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import pyarrow as pa
@@ -17,9 +16,6 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from dlplora.errors import DlpLoraError, SourceError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 T = TypeVar("T")
 
@@ -34,15 +30,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
     old = path.with_name(f".{path.name}.old.{os.getpid()}.aside")
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in (aside, old):  # by a killed run of the same number
-        _remove(left)
+        remove(left)
     try:
         yield aside
         if path.is_dir():
             path.replace(old)
         aside.replace(path)
     finally:
-        _remove(aside)
-        _remove(old)
+        remove(aside)
+        remove(old)
 
 
 def is_aside(path: Path) -> bool:
@@ -60,10 +56,11 @@ def delete_abandoned(folder: Path) -> None:
     """Delete what writers that were killed left aside in a folder."""
     for path in folder.glob(".*"):
         if is_aside(path) and not is_being_written(path):
-            _remove(path)
+            remove(path)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Delete a file or folder, if there is one."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -88,16 +85,6 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file that this library wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def write_record(path: Path, record: "DataclassInstance") -> None:
-    """Write a record as JSON, its fields in their order."""
-    write_json(path, asdict(record))
-
-
-def read_record(path: Path, kind: type[T]) -> T:
-    """Read what `write_record` wrote; raises as `record_of` and `read_json`."""
-    return record_of(kind, read_json(path))
 
 
 def record_of(kind: type[T], values: object) -> T:

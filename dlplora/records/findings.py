@@ -1,11 +1,11 @@
 """Findings: what ingest met in the raw file of one task."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dlplora.records.examples import Kind
-from dlplora.records.files import read_record, write_record
+from dlplora.records.files import read_json, record_of, write_json
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Findings:
 
 def write_findings(path: Path, findings: Findings) -> None:
     """Write findings.json of one task."""
-    write_record(path, findings)
+    write_json(path, asdict(findings))
 
 
 def read_findings(path: Path) -> Findings:
     """Read findings.json of one task."""
-    return read_record(path, Findings)
+    return record_of(Findings, read_json(path))
