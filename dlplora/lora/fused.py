@@ -16,10 +16,8 @@ Shapes: B prompts, S tokens, I inputs, O outputs, n = B·S tokens of all prompts
 the adapters in use, K largest summed rank of one prompt.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, nn, split
@@ -30,6 +28,8 @@ from torch.nn.functional import embedding_bag
 Down = Callable[[Tensor], Tensor]
 # The second half, for one layer: adds to its output, in place and in its dtype, by hidden values.
 Up = Callable[[Tensor, Tensor], Tensor]
+# The sum of one layer: adds to its output by its input.
+LowRankSum = Callable[[Tensor, Tensor], Tensor]
 
 
 def product_down(x_BSI: Tensor, *, down_IP: Tensor, mix_B1P: Tensor | None) -> Tensor:
@@ -96,18 +96,9 @@ class OneInput:
             self._x, self._parts = None, ()
         return part
 
-
-@dataclass(frozen=True)
-class LowRankSum:
-    """What the adapters of a batch add to one layer, the `number`-th that reads its input."""
-
-    source: OneInput
-    number: int
-    up: Up
-
-    def add(self, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
-        """Add the sum to the layer's output, in place and in its dtype."""
-        return self.up(self.source.part(self.number, x_BSI), y_BSO)
+    def add(self, number: int, up: Up, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
+        """Add the sum of the `number`-th layer to its output, in place and in its dtype."""
+        return up(self.part(number, x_BSI), y_BSO)
 
 
 class LayerSums(Protocol):
@@ -115,30 +106,11 @@ class LayerSums(Protocol):
 
     def add(self, path: str, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
         """Add the sum of the layer at `path` to its output."""
-        ...
 
 
-class Running:
-    """The mix in force, seen by every fused layer of one model.
-
-    It is a context variable: two threads on one model never see each other's routes.
-    """
-
-    def __init__(self) -> None:
-        self._sums: ContextVar[LayerSums | None] = ContextVar("sums", default=None)
-
-    def get(self) -> LayerSums | None:
-        """Return the mix in force, or None for the base model alone."""
-        return self._sums.get()
-
-    @contextmanager
-    def using(self, sums: LayerSums | None) -> Iterator[None]:
-        """Run the batch in the `with` block by this mix."""
-        token = self._sums.set(sums)
-        try:
-            yield
-        finally:
-            self._sums.reset(token)
+# The mix in force, seen by every fused layer of one model; None for the base model alone. As a
+# context variable: two threads on one model never see each other's routes.
+Running = ContextVar[LayerSums | None]
 
 
 class FusedLinear(nn.Module):

@@ -113,8 +113,8 @@ class Layout:
             self._stacks[group] = self._stack(scaled)
         down, ups, widths = self._halves(self._stacks[group], tuple(scaled.values()), x_BSI)
         source = OneInput(down, widths)
-        sums = {
-            path: LowRankSum(source, number, up)
+        sums: dict[str, LowRankSum | None] = {
+            path: partial(source.add, number, up)
             for number, (path, up) in enumerate(zip(group, ups, strict=True))
         }
         return dict.fromkeys(paths) | sums
