@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from dlplora.adapters import (
     LoraPair,
@@ -50,7 +49,9 @@ def import_adapter(folder: Path, *, task: str, base: Path) -> WholeAdapter:
         raise AdapterError(f"{folder}: {ADAPTER_WEIGHTS} holds no LoRA matrices")
     shapes = _layer_shapes(base)
     if rule := _prefix_rule(pairs, shapes):
-        config, tensors = _renamed(config, pairs, *rule)
+        moved = {_moved(module, *rule): pair for module, pair in pairs.items()}
+        config = {**config, "target_modules": sorted(moved)}
+        tensors = peft_tensors(moved)
         pairs = _with_same_scalings(folder, pairs, lora_pairs(folder, config, tensors))
     is_transposed = bool(config.get("fan_in_fan_out"))  # GPT-2 stores (inputs, outputs)
     _check_shapes(folder, pairs, shapes, is_transposed=is_transposed)
@@ -152,15 +153,6 @@ def _fits(
 
 def _moved(module: str, ours: str, theirs: str) -> str:
     return (theirs + f".{module}".removeprefix(ours)).removeprefix(".")
-
-
-def _renamed(
-    config: Mapping[str, Any], pairs: Mapping[str, LoraPair], ours: str, theirs: str
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return an adapter's configuration and tensors with other beginnings of paths."""
-    modules = {module: _moved(module, ours, theirs) for module in pairs}
-    renamed = peft_tensors({modules[module]: pair for module, pair in pairs.items()})
-    return {**config, "target_modules": sorted(modules.values())}, renamed
 
 
 def _with_same_scalings(

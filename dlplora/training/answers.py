@@ -17,7 +17,7 @@ from dlplora.records.training import AdapterTraining, Curve
 from dlplora.training.checkpoint import Checkpoint
 from dlplora.training.lean import lean
 from dlplora.training.loop import Schedule, fit
-from dlplora.training.loss import first_answers_loss, mean_loss
+from dlplora.training.loss import mean_loss
 from dlplora.training.pairs import Pair
 from dlplora.training.parts import Parts
 from dlplora.words import Advance
@@ -36,7 +36,12 @@ class AnswerTraining:
 
     def validation_loss(self, pairs: Sequence[Sequence[Pair]]) -> float:
         """Return the mean loss of the tokens of the first answers."""
-        return first_answers_loss(self._model, pairs, self._chat, self._parts)
+        self._model.eval()
+        return self._parts.mean(
+            sorted((options[0] for options in pairs), key=lambda pair: len(pair.prompt)),
+            lambda part: mean_loss(self._model, part, self._chat),
+            weight=lambda pair: len(pair.answer),
+        )
 
     def fit(
         self,

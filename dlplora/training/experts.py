@@ -6,6 +6,7 @@ whatever its size, and what the prompts of a task have in common is computed onc
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from dlplora.adapters import peft_tensors, write_adapter
+from dlplora.adapters import WholeAdapter, peft_tensors
 from dlplora.lora.cluster import Cluster, cluster_of
 from dlplora.lora.experts import attach_experts
 from dlplora.models import Base
 from dlplora.params import Adapter, Experts
 from dlplora.records.examples import Example
 from dlplora.records.files import written_folder
-from dlplora.records.training import AdapterTraining, write_adapter_training
+from dlplora.records.training import AdapterTraining
 from dlplora.training.answers import AnswerTraining, like_batches, lora_config, training_of
 from dlplora.training.checkpoint import Checkpoint
 from dlplora.training.pairs import Pair, encode_pairs
@@ -49,11 +50,9 @@ class TrainedExperts:
         with written_folder(folder) as aside:
             self.cluster.save(aside)
             for task, training in self.trainings.items():
-                own = aside / "adapters" / task
-                own.mkdir(parents=True)
                 tensors = peft_tensors(self.cluster.folded(task).pairs)
-                write_adapter(own, self.config, tensors, base_id=self.base_id)
-                write_adapter_training(own, training)
+                adapter = WholeAdapter(self.config, tensors, self.base_id, training)
+                adapter.save(aside / "adapters" / task)
 
 
 def train_experts(
@@ -85,13 +84,9 @@ def train_experts(
         scaling=training.alpha / training.rank,
         dropout=training.dropout,
     )
-    learned, held_out = (
-        [encode_pairs(rows, base.chat, max_tokens=training.max_tokens) for rows in split]
-        for split in (
-            [examples[task].train for task in tasks],
-            [examples[task].validation for task in tasks],
-        )
-    )
+    encode = partial(encode_pairs, chat=base.chat, max_tokens=training.max_tokens)
+    learned = [encode(examples[task].train) for task in tasks]
+    held_out = [encode(examples[task].validation) for task in tasks]
     answers = AnswerTraining(base.model, base.chat, training, title=f"experts {name}")
 
     def batch(step: int, rows: Sequence[int]) -> list[Pair]:

@@ -89,7 +89,9 @@ def compose_by_examples(
     """
     pool = read_adapters(folders.values(), base_fingerprint=base.fingerprint)
     check_alike(pool, title="lorahub")
-    config = _config_of_scaling_1(next(iter(folders.values())))
+    config: LoraConfig = LoraConfig.from_pretrained(str(next(iter(folders.values()))))
+    config.lora_alpha, config.alpha_pattern = config.r, config.rank_pattern  # a scaling of 1
+    config.use_rslora, config.base_model_name_or_path = False, None
     with ignore_peft_warnings():
         model = get_peft_model(base.model, config).train(False)
     told: dict[str, Any] = config.to_dict()  # type: ignore[no-untyped-call]
@@ -181,10 +183,3 @@ def compose(pool: Sequence[LoraAdapter], weights: Weights) -> dict[str, LoraPair
             scaling=1.0,
         )
     return composed
-
-
-def _config_of_scaling_1(folder: Path) -> LoraConfig:
-    config: LoraConfig = LoraConfig.from_pretrained(str(folder))
-    config.lora_alpha, config.alpha_pattern = config.r, config.rank_pattern
-    config.use_rslora, config.base_model_name_or_path = False, None
-    return config
