@@ -18,6 +18,7 @@ from dlplora.records.files import written_folder
 from dlplora.records.training import (
     ADAPTER_WEIGHTS,
     AdapterTraining,
+    Curve,
     read_checked_training,
     write_adapter_training,
 )
@@ -172,11 +173,44 @@ class WholeAdapter:
     base_id: str
     training: AdapterTraining
 
+    @classmethod
+    def untrained(
+        cls,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        *,
+        task: str,
+        base_id: str,
+        base_fingerprint: str,
+        is_imported: bool = False,
+    ) -> "WholeAdapter":
+        """Return one that was imported, or composed of others: nothing is known but its size."""
+        training = AdapterTraining(
+            task=task,
+            base_fingerprint=base_fingerprint,
+            is_imported=is_imported,
+            data_sha256=None,
+            num_examples=0,
+            num_parameters=sum(tensor.numel() for tensor in tensors.values()),
+            longest_answer_tokens=0,
+            curve=Curve((), 0),
+        )
+        return cls(config, tensors, base_id, training)
+
     def save(self, folder: Path) -> None:
         """Write PEFT's folder and training.json."""
         with written_folder(folder) as aside:
             write_adapter(aside, self.config, self.tensors, base_id=self.base_id)
             write_adapter_training(aside, self.training)
+
+
+def peft_tensors(pairs: Mapping[str, LoraPair]) -> dict[str, Tensor]:
+    """Name the matrices of an adapter as PEFT's files do."""
+    return {
+        f"base_model.model.{path}.lora_{side}.weight": tensor
+        for path, pair in pairs.items()
+        for side, tensor in (("A", pair.down_RI), ("B", pair.up_OR))
+    }
 
 
 def write_adapter(

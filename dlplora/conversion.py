@@ -23,11 +23,11 @@ from transformers import (
     modeling_gguf_pytorch_utils,
 )
 
-from dlplora.data.checksums import MODEL_FILES, folder_sha256
+from dlplora.data.checksums import MODEL_FILES, check_pin, folder_sha256
 from dlplora.data.hub import download_model
 from dlplora.data.sources import download_package, unpack_file
 from dlplora.data.templates import render_frame
-from dlplora.errors import ModelError, SourceError, is_disk_full, one_line
+from dlplora.errors import ModelError, SourceError, errors_as, is_disk_full, one_line
 from dlplora.models import (
     Base,
     check_vocabulary,
@@ -98,15 +98,13 @@ def _check(
     if not checks:
         return
     try:
-        base = load_base(folder, place=place, attention="sdpa")
-        for check in checks:
-            check(base)
+        # A model's code raises whatever it does not expect.
+        with errors_as(ModelError, f"{card.id}: the model cannot be used"):
+            base = load_base(folder, place=place, attention="sdpa")
+            for check in checks:
+                check(base)
     except ModelError as error:
         raise ModelError(str(error).replace(str(folder), card.id)) from error
-    except Exception as error:  # a model's code raises whatever it does not expect
-        if is_disk_full(error):
-            raise
-        raise ModelError(f"{card.id}: the model cannot be used: {one_line(error)}") from error
 
 
 def _from_package(params: PackageGguf, dtype: torch.dtype, downloads: Path) -> _Source:
@@ -123,7 +121,7 @@ def _from_gguf(params: GgufFile, dtype: torch.dtype, _: Path) -> _Source:
     if not file.is_file():
         raise SourceError(f"{file}: no such file; expected a GGUF file (base_model.path)")
     check_no_pointers(file)
-    _check_sha256(file, file_sha256(file), params.sha256)
+    check_pin(file, file_sha256(file), params.sha256, section="base_model")
     with TemporaryDirectory() as folder:  # transformers would read what lies beside it, too
         link = Path(folder) / file.name
         link.symlink_to(file.resolve())
@@ -131,23 +129,17 @@ def _from_gguf(params: GgufFile, dtype: torch.dtype, _: Path) -> _Source:
 
 
 def _read_gguf(file: Path, dtype: torch.dtype, identity: str) -> _Source:
-    try:
-        with _reading_once():
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                file.parent,
-                gguf_file=file.name,
-                dtype=dtype,
-                quantization_config=GgufConfig(dequantize=True),
-                ignore_mismatched_sizes=True,  # refused below, by name
-                output_loading_info=True,
-            )
-    except Exception as error:  # a broken file raises whatever its bytes lead to
-        if is_disk_full(error):
-            raise
-        raise ModelError(
-            f"{file.name}: transformers cannot read this GGUF: {one_line(error)}"
-        ) from error
+    what = f"{file.name}: transformers cannot read this GGUF"
+    with errors_as(ModelError, what), _reading_once():  # a broken file raises anything
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            dtype=dtype,
+            quantization_config=GgufConfig(dequantize=True),
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
+        )
     model = whole_model(file.name, *loaded)
     _drop_tokens_behind(tokenizer, num_embeddings(model))
     if hasattr(model.config, "quantization_config"):
@@ -185,7 +177,7 @@ def _from_folder(params: ModelFolder, dtype: torch.dtype, _: Path) -> _Source:
     folder = Path(params.path)
     check_no_pointers(folder)
     fingerprint = folder_sha256(folder, with_code=params.trust_remote_code)
-    _check_sha256(folder, fingerprint, params.sha256)
+    check_pin(folder, fingerprint, params.sha256, section="base_model")
     return _read_folder(folder, dtype, folder.name, fingerprint, params.trust_remote_code)
 
 
@@ -204,11 +196,6 @@ _LOADERS: dict[str, Callable[..., _Source]] = {
     "folder": _from_folder,
     "hub": _from_hub,
 }
-
-
-def _check_sha256(path: Path, found: str, expected: str) -> None:
-    if found != expected:
-        raise SourceError(f"{path}: found sha256 {found}; params.yaml: base_model has {expected}")
 
 
 def _read_folder(

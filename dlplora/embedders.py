@@ -7,10 +7,10 @@ from tempfile import TemporaryDirectory
 import torch
 from transformers import AutoModel
 
-from dlplora.data.checksums import EMBEDDER_FILES, embedder_sha256, has_modules
+from dlplora.data.checksums import EMBEDDER_FILES, check_pin, embedder_sha256, has_modules
 from dlplora.data.hub import download_model
 from dlplora.data.sources import download_package, unpack_folder
-from dlplora.errors import ModelError, SourceError, is_disk_full, one_line
+from dlplora.errors import ModelError, errors_as
 from dlplora.models import quiet_transformers, whole_model
 from dlplora.params.inputs import Embedder as EmbedderParams
 from dlplora.params.inputs import EmbedderFolder, HubEmbedder, PackageFolder
@@ -41,17 +41,13 @@ def make_embedder(params: EmbedderParams, *, downloads: Path, out: Path) -> None
 def _check_weights(folder: Path, title: str) -> None:
     """Raise `ModelError` if weights are missing that vectors depend on: they would be random."""
     quiet_transformers()
-    try:
+    with errors_as(ModelError, f"{title}: no usable embedder"):  # a broken folder raises anything
         model, told = AutoModel.from_pretrained(
             folder,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
         )
-    except Exception as error:  # a broken folder raises whatever its files lead to
-        if is_disk_full(error):
-            raise
-        raise ModelError(f"{title}: no usable embedder: {one_line(error)}") from error
     missing = {name for name in told["missing_keys"] if not name.startswith("pooler.")}
     whole_model(title, model, told | {"missing_keys": missing})
 
@@ -65,11 +61,7 @@ def _from_package(params: PackageFolder, downloads: Path, scratch: Path) -> Path
 def _from_folder(params: EmbedderFolder, _: Path, __: Path) -> Path:
     folder = Path(params.path)
     check_no_pointers(folder)
-    found = embedder_sha256(folder)
-    if found != params.sha256:
-        raise SourceError(
-            f"{folder}: found sha256 {found}; params.yaml: embedders has {params.sha256}"
-        )
+    check_pin(folder, embedder_sha256(folder), params.sha256, section="embedders")
     return folder
 
 

@@ -18,6 +18,8 @@ They are raised where the value is used and caught only at the edge (`dlplora.st
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class DlpLoraError(Exception):
@@ -72,6 +74,19 @@ def is_disk_full(error: BaseException) -> bool:
     """Tell whether an error, of Python or of a library that wraps it, says that a disk is full."""
     code = getattr(error, "errno", None)
     return code in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
+
+
+@contextmanager
+def errors_as(kind: type[DlpLoraError], what: str) -> Iterator[None]:
+    """Raise another library's errors within the block as ours, `what` first; not of a full disk."""
+    try:
+        yield
+    except DlpLoraError:
+        raise
+    except Exception as error:
+        if is_disk_full(error):
+            raise
+        raise kind(f"{what}: {one_line(error)}") from error
 
 
 def choices(names: object) -> str:

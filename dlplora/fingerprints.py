@@ -20,6 +20,7 @@ PACKAGES = ("dlplora", "tasks")
 _NO_MATTER = {"dlplora.errors", "dlplora.scratch", "dlplora.stage", "dlplora.edge"}
 _NO_MATTER_PACKAGES = ("dlplora.params.", "dlplora.warm.")
 _TEMPLATE = ".jinja"
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def fingerprints(root: Path) -> dict[str, dict[str, str]]:
@@ -70,14 +71,7 @@ def fingerprint(file: Path) -> str:
         except SyntaxError as error:
             raise DlpLoraError(f"{file}: not Python: {one_line(error)}") from error
         for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                _drop_docstring(node)
+            if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+                node.body[0] = ast.Pass()
         content = ast.unparse(tree).encode()
     return hashlib.sha256(content).hexdigest()
-
-
-def _drop_docstring(
-    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef,
-) -> None:
-    if ast.get_docstring(node, clean=False) is not None:
-        node.body[0] = ast.Pass()

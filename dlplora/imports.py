@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from dlplora.adapters import (
     LoraPair,
     WholeAdapter,
     lora_pairs,
+    peft_tensors,
     read_adapter_config,
     read_adapter_tensors,
 )
 from dlplora.errors import AdapterError, ModelError
 from dlplora.records.base_card import BaseCard, read_base_card
 from dlplora.records.files import check_no_pointers
-from dlplora.records.training import ADAPTER_WEIGHTS, read_checked_training, untrained
+from dlplora.records.training import ADAPTER_WEIGHTS, read_checked_training
 
 # What GGUF files add to the name of the model that they hold.
 _QUANTISATION = re.compile(r"[.-](I?Q\d\w*|F16|F32|BF16|gguf)$", re.IGNORECASE)
@@ -49,17 +49,20 @@ def import_adapter(folder: Path, *, task: str, base: Path) -> WholeAdapter:
         raise AdapterError(f"{folder}: {ADAPTER_WEIGHTS} holds no LoRA matrices")
     shapes = _layer_shapes(base)
     if rule := _prefix_rule(pairs, shapes):
-        config, tensors = _renamed(config, tensors, pairs, *rule)
+        moved = {_moved(module, *rule): pair for module, pair in pairs.items()}
+        config = {**config, "target_modules": sorted(moved)}
+        tensors = peft_tensors(moved)
         pairs = _with_same_scalings(folder, pairs, lora_pairs(folder, config, tensors))
     is_transposed = bool(config.get("fan_in_fan_out"))  # GPT-2 stores (inputs, outputs)
     _check_shapes(folder, pairs, shapes, is_transposed=is_transposed)
-    training = untrained(
-        task,
+    return WholeAdapter.untrained(
+        config,
+        tensors,
+        task=task,
+        base_id=card.id,
         base_fingerprint=card.fingerprint,
         is_imported=True,
-        num_parameters=sum(tensor.numel() for tensor in tensors.values()),
     )
-    return WholeAdapter(config, tensors, card.id, training)
 
 
 def _check_base(folder: Path, config: Mapping[str, Any], card: BaseCard) -> None:
@@ -150,25 +153,6 @@ def _fits(
 
 def _moved(module: str, ours: str, theirs: str) -> str:
     return (theirs + f".{module}".removeprefix(ours)).removeprefix(".")
-
-
-def _renamed(
-    config: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-    pairs: Mapping[str, LoraPair],
-    ours: str,
-    theirs: str,
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return an adapter's configuration and tensors with other beginnings of paths."""
-    modules = {module: _moved(module, ours, theirs) for module in pairs}
-    renamed = {
-        f"base_model.model.{modules[module]}.lora_{side}.weight": tensors[
-            f"base_model.model.{module}.lora_{side}.weight"
-        ]
-        for module in pairs
-        for side in "AB"
-    }
-    return {**config, "target_modules": sorted(modules.values())}, renamed
 
 
 def _with_same_scalings(

@@ -72,10 +72,9 @@ def load_base(folder: Path, *, place: Place, attention: str) -> Base:
     quiet_transformers()
     card = read_base_card(folder)
     try:
-        loaded = _load_weights(folder, place.dtype, attention, card.trust_remote_code)
+        model = _load_weights(folder, place.dtype, attention, card.trust_remote_code)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder}: no usable base model: {error}") from error
-    model = whole_model(str(folder), *loaded)
     chat = ChatFormat.load(folder)
     check_vocabulary(chat.tokenizer.get_vocab_size(), model, str(folder))
     model.requires_grad_(False).train(False).to(place.device)
@@ -84,7 +83,7 @@ def load_base(folder: Path, *, place: Place, attention: str) -> Base:
 
 def _load_weights(
     folder: Path, dtype: torch.dtype, attention: str, trust_remote_code: bool
-) -> tuple[PreTrainedModel, dict[str, Any]]:
+) -> PreTrainedModel:
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -99,8 +98,7 @@ def _load_weights(
         if attention == "eager":
             raise
         return _load_weights(folder, dtype, "eager", trust_remote_code)
-    model, told = loaded
-    return model, told
+    return whole_model(str(folder), *loaded)
 
 
 def check_vocabulary(num_tokens: int, model: PreTrainedModel, title: str) -> None:

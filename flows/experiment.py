@@ -10,7 +10,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field
 
 from dlplora.errors import DlpLoraError, ParamsError, choices
 from dlplora.params.project import load_params
@@ -38,52 +38,42 @@ def _known_tasks() -> list[str]:
     return sorted({task for section in sections for task in section})
 
 
-def _without_defaults(schema: dict[str, Any]) -> None:
+def _plain_fields(schema: dict[str, Any]) -> None:
+    """Show values that may be left empty as plain fields of a form; null is no number."""
     for field in schema["properties"].values():
-        field.pop("default")  # null, which is no number: the form leaves the field out instead
+        field.pop("default")
+        field.update(field.pop("anyOf")[0])
 
 
 class _Form(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_without_defaults)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_plain_fields)
 
     def given(self) -> dict[str, Any]:
         """Return the values that were filled in."""
         return self.model_dump(exclude_none=True)
 
 
-def _number(kind: str, **bounds: float) -> WithJsonSchema:
-    """Show a value that may be left empty as a plain field of the form."""
-    return WithJsonSchema({"type": kind, **bounds})
-
-
 Count = Annotated[int, Field(ge=1)]
-MaybeCount = Annotated[Count | None, _number("integer", minimum=1)]
-MaybeRate = Annotated[Annotated[float, Field(gt=0)] | None, _number("number", exclusiveMinimum=0)]
+Rate = Annotated[float, Field(gt=0)]
 
 
 class Lora(_Form):
     """How adapters are trained; what is left empty is as in the suite."""
 
-    rank: MaybeCount = None
-    alpha: MaybeCount = None
-    dropout: Annotated[
-        Annotated[float, Field(ge=0, lt=1)] | None,
-        _number("number", minimum=0, exclusiveMaximum=1),
-    ] = None
-    learning_rate: MaybeRate = None
-    steps: MaybeCount = None
+    rank: Count | None = None
+    alpha: Count | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    learning_rate: Rate | None = None
+    steps: Count | None = None
 
 
 class Router(_Form):
     """The mini-MLP router and the p of top-p; what is left empty is as in the suite."""
 
-    hidden: MaybeCount = None
-    learning_rate: MaybeRate = None
-    epochs: MaybeCount = None
-    p: Annotated[
-        Annotated[float, Field(gt=0, le=1)] | None,
-        _number("number", exclusiveMinimum=0, maximum=1),
-    ] = None
+    hidden: Count | None = None
+    learning_rate: Rate | None = None
+    epochs: Count | None = None
+    p: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 Suite = Annotated[str, Field(json_schema_extra={"enum": _SUITES})]

@@ -27,15 +27,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from dlplora.errors import DlpLoraError
 from dlplora.params.project import load_params
 from flows.settings import ROOT
-from flows.shown import (
-    Bar,
-    StageRow,
-    has_report,
-    has_scores,
-    show_report,
-    show_scores,
-    show_stages,
-)
+from flows.shown import Bar, StageRow, show_report, show_scores, show_stages
 from flows.stages import StageError, Step, Tree, alone_in, limits_of, plan
 
 _POLL_SECONDS = 2.0
@@ -178,9 +170,9 @@ def _show(root: Path, states: dict[str, State[Any]], run: Run, name: str) -> Sta
     ]
     show_stages(rows)
     done = {stage for stage, state in states.items() if state.is_completed()}
-    if "compare" in done and has_scores(root):
+    if "compare" in done:
         show_scores(root)
-    if "report" in done and has_report(root):
+    if "report" in done:
         show_report(root, name)
     told = [row.detail if row.stage in done else row.state for row in rows]
     summary = ", ".join(f"{count} {what}" for what, count in Counter(told).items())

@@ -14,8 +14,7 @@ SCRATCH = ROOT / ".scratch"
 UI_LOCK = "prefect ui"  # held by `flows.ui` for as long as its server is there
 HOME = SCRATCH / "prefect"
 API_FILE = HOME / "api"  # the address of that server
-
-
+_STATE = ("PREFECT_HOME", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
@@ -30,8 +29,9 @@ def set_up_prefect() -> None:
     """
     with one_line_errors():
         _refuse_socks(os.environ)
-    for name in filter(_names_state, list(os.environ)):
-        del os.environ[name]
+    for name in list(os.environ):
+        if name in _STATE or (name.startswith("PREFECT_") and "_DATABASE_" in name):
+            del os.environ[name]
     chosen = {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
@@ -56,12 +56,6 @@ def _refuse_socks(environment: Mapping[str, str]) -> None:
                 f"{name} names a SOCKS proxy, for which Prefect needs the package socksio; "
                 f"install it (`pip install socksio`), or unset {name} for flows"
             )
-
-
-def _names_state(name: str) -> bool:
-    """Tell whether a variable says where Prefect keeps its state."""
-    named = ("PREFECT_HOME", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH")
-    return name in named or (name.startswith("PREFECT_") and "_DATABASE_" in name)
 
 
 def without_proxy_on_loopback(environment: Mapping[str, str]) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """What the flows show on Prefect's pages: progress, tables of stages and scores, the report."""
 
-import json
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
+from dlplora.records.files import read_json
 from flows.settings import SCRATCH
 
 REPORTS_URL = "DLPLORA_REPORTS_URL"  # where `flows.ui` serves the folder of reports
@@ -43,7 +43,7 @@ class Bar:
     """A progress artifact that begins with the first progress line of a stage."""
 
     def __init__(self, stage: str) -> None:
-        self._key = _key(stage)
+        self._key = re.sub(r"[^a-z0-9]+", "-", stage.lower())  # as keys of artifacts have to be
         self._artifact: UUID | None = None
 
     def hear(self, line: str) -> None:
@@ -67,7 +67,9 @@ def show_stages(rows: Iterable[StageRow]) -> None:
 
 
 def show_scores(root: Path) -> None:
-    """Show the comparison of systems: fractions of 1, with intervals of 95 %."""
+    """Show the comparison of systems, if there is one: fractions of 1, intervals of 95 %."""
+    if not (root / _COMPARISON).exists():
+        return
     table = [
         {"setting": setting, "system": system}
         | {name: None if value is None else round(value, 3) for name, value in scores.items()}
@@ -83,18 +85,18 @@ def read_scores(root: Path) -> dict[str, float]:
 
 
 def _comparison(root: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    read: dict[str, dict[str, dict[str, Any]]] = json.loads(
-        (root / _COMPARISON).read_text(encoding="utf-8")
-    )
+    read: dict[str, dict[str, dict[str, Any]]] = read_json(root / _COMPARISON)
     return read
 
 
 def show_report(root: Path, name: str) -> None:
-    """Show the report as markdown with its pictures, and link to a copy of its page.
+    """Show the report, if there is one, as markdown with its pictures, and link to its page.
 
-    The copy, under that name, is what `flows.ui` serves.
+    The link is to a copy, under that name, which `flows.ui` serves.
     """
     folder = root / _REPORT
+    if not (folder / "report.md").exists():
+        return
 
     def inlined(found: re.Match[str]) -> str:
         picture = b64encode((folder / found[2]).read_bytes()).decode()
@@ -110,18 +112,3 @@ def report_link(name: str) -> str:
     """Return the address of a report: where `flows.ui` serves it, else its file."""
     served = os.environ.get(REPORTS_URL)
     return f"{served}/{name}/" if served else (REPORTS / name / "index.html").as_uri()
-
-
-def has_scores(root: Path) -> bool:
-    """Tell whether there is a comparison to show."""
-    return (root / _COMPARISON).exists()
-
-
-def has_report(root: Path) -> bool:
-    """Tell whether there is a report to show."""
-    return (root / _REPORT / "report.md").exists()
-
-
-def _key(stage: str) -> str:
-    """Make an artifact key: lower-case letters, digits and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", stage.lower())

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from socket import AF_INET, SOCK_STREAM, socket
-from typing import NoReturn
 
 import psutil
 
@@ -44,7 +43,9 @@ def serve(port: int, *, tell: Callable[[str], None]) -> None:
         api = API_FILE.read_text(encoding="utf-8").strip()
         raise UiError(f"the pages of this project are open already: {api.removesuffix('/api')}")
     for number in (port, port + 1):
-        _check_free(number)
+        with closing(socket(AF_INET, SOCK_STREAM)) as tried:
+            if tried.connect_ex((_HOST, number)) == 0:
+                raise UiError(f"port {number} of {_HOST} is taken; choose another one with --port")
     address, reports = f"http://{_HOST}:{port}", f"http://{_HOST}:{port + 1}"
     environment = os.environ | {
         "PREFECT_API_URL": f"{address}/api",
@@ -77,12 +78,6 @@ def serve(port: int, *, tell: Callable[[str], None]) -> None:
                 if part.poll() is not None:
                     raise UiError(f"the {name} has ended; its log is {_log(name)}")
             time.sleep(0.5)
-
-
-def _check_free(port: int) -> None:
-    with closing(socket(AF_INET, SOCK_STREAM)) as tried:
-        if tried.connect_ex((_HOST, port)) == 0:
-            raise UiError(f"port {port} of {_HOST} is taken; choose another one with --port")
 
 
 def _log(name: str) -> Path:
@@ -169,17 +164,13 @@ def _marked(mark: str) -> list[psutil.Process]:
     return [process for process in marked if process.pid != os.getpid()]
 
 
-def _stop(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """Run until Ctrl-C, SIGTERM or SIGHUP."""
     parser = ArgumentParser(prog="python -m flows.ui", description="Prefect's pages, on loopback.")
     parser.add_argument("--port", type=int, default=4200, help="of the pages; reports at the next")
     port = parser.parse_args().port
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
+        signal.signal(number, signal.default_int_handler)
 
     def tell(address: str) -> None:
         print(f"{address} – deployments, runs and artifacts; Ctrl-C ends it all", flush=True)

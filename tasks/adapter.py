@@ -17,7 +17,6 @@ def main(task: str, base: Path, examples: Path, out: Path, timing: Path) -> None
     params = load_params()
     settings = params.adapter_of(task)
     train, validation = (examples_path(examples, split, task) for split in ("train", "validation"))
-    place = set_up(params.runtime, seed=params.seed)
     title = f"adapter {task}"
     folder = checkpoint_folder(
         title,
@@ -29,7 +28,7 @@ def main(task: str, base: Path, examples: Path, out: Path, timing: Path) -> None
         progress(title, total=settings.steps) as advance,
     ):
         train_adapter(
-            load_base(base, place=place, attention="eager"),
+            load_base(base, place=set_up(params.runtime, seed=params.seed), attention="eager"),
             read_examples(train),
             read_examples(validation),
             name=task,

@@ -7,7 +7,7 @@ from dlplora.params.fields import named
 from dlplora.params.project import load_params
 from dlplora.runtime import set_up
 from dlplora.stage import progress, run, write_timing
-from dlplora.training.embedding_router import EmbeddingRouterInputs, make_embedding_router
+from dlplora.training.embedding_router import make_embedding_router
 
 
 def main(
@@ -21,17 +21,19 @@ def main(
     """Make the router NAME of an EMBEDDER with the INDEXES of all tasks or ROUTER_DATA, to OUT."""
     params = load_params()
     place = set_up(params.runtime, seed=params.seed)
-    inputs = EmbeddingRouterInputs(
-        embedder=embedder,
-        indexes=indexes,
-        tasks=sorted(params.tasks),
-        train=read_labelled(router_data / "train.parquet"),
-        validation=read_labelled(router_data / "validation.parquet"),
-    )
     settings = named(params.embedding_routers, name, "embedding_routers")
-    with progress(name, total=len(inputs.train)) as advance:
+    train = read_labelled(router_data / "train.parquet")
+    with progress(name, total=len(train)) as advance:
         make_embedding_router(
-            inputs, settings, index=params.index, place=place, advance=advance
+            settings,
+            embedder_folder=embedder,
+            indexes=indexes,
+            tasks=sorted(params.tasks),
+            train=train,
+            validation=read_labelled(router_data / "validation.parquet"),
+            index=params.index,
+            place=place,
+            advance=advance,
         ).save(out)
     write_timing(timing)
 

@@ -17,7 +17,6 @@ def main(cluster: str, base: Path, examples: Path, out: Path, timing: Path) -> N
     params = load_params()
     training = params.expert_training_of(cluster)
     experts = params.experts[cluster]
-    place = set_up(params.runtime, seed=params.seed)
     files = {
         task: [examples_path(examples, split, task) for split in ("train", "validation")]
         for task in experts.tasks
@@ -38,7 +37,7 @@ def main(cluster: str, base: Path, examples: Path, out: Path, timing: Path) -> N
         progress(title, total=training.steps) as advance,
     ):
         train_experts(
-            load_base(base, place=place, attention="eager"),
+            load_base(base, place=set_up(params.runtime, seed=params.seed), attention="eager"),
             {task: TaskExamples(*map(read_examples, own)) for task, own in files.items()},
             name=cluster,
             experts=experts,

@@ -18,7 +18,6 @@ def main(name: str, base: Path, examples: Path, out: Path, timing: Path) -> None
     settings, tasks = params.joint_of(name), sorted(params.tasks)
     train = {task: examples_path(examples, "train", task) for task in tasks}
     validation = {task: examples_path(examples, "validation", task) for task in tasks}
-    place = set_up(params.runtime, seed=params.seed)
     title = f"joint {name}"
     folder = checkpoint_folder(
         title,
@@ -30,7 +29,7 @@ def main(name: str, base: Path, examples: Path, out: Path, timing: Path) -> None
         progress(title, total=settings.steps) as advance,
     ):
         train_joint_adapter(
-            load_base(base, place=place, attention="eager"),
+            load_base(base, place=set_up(params.runtime, seed=params.seed), attention="eager"),
             {task: read_examples(path) for task, path in train.items()},
             {task: read_examples(path) for task, path in validation.items()},
             name=name,

@@ -15,10 +15,9 @@ def main(name: str, base: Path, adapters: Path, examples: Path, out: Path, timin
     """Weigh the ADAPTERS for each task by its training EXAMPLES, as NAME says; write to OUT."""
     params = load_params()
     chosen, tasks = named(params.lorahub, name, "lorahub"), sorted(params.tasks)
-    place = set_up(params.runtime, seed=params.seed)
     with progress(f"lorahub {name}", total=len(tasks) * chosen.steps) as advance:
         compose_by_examples(
-            load_base(base, place=place, attention="sdpa"),
+            load_base(base, place=set_up(params.runtime, seed=params.seed), attention="sdpa"),
             {task: adapters / task for task in tasks},
             {task: read_examples(examples_path(examples, "train", task)) for task in tasks},
             params=chosen,

@@ -13,9 +13,8 @@ from dlplora.training.merging import merge_adapters
 def main(name: str, base: Path, adapters: Path, out: Path, timing: Path) -> None:
     """Merge the ADAPTERS of all tasks on BASE; write the merge NAME to OUT."""
     params = load_params()
-    place = set_up(params.runtime, seed=params.seed)
     merge_adapters(
-        load_base(base, place=place, attention="sdpa"),
+        load_base(base, place=set_up(params.runtime, seed=params.seed), attention="sdpa"),
         [adapters / task for task in sorted(params.tasks)],
         name=name,
         params=named(params.merges, name, "merges"),

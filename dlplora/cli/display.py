@@ -41,7 +41,9 @@ def stream(pieces: Iterator[Piece], *, trace: bool) -> None:
         sys.stdout.flush()
         if piece.answer is not None:
             console.print()
-            _remark(piece.answer)
+            if piece.answer.ending == "length":  # a reader might take it for the model's doing
+                told = f"ended at {piece.answer.num_tokens} tokens; --max-new-tokens allows more"
+                Console(stderr=True, style="dim").print(f"({told})")
             if trace:
                 console.print(_sentences(piece.answer, palette))
 
@@ -105,13 +107,6 @@ def _sentences(answer: Answer, palette: _Palette) -> Table:
             "" if sure is None else f"{sure:.3f}",
         )
     return table
-
-
-def _remark(answer: Answer) -> None:
-    """Say on stderr what a reader might take for the model's doing."""
-    console = Console(stderr=True, style="dim")
-    if answer.ending == "length":
-        console.print(f"(ended at {answer.num_tokens} tokens; --max-new-tokens allows more)")
 
 
 def _harmless(text: str) -> str:

@@ -227,8 +227,7 @@ def find_clusters(
     Example: dlplora find-clusters 3 --write
     """
     from dlplora.adapters import read_adapters
-    from dlplora.lora.affinity import affinities
-    from dlplora.lora.affinity import find_clusters as find
+    from dlplora.lora import affinity
     from dlplora.params.project import load_params
     from dlplora.project.clusters import set_clusters
     from dlplora.project.files import Project
@@ -237,8 +236,8 @@ def find_clusters(
     tasks = sorted(load_params().tasks)
     fingerprint = read_base_card(data / "base").fingerprint
     folders = [data / "adapters" / task for task in tasks]
-    alike = affinities(read_adapters(folders, base_fingerprint=fingerprint))
-    clusters = find(tasks, alike, count=count)
+    alike = affinity.affinities(read_adapters(folders, base_fingerprint=fingerprint))
+    clusters = affinity.find_clusters(tasks, alike, count=count)
     for number, cluster in enumerate(clusters, start=1):
         typer.echo(f"cluster_{number}: [{', '.join(cluster)}]")
     if write:

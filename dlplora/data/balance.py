@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from dlplora.params.routing import Balance
 from dlplora.records.examples import Example
-from dlplora.records.files import read_table, write_table, written_folder
+from dlplora.records.files import read_table, record_of, write_table, written_folder
 
 _TEXTS = pa.list_(pa.string())
 _LABELLED = pa.schema([("text", pa.string()), ("task", pa.string())])
@@ -161,12 +161,9 @@ def read_training_texts(folder: Path) -> list[Labelled]:
 
 def read_labelled(file: Path) -> list[Labelled]:
     """Read the train or validation file of router data."""
-    return [Labelled(**row) for row in read_table(file)]
+    return record_of(list[Labelled], read_table(file))
 
 
 def read_composites(file: Path) -> list[Composite]:
     """Read the composites of router data."""
-    return [
-        Composite(row["text"], tuple(row["questions"]), tuple(row["answers"]), tuple(row["tasks"]))
-        for row in read_table(file)
-    ]
+    return record_of(list[Composite], read_table(file))

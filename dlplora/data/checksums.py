@@ -46,6 +46,12 @@ def pin_of(path: Path, *, with_code: bool) -> str:
     return file_sha256(path)
 
 
+def check_pin(path: Path, found: str, expected: str, *, section: str) -> None:
+    """Raise `SourceError` unless a hash is the one that a section of params.yaml pins."""
+    if found != expected:
+        raise SourceError(f"{path}: found sha256 {found}; params.yaml: {section} has {expected}")
+
+
 def folder_sha256(folder: Path, *, with_code: bool) -> str:
     """Return the hash of the names and contents of all that is read of a model's folder."""
     patterns = [*MODEL_FILES, "*.py"] if with_code else MODEL_FILES

@@ -81,11 +81,6 @@ def lacks(row: Mapping[str, Any]) -> str:
     return f"has no question{'' if has_answer else ' and no answer'} (keys: {names})"
 
 
-def quoted(names: Iterable[str]) -> str:
-    """List names in quotes, in one line."""
-    return listed(repr(name) for name in names)
-
-
 def listed(names: Iterable[str]) -> str:
     """List the first names of a row or file in one line."""
     first = [" ".join(name.split())[:_NAME_CHARS] for name in islice(names, _NUM_NAMES + 1)]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dlplora.data.checksums import data_folder_sha256
+from dlplora.data.checksums import check_pin, data_folder_sha256
 from dlplora.data.items import BadRowError, joined
 from dlplora.data.values import UnreadableValueError, value_to_text
 from dlplora.errors import SourceError, choices, is_disk_full, one_line
@@ -101,8 +101,11 @@ def _load(
         if Path(path).exists():  # datasets would read it instead, whatever the revision
             raise SourceError(f"{path}: stands here as a file or folder; expected an id of the hub")
     else:
-        path, revision = str(Path(source.path).resolve()), None
-        _check_folder(Path(path), source.sha256)
+        folder, revision = Path(source.path).resolve(), None
+        if not folder.is_dir():
+            raise SourceError(f"{folder}: no such folder; expected one with files of data")
+        check_pin(folder, data_folder_sha256(folder), source.sha256, section="sources")
+        path = str(folder)
     try:
         loaded = datasets.load_dataset(
             path,
@@ -119,13 +122,6 @@ def _load(
         reason = one_line(error.__cause__ or error)
         raise SourceError(f"{path}: datasets cannot read it: {reason}") from error
     return path, loaded
-
-
-def _check_folder(folder: Path, sha256: str) -> None:
-    if not folder.is_dir():
-        raise SourceError(f"{folder}: no such folder; expected one with files of data")
-    if (found := data_folder_sha256(folder)) != sha256:
-        raise SourceError(f"{folder}: found sha256 {found}; params.yaml: sources has {sha256}")
 
 
 def _label_names(feature: Any) -> list[str] | None:

@@ -3,8 +3,9 @@
 One pass over the file, and a second one to leave out contradictions if there are any.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -63,12 +64,13 @@ def ingest(
     `on_bad_row` is "skip", on the first bad row.
     """
     file = raw_file(raw)
-    seen = scan(file, keys, splits, limit=limit, most_problems=_NAMED_PROBLEMS)
+    scanned = partial(scan, file, keys, splits, limit=limit)
+    seen = scanned(most_problems=_NAMED_PROBLEMS)
     if seen.num_bad and on_bad_row == "refuse":
         first, more = seen.problems[0], seen.num_bad - 1
         rest = f" (and {more} more: `dlplora validate {file}` lists them)" if more else ""
         raise DataError(f"{file}: {seen.unit} {first.item} {first.problem}{rest}")
-    kept = _kept(file, keys, splits, seen, limit)
+    kept = _kept(seen, scanned)
     if problem := _too_few(seen, kept, splits):
         raise DataError(f"{file}: {problem}")
     examples = {split: places.examples(task) for split, places in kept.items()}
@@ -102,9 +104,9 @@ def validate(
 
     Raises `DataError` if it cannot be read at all.
     """
-    file = raw_file(raw)
-    seen = scan(file, keys, splits, limit=limit, most_problems=None)
-    whole = _too_few(seen, _kept(file, keys, splits, seen, limit), splits)
+    scanned = partial(scan, raw_file(raw), keys, splits, limit=limit)
+    seen = scanned(most_problems=None)
+    whole = _too_few(seen, _kept(seen, scanned), splits)
     return Validation(seen.unit, seen.problems, whole, tuple(told(seen.controls, seen.stripped)))
 
 
@@ -116,14 +118,11 @@ def told(controls: Mapping[str, int], stripped: int) -> list[str]:
     return lines
 
 
-def _kept(
-    file: Path, keys: Literal["auto"] | Keys, splits: Splits, seen: Scan, limit: ItemLimit | None
-) -> dict[Split, FirstPlaces]:
+def _kept(seen: Scan, scanned: Callable[..., Scan]) -> dict[Split, FirstPlaces]:
     """Return the kept items; without contradictions, what they would have displaced comes in."""
     if not seen.contradicting:
         return seen.kept
-    without = seen.contradicting
-    return scan(file, keys, splits, limit=limit, without=without, most_problems=0).kept
+    return scanned(without=seen.contradicting, most_problems=0).kept
 
 
 def _too_few(seen: Scan, kept: Mapping[Split, FirstPlaces], splits: Splits) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
-from dlplora.data.columns import KNOWN, Columns, known_columns, lacks, listed, named_columns, quoted
+from dlplora.data.columns import KNOWN, Columns, known_columns, lacks, listed, named_columns
 from dlplora.data.limits import ItemLimit
 from dlplora.data.raw import Unreadable
 from dlplora.data.values import UnreadableValueError, is_missing, kind_of, value_to_text
@@ -157,10 +157,10 @@ class Reader:
                 f"names by --keys (in params.yaml: tasks.<task>.keys)"
             )
         if self._carries_text and self._keys is None:
+            unread = listed(map(repr, sorted(self._carries_text)))
             raise DataError(
-                f"{file}: {quoted(sorted(self._carries_text))}: carries text that would not be "
-                f"used; name the keys that are, by --keys and --context (in params.yaml: "
-                f"tasks.<task>.keys)"
+                f"{file}: {unread}: carries text that would not be used; name the keys that are, "
+                f"by --keys and --context (in params.yaml: tasks.<task>.keys)"
             )
         if self._keys is not None:
             met = {name for names in self._layouts for name in names}

@@ -20,7 +20,7 @@ class ItemLimit:
             reads = "" if context is None else f" (the model reads {context:,})"
             self._advice += f", raise adapter.max_tokens{reads}"
         self._most = max_tokens if context is None else min(max_tokens, context)
-        self._room = self._most - chat.num_frame
+        self._room = self._most - len(chat.prompt("")) - 2  # tokens of a question and answer
 
     @classmethod
     def load(cls, base: Path, *, max_tokens: int) -> "ItemLimit":

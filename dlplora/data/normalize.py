@@ -30,16 +30,8 @@ def normalise_all(questions: Sequence[str]) -> list[bytes]:
     if superfluous.size:
         ends = np.cumsum([len(question) + 1 for question in folded])
         for number in np.unique(ends.searchsorted(superfluous, side="right")).tolist():
-            folded[number] = _squeezed(folded[number])
+            folded[number] = b" ".join(folded[number].split())
     for number, ascii_ in enumerate(is_ascii):
         if not ascii_:
             folded[number] = normalise(questions[number]).encode()
     return folded
-
-
-def _squeezed(text: bytes) -> bytes:
-    """Leave one blank of several, and none at the edges."""
-    text = text.strip()
-    while b"  " in text:
-        text = text.replace(b"  ", b" ")
-    return text

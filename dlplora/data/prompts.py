@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from dlplora.errors import ModelError, one_line
+from dlplora.errors import ModelError, errors_as
 from dlplora.records.base_card import Frame, read_base_card
 
 
@@ -37,10 +37,8 @@ class ChatFormat:
         Raises `ModelError` if the folder cannot be used.
         """
         frame = read_base_card(base).frame
-        try:
+        with errors_as(ModelError, f"{base}: no usable tokenizer"):
             return cls(Tokenizer.from_file(str(base / "tokenizer.json")), frame)
-        except Exception as error:  # tokenizers raises nothing else
-            raise ModelError(f"{base}: no usable tokenizer: {one_line(error)}") from error
 
     @property
     def end_id(self) -> int:
@@ -51,11 +49,6 @@ class ChatFormat:
     def pad_id(self) -> int:
         """The token that fills up batches; its value never matters."""
         return self.frame.pad_id
-
-    @cached_property
-    def num_frame(self) -> int:
-        """How many tokens a prompt has at most besides those of its question."""
-        return len(self.prompt("")) + 2
 
     def prompt(self, question: str) -> tuple[int, ...]:
         """Render a question."""

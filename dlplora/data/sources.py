@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,8 @@ def bigbench_items(task: Mapping[str, Any]) -> list[dict[str, Any]]:
         is_choice = bool(scores) and (by_choice or "target" not in example)
         if is_choice and task.get("append_choices_to_input", True):
             prefix = task.get("choice_prefix", "\n  choice: ")
-            shown += "".join(prefix + option for option in _shuffled(shown, list(scores)))
+            hashes = {one: hashlib.sha256(f"{shown}\0{one}".encode()).digest() for one in scores}
+            shown += "".join(prefix + option for option in sorted(scores, key=hashes.__getitem__))
         question = (
             task.get("task_prefix", "")
             + task.get("example_input_prefix", "\nQ: ")
@@ -143,7 +144,3 @@ def bigbench_items(task: Mapping[str, Any]) -> list[dict[str, Any]]:
             item["A"] = target if isinstance(target, list) else [target]
         items.append(item)
     return items
-
-
-def _shuffled(text: str, options: Sequence[str]) -> list[str]:
-    return sorted(options, key=lambda option: hashlib.sha256(f"{text}\0{option}".encode()).digest())

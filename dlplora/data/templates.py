@@ -1,6 +1,7 @@
 """A tokenizer's chat template, rendered once around a question: the same in every run."""
 
 import datetime
+from types import SimpleNamespace
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -11,15 +12,8 @@ from dlplora.patch import patched
 from dlplora.records.base_card import Frame
 
 _MARK = "\u27e6question\u27e7"
-
-
-class _StoppedClock:
-    """What templates that tell the date are told."""
-
-    @staticmethod
-    def now() -> datetime.datetime:
-        """Return the same moment always."""
-        return datetime.datetime(2024, 7, 26)
+# What templates that tell the date are told.
+_STOPPED_CLOCK = SimpleNamespace(now=lambda: datetime.datetime(2024, 7, 26))
 
 
 def render_frame(tokenizer: PreTrainedTokenizerBase, system: str | None) -> Frame:
@@ -91,7 +85,7 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, system: str | None) -> str:
     if system is not None:
         turns.insert(0, {"role": "system", "content": system})
     try:
-        with patched(chat_template_utils, "datetime", _StoppedClock):
+        with patched(chat_template_utils, "datetime", _STOPPED_CLOCK):
             return str(
                 tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
             )

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from dlplora.adapters import LoraAdapter, LoraPair
+from dlplora.adapters import LoraAdapter
 from dlplora.errors import ParamsError
 
 Affinities = NDArray[np.float64]
@@ -30,14 +29,13 @@ def affinities(adapters: Sequence[LoraAdapter]) -> Affinities:
 
 
 def _product(one: LoraAdapter, other: LoraAdapter) -> float:
-    shared = sorted(one.pairs.keys() & other.pairs.keys())
-    return sum(_inner(one.pairs[path], other.pairs[path]) for path in shared)
-
-
-def _inner(one: LoraPair, other: LoraPair) -> float:
-    ups_rr: Tensor = one.up_OR.double().T @ other.up_OR.double()
-    downs_rr = one.down_RI.double() @ other.down_RI.double().T
-    return one.scaling * other.scaling * float(torch.sum(ups_rr * downs_rr))
+    total = 0.0
+    for path in sorted(one.pairs.keys() & other.pairs.keys()):
+        ours, theirs = one.pairs[path], other.pairs[path]
+        ups_rr = ours.up_OR.double().T @ theirs.up_OR.double()
+        downs_rr = ours.down_RI.double() @ theirs.down_RI.double().T
+        total += ours.scaling * theirs.scaling * float(torch.sum(ups_rr * downs_rr))
+    return total
 
 
 def find_clusters(

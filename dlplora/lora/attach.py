@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from dlplora.adapters import LoraAdapter, LoraPair
 from dlplora.errors import AdapterError, ParamsError, RouterError, choices, one_line
-from dlplora.lora.fused import FusedLinear, Running
+from dlplora.lora.fused import FusedLinear, LayerSums, Running
 from dlplora.lora.layout import Pair, PairsByPath
 from dlplora.lora.mix import BatchMix, Groups, Row
 from dlplora.records.routes import Route
@@ -30,7 +31,7 @@ class Pool:
         self._model = model
         self._adapters: dict[str, PairsByPath] = {}
         self._fused: dict[str, FusedLinear] = {}
-        self._running = Running()
+        self._running: Running = ContextVar("running", default=None)
         self._groups: Groups = {}
         self._changing = threading.Lock()
 
@@ -78,10 +79,13 @@ class Pool:
         return BatchMix(rows, self._groups)
 
     @contextmanager
-    def mixing(self, mix: BatchMix) -> Iterator[None]:
+    def mixing(self, mix: LayerSums) -> Iterator[None]:
         """Run a batch in the `with` block by its mix."""
-        with self._running.using(mix):
+        token = self._running.set(mix)
+        try:
             yield
+        finally:
+            self._running.reset(token)
 
     def detach(self) -> None:
         """Put the model's own layers back in their places."""
@@ -110,10 +114,10 @@ class Pool:
         """Run the model on one token, to see which layers read the very same tensor."""
         watch = _Watch()
         ids = torch.zeros((1, 1), dtype=torch.long, device=next(self._model.parameters()).device)
-        with self._running.using(watch):
+        with self.mixing(watch):
             self._model(input_ids=ids, use_cache=False)
         groups: dict[str, tuple[str, ...]] = {path: (path,) for path in self._fused}
-        for _, paths in watch.seen:
+        for _, paths in watch.seen.values():
             groups.update(dict.fromkeys(paths, tuple(paths)))
         return groups
 
@@ -160,16 +164,11 @@ class _Watch:
     """A mix that adds nothing, and sees which tensor each layer reads."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[Tensor, list[str]]] = []
+        self.seen: dict[int, tuple[Tensor, list[str]]] = {}  # the paths of each tensor, by its id
 
     def add(self, path: str, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
         """Leave the layer's output as it is."""
-        for x, paths in self.seen:
-            if x is x_BSI:
-                paths.append(path)
-                break
-        else:
-            self.seen.append((x_BSI, [path]))
+        self.seen.setdefault(id(x_BSI), (x_BSI, []))[1].append(path)
         return y_BSO
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from dlplora.adapters import LoraAdapter, LoraPair
 from dlplora.errors import AdapterError
 from dlplora.lora.experts import ExpertLinear, TaskGate
-from dlplora.records.files import file_sha256, read_json, write_json
+from dlplora.records.files import check_sha256, file_sha256, read_json, write_json
 
 _WEIGHTS = "experts.safetensors"
 _CARD = "experts.json"
@@ -149,15 +149,10 @@ class Cluster:
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         card: dict[str, Any] = read_json(folder / _CARD)
-        found, expected = file_sha256(folder / _WEIGHTS), card["weights_sha256"]
-        if found == expected:
-            return card, load_file(folder / _WEIGHTS)
+        check_sha256(folder / _WEIGHTS, card["weights_sha256"], card=_CARD, error=AdapterError)
+        return card, load_file(folder / _WEIGHTS)
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise AdapterError(f"{folder}: no usable experts: {error}") from error
-    raise AdapterError(
-        f"{folder / _WEIGHTS}: truncated or changed: found sha256 {found[:12]}…, {_CARD} beside it "
-        f"has {expected[:12]}…"
-    )
 
 
 def cluster_of(

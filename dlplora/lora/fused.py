@@ -16,109 +16,58 @@ Shapes: B prompts, S tokens, I inputs, O outputs, n = B·S tokens of all prompts
 the adapters in use, K largest summed rank of one prompt.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, nn, split
 from torch.nn.functional import embedding_bag
 
-
-class Down(Protocol):
-    """The first half of the sum: what a mix makes of an input, for all layers that read it."""
-
-    def __call__(self, x_BSI: Tensor) -> Tensor:
-        """Return the hidden values, those of each layer side by side in the last dimension."""
-        ...
-
-
-class Up(Protocol):
-    """The second half of the sum, for one layer."""
-
-    def add(self, hidden: Tensor, y_BSO: Tensor) -> Tensor:
-        """Add the sum to the layer's output, in place and in its dtype."""
-        ...
+# The first half of the sum: from an input to the hidden values of all layers that read it, side by
+# side in the last dimension.
+Down = Callable[[Tensor], Tensor]
+# The second half, for one layer: adds to its output, in place and in its dtype, by hidden values.
+Up = Callable[[Tensor, Tensor], Tensor]
+# The sum of one layer: adds to its output by its input.
+LowRankSum = Callable[[Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class ProductDown:
-    """One product for all prompts; `mix_B1P` scales its columns, if they differ in that."""
-
-    down_IP: Tensor
-    mix_B1P: Tensor | None
-
-    def __call__(self, x_BSI: Tensor) -> Tensor:
-        """Return the hidden values (B, S, P)."""
-        hidden_BSP = x_BSI.to(self.down_IP.dtype) @ self.down_IP
-        return hidden_BSP if self.mix_B1P is None else hidden_BSP.mul_(self.mix_B1P)
+def product_down(x_BSI: Tensor, *, down_IP: Tensor, mix_B1P: Tensor | None) -> Tensor:
+    """Return hidden values (B, S, P) by one product, whose columns `mix_B1P` scales, if any."""
+    hidden_BSP = x_BSI.to(down_IP.dtype) @ down_IP
+    return hidden_BSP if mix_B1P is None else hidden_BSP.mul_(mix_B1P)
 
 
-@dataclass(frozen=True)
-class ProductUp:
-    """All adapters in use, side by side; for one shared mix its weights are folded in."""
-
-    up_PO: Tensor
-
-    def add(self, hidden: Tensor, y_BSO: Tensor) -> Tensor:
-        """Add the product of (B, S, P) to the output."""
-        y_nO, hidden_nP = y_BSO.view(-1, y_BSO.shape[-1]), hidden.flatten(0, 1)
-        if self.up_PO.dtype is y_nO.dtype:
-            y_nO.addmm_(hidden_nP, self.up_PO)
-        else:
-            y_nO.add_(hidden_nP @ self.up_PO)
-        return y_BSO
+def product_up(hidden_BSP: Tensor, y_BSO: Tensor, *, up_PO: Tensor) -> Tensor:
+    """Add one product with all adapters in use; the weights of a shared mix are folded in."""
+    y_nO, hidden_nP = y_BSO.view(-1, y_BSO.shape[-1]), hidden_BSP.flatten(0, 1)
+    if up_PO.dtype is y_nO.dtype:
+        y_nO.addmm_(hidden_nP, up_PO)
+    else:
+        y_nO.add_(hidden_nP @ up_PO)
+    return y_BSO
 
 
-@dataclass(frozen=True)
-class GatheredDown:
-    """Each prompt's own ranks; `mix_B1K` scales them."""
-
-    down_BIK: Tensor
-    mix_B1K: Tensor
-
-    def __call__(self, x_BSI: Tensor) -> Tensor:
-        """Return the hidden values (B, S, K)."""
-        return (x_BSI @ self.down_BIK).mul_(self.mix_B1K)
+def gathered_down(x_BSI: Tensor, *, down_BIK: Tensor, mix_B1K: Tensor) -> Tensor:
+    """Return hidden values (B, S, K) of each prompt's own ranks, scaled."""
+    return (x_BSI @ down_BIK).mul_(mix_B1K)
 
 
-@dataclass(frozen=True)
-class GatheredUp:
-    """Each prompt's own ranks."""
-
-    up_BKO: Tensor
-
-    def add(self, hidden: Tensor, y_BSO: Tensor) -> Tensor:
-        """Add the products of (B, S, K) to the output."""
-        return y_BSO.baddbmm_(hidden, self.up_BKO)
+def gathered_up(hidden_BSK: Tensor, y_BSO: Tensor, *, up_BKO: Tensor) -> Tensor:
+    """Add the products with each prompt's own ranks."""
+    return y_BSO.baddbmm_(hidden_BSK, up_BKO)
 
 
-@dataclass(frozen=True)
-class BaggedDown:
-    """All adapters down, of which each prompt takes its own ranks, scaled by `mix_BK`."""
-
-    down_IP: Tensor
-    own_BK: Tensor
-    mix_BK: Tensor
-
-    def __call__(self, x_BSI: Tensor) -> Tensor:
-        """Return the hidden values (B, K); one token a prompt."""
-        return (x_BSI[:, 0] @ self.down_IP).gather(1, self.own_BK).mul_(self.mix_BK)
+def bagged_down(x_BSI: Tensor, *, down_IP: Tensor, own_BK: Tensor, mix_BK: Tensor) -> Tensor:
+    """Return hidden values (B, K) of one token a prompt: all adapters down, its own ranks taken."""
+    return (x_BSI[:, 0] @ down_IP).gather(1, own_BK).mul_(mix_BK)
 
 
-@dataclass(frozen=True)
-class BaggedUp:
-    """Of all adapters in use each prompt's own ranks `own_BK`."""
-
-    own_BK: Tensor
-    up_PO: Tensor
-
-    def add(self, hidden: Tensor, y_BSO: Tensor) -> Tensor:
-        """Add a bag of rows, scaled by (B, K), to each prompt's output."""
-        sum_BO = embedding_bag(self.own_BK, self.up_PO, mode="sum", per_sample_weights=hidden)
-        y_BSO[:, 0].add_(sum_BO)
-        return y_BSO
+def bagged_up(hidden_BK: Tensor, y_BSO: Tensor, *, own_BK: Tensor, up_PO: Tensor) -> Tensor:
+    """Add to each prompt's output a bag of its own rows, scaled."""
+    sum_BO = embedding_bag(own_BK, up_PO, mode="sum", per_sample_weights=hidden_BK)
+    y_BSO[:, 0].add_(sum_BO)
+    return y_BSO
 
 
 class OneInput:
@@ -147,18 +96,9 @@ class OneInput:
             self._x, self._parts = None, ()
         return part
 
-
-@dataclass(frozen=True)
-class LowRankSum:
-    """What the adapters of a batch add to one layer, the `number`-th that reads its input."""
-
-    source: OneInput
-    number: int
-    up: Up
-
-    def add(self, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
-        """Add the sum to the layer's output, in place and in its dtype."""
-        return self.up.add(self.source.part(self.number, x_BSI), y_BSO)
+    def add(self, number: int, up: Up, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
+        """Add the sum of the `number`-th layer to its output, in place and in its dtype."""
+        return up(self.part(number, x_BSI), y_BSO)
 
 
 class LayerSums(Protocol):
@@ -166,30 +106,11 @@ class LayerSums(Protocol):
 
     def add(self, path: str, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
         """Add the sum of the layer at `path` to its output."""
-        ...
 
 
-class Running:
-    """The mix in force, seen by every fused layer of one model.
-
-    It is a context variable: two threads on one model never see each other's routes.
-    """
-
-    def __init__(self) -> None:
-        self._sums: ContextVar[LayerSums | None] = ContextVar("sums", default=None)
-
-    def get(self) -> LayerSums | None:
-        """Return the mix in force, or None for the base model alone."""
-        return self._sums.get()
-
-    @contextmanager
-    def using(self, sums: LayerSums | None) -> Iterator[None]:
-        """Run the batch in the `with` block by this mix."""
-        token = self._sums.set(sums)
-        try:
-            yield
-        finally:
-            self._sums.reset(token)
+# The mix in force, seen by every fused layer of one model; None for the base model alone. As a
+# context variable: two threads on one model never see each other's routes.
+Running = ContextVar[LayerSums | None]
 
 
 class FusedLinear(nn.Module):

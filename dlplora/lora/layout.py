@@ -5,6 +5,7 @@ Shapes as in `lora.fused`; U adapters that any prompt of the batch uses.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,16 +14,16 @@ from torch.nn.functional import embedding
 
 from dlplora.errors import AdapterError
 from dlplora.lora.fused import (
-    BaggedDown,
-    BaggedUp,
     Down,
-    GatheredDown,
-    GatheredUp,
     LowRankSum,
     OneInput,
-    ProductDown,
-    ProductUp,
     Up,
+    bagged_down,
+    bagged_up,
+    gathered_down,
+    gathered_up,
+    product_down,
+    product_up,
 )
 
 Form = Literal["shared", "stacked", "gathered", "bagged"]
@@ -112,8 +113,8 @@ class Layout:
             self._stacks[group] = self._stack(scaled)
         down, ups, widths = self._halves(self._stacks[group], tuple(scaled.values()), x_BSI)
         source = OneInput(down, widths)
-        sums = {
-            path: LowRankSum(source, number, up)
+        sums: dict[str, LowRankSum | None] = {
+            path: partial(source.add, number, up)
             for number, (path, up) in enumerate(zip(group, ups, strict=True))
         }
         return dict.fromkeys(paths) | sums
@@ -137,26 +138,33 @@ class Layout:
         )
         if form == "gathered":
             down_BIK = embedding(joint.own_BK, down_PI).transpose(1, 2)
+            mix_B1K = joint.mix_BK[:, None].to(dtype)
             gathered = [
-                GatheredUp(embedding(part.own_BK, up_PO))
+                partial(gathered_up, up_BKO=embedding(part.own_BK, up_PO))
                 for part, up_PO in zip(layers, ups_PO, strict=True)
             ]
-            return GatheredDown(down_BIK, joint.mix_BK[:, None].to(dtype)), gathered, own
+            return partial(gathered_down, down_BIK=down_BIK, mix_B1K=mix_B1K), gathered, own
         if form == "bagged":
-            bags = [BaggedUp(p.own_BK, up_PO) for p, up_PO in zip(layers, ups_PO, strict=True)]
-            return BaggedDown(down_PI.T, joint.own_BK, joint.mix_BK.to(dtype)), bags, own
+            mix_BK = joint.mix_BK.to(dtype)
+            down = partial(bagged_down, down_IP=down_PI.T, own_BK=joint.own_BK, mix_BK=mix_BK)
+            bags = [
+                partial(bagged_up, own_BK=part.own_BK, up_PO=up_PO)
+                for part, up_PO in zip(layers, ups_PO, strict=True)
+            ]
+            return down, bags, own
         if x_BSI.device.type == "cpu" and x_BSI[..., 0].numel() * ranks <= _FLOAT32_SIZE:
             dtype = torch.float32
         down_IP = down_PI.to(dtype).T.contiguous()
         widths = [len(up_PO) for up_PO in ups_PO]
         if form == "shared":
             folded = [
-                ProductUp((up_PO.float() * part.mix_BP[0, :, None]).to(dtype))
+                partial(product_up, up_PO=(up_PO.float() * part.mix_BP[0, :, None]).to(dtype))
                 for part, up_PO in zip(layers, ups_PO, strict=True)
             ]
-            return ProductDown(down_IP, None), folded, widths
-        stacked = [ProductUp(up_PO.to(dtype)) for up_PO in ups_PO]
-        return ProductDown(down_IP, joint.mix_BP[:, None].to(dtype)), stacked, widths
+            return partial(product_down, down_IP=down_IP, mix_B1P=None), folded, widths
+        mix_B1P = joint.mix_BP[:, None].to(dtype)
+        stacked = [partial(product_up, up_PO=up_PO.to(dtype)) for up_PO in ups_PO]
+        return partial(product_down, down_IP=down_IP, mix_B1P=mix_B1P), stacked, widths
 
     def _scaled(self, path: str) -> _Scaled:
         """Return what adds anything to a layer."""

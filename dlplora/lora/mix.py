@@ -83,4 +83,4 @@ class BatchMix:
             group = self._groups.get(path, (path,))  # not there: a layer fused since
             self._sums.update(self._layout.sums(group, x_BSI))
         found = self._sums[path]
-        return y_BSO if found is None else found.add(x_BSI, y_BSO)
+        return y_BSO if found is None else found(x_BSI, y_BSO)

@@ -89,16 +89,12 @@ def add_task(
         else max_new_tokens,
     )
     task.fa.set_flow_style()
-    params["tasks"][name] = task
     if adapter is None:
-        params["adapters"][name] = CommentedMap()
+        enlist(params, name, task, "adapters", CommentedMap())
     else:
         listed = CommentedMap(path=str(_IMPORTED / name))
         listed.fa.set_flow_style()
-        put(params["imported_adapters"], name, listed)
-    join_cluster(params, name)
-    if params["indexes"]:  # retrieval finds the adapters of all tasks
-        put(params["indexes"], name, CommentedMap())
+        enlist(params, name, task, "imported_adapters", listed)
     text = dump(params)
     parse_params(parse_yaml(text, str(project.params_file)), str(project.params_file))
     folder = project.root / _RAW / name
@@ -116,13 +112,6 @@ def add_task(
         _dvc(project, "add", str(_IMPORTED / name))
     project.write(text)
     return ingested
-
-
-def _make_plain(folder: Path) -> None:
-    """Replace a folder by a copy: what DVC linked itself, its next checkout would delete."""
-    if folder.is_dir():
-        with written_folder(folder) as aside:
-            shutil.copytree(folder, aside, dirs_exist_ok=True)
 
 
 def is_own(task: Mapping[str, Any]) -> bool:
@@ -222,8 +211,22 @@ def remove_task(project: Project, name: str) -> list[Path]:
         project.replace(dump(params))
         for folder in (_RAW, _IMPORTED):
             (project.root / folder / f"{name}.dvc").unlink(missing_ok=True)
-            _make_plain(project.root / folder / name)
+            own = project.root / folder / name
+            if own.is_dir():  # a copy: what DVC linked itself, its next checkout would delete
+                with written_folder(own) as aside:
+                    shutil.copytree(own, aside, dirs_exist_ok=True)
         return delete_unlisted(project)
+
+
+def enlist(
+    params: CommentedMap, name: str, task: CommentedMap, section: str, adapter: CommentedMap
+) -> None:
+    """Put a task into parsed params with its adapter, in a cluster and where it is found."""
+    params["tasks"][name] = task
+    put(params[section], name, adapter)
+    join_cluster(params, name)
+    if params["indexes"]:  # retrieval finds the adapters of all tasks
+        put(params["indexes"], name, CommentedMap())
 
 
 def unlist(params: CommentedMap, name: str) -> None:

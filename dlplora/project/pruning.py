@@ -1,13 +1,12 @@
 """Results of what params.yaml no longer lists, deleted."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from dlplora.params.project import load_params
 from dlplora.params.yaml import read_yaml
 from dlplora.project.files import Project
-from dlplora.records.files import is_aside, is_being_written
+from dlplora.records.files import is_aside, is_being_written, remove
 
 
 def prune(project: Project) -> list[Path]:
@@ -40,10 +39,7 @@ def delete_unlisted(project: Project) -> list[Path]:
     asides = {path for path in (project.root / "data").rglob(".*") if is_aside(path)}
     pruned = sorted(path for path in unlisted | asides if not is_being_written(path))
     for entry in pruned:
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink(missing_ok=True)
+        remove(entry)
     return pruned
 
 

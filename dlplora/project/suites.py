@@ -9,9 +9,8 @@ from ruamel.yaml.comments import CommentedMap
 
 from dlplora.errors import ParamsError, choices
 from dlplora.params.yaml import parse_yaml, read_yaml
-from dlplora.project.clusters import join_cluster
-from dlplora.project.files import Project, dump, plain, put, round_trip
-from dlplora.project.own_tasks import is_own
+from dlplora.project.files import Project, dump, plain, round_trip
+from dlplora.project.own_tasks import enlist, is_own
 
 
 def suite_names(project: Project) -> list[str]:
@@ -28,7 +27,7 @@ def use_suite(project: Project, name: str, *, force: bool) -> list[str]:
     if name not in suite_names(project):
         raise ParamsError(f"no suite {name!r}; there are: {choices(suite_names(project))}")
     params = project.read()
-    suite = _suite_text(project, name)
+    suite = _file(project, name).read_text(encoding="utf-8")
     sections = list(parse_yaml(suite, str(_file(project, name))))
     if not force:
         _refuse_lost_edits(project, params, sections)
@@ -39,18 +38,10 @@ def use_suite(project: Project, name: str, *, force: bool) -> list[str]:
             f"suite {name} has a task {taken[0]}, and so have you; remove yours first"
         )
     for key, task in own.items():
-        values["tasks"][key] = task
         section = "imported_adapters" if key in params["imported_adapters"] else "adapters"
-        put(values[section], key, params[section].get(key, CommentedMap()))
-        join_cluster(values, key)
-        if values["indexes"]:
-            put(values["indexes"], key, CommentedMap())
+        enlist(values, key, task, section, params[section].get(key, CommentedMap()))
     project.write(dump(values) if own else _header(project, sections) + suite)
     return sorted(own)
-
-
-def _suite_text(project: Project, name: str) -> str:
-    return _file(project, name).read_text(encoding="utf-8")
 
 
 def _file(project: Project, name: str) -> Path:

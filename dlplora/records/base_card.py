@@ -1,10 +1,12 @@
 """The card of a base model's folder: what its weights do not tell."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from dlplora.errors import ModelError, unreadable
-from dlplora.records.files import read_json, write_json
+from dlplora.records.files import read_json, record_of, write_json
 
 _FILE = "base.json"
 
@@ -49,13 +51,8 @@ def write_base_card(folder: Path, card: BaseCard) -> None:
 def read_base_card(folder: Path) -> BaseCard:
     """Read the card of a base model's folder."""
     try:
-        values = read_json(folder / _FILE)
-        frame = Frame(**values["frame"])
-        frame = replace(
-            frame, begin_ids=tuple(frame.begin_ids), control_ids=tuple(frame.control_ids)
-        )
-        return BaseCard(**values | {"frame": frame})
-    except (TypeError, KeyError) as error:
+        return record_of(BaseCard, read_json(folder / _FILE))
+    except ValidationError as error:
         raise ModelError(
             f"{folder}: made by an earlier version of this project; `dlplora repro base_model` "
             f"makes it again"

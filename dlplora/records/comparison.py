@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dlplora.records.files import read_json, write_json, written_folder
+from dlplora.records.files import read_json, record_of, write_json, written_folder
 from dlplora.records.novelty import Novelties, Novelty, read_novelty, write_novelty
 from dlplora.records.scores import Summary, summary_from_json, summary_to_json
 from dlplora.records.training import AdapterTraining
@@ -86,11 +86,19 @@ def write_comparisons(
             write_json(aside / f"{comparison.setting}.json", _to_json(comparison))
         plots = aside / "plots"
         plots.mkdir()
-        _write_csv(plots / "scores.csv", ("setting", "system", "score"), _score_rows(comparisons))
+        scores = [
+            (comparison.setting, name, summary.score)
+            for comparison in comparisons
+            for name, summary in comparison.summaries.items()
+        ]
+        losses = [
+            (task, point.step, point.loss, point.validation_loss)
+            for task, training in trainings.items()
+            for point in training.curve.points
+        ]
+        _write_csv(plots / "scores.csv", ("setting", "system", "score"), scores)
         _write_csv(plots / "confusion.csv", ("task", "adapter"), _first_choices(comparisons[0]))
-        _write_csv(
-            plots / "learning.csv", ("task", "step", "loss", "validation_loss"), _losses(trainings)
-        )
+        _write_csv(plots / "learning.csv", ("task", "step", "loss", "validation_loss"), losses)
 
 
 def write_metrics(comparison: Path, metrics: Path, comparisons: Sequence[Comparison]) -> None:
@@ -108,12 +116,6 @@ def _write_csv(file: Path, head: Sequence[str], rows: Iterable[Sequence[object]]
         csv.writer(written, lineterminator="\n").writerows([head, *rows])
 
 
-def _score_rows(comparisons: Sequence[Comparison]) -> Iterator[tuple[object, ...]]:
-    for comparison in comparisons:
-        for name, summary in comparison.summaries.items():
-            yield comparison.setting, name, summary.score
-
-
 def _first_choices(comparison: Comparison) -> Iterator[tuple[object, ...]]:
     """Yield for each item its task and the default system's first adapter."""
     routing = comparison.routing.get(comparison.default)
@@ -122,30 +124,9 @@ def _first_choices(comparison: Comparison) -> Iterator[tuple[object, ...]]:
             yield from [(task, adapter)] * count
 
 
-def _losses(trainings: Mapping[str, AdapterTraining]) -> Iterator[tuple[object, ...]]:
-    for task, training in trainings.items():
-        for point in training.curve.points:
-            yield task, point.step, point.loss, point.validation_loss
-
-
 def _to_json(comparison: Comparison) -> dict[str, Any]:
-    return {
-        "setting": comparison.setting,
-        "reference": comparison.reference,
-        "default": comparison.default,
-        "captions": comparison.captions,
-        "joint": comparison.joint,
-        "summaries": {
-            name: summary_to_json(summary) for name, summary in comparison.summaries.items()
-        },
-        "differences": {name: asdict(row) for name, row in comparison.differences.items()},
-        "task_differences": {
-            name: {task: asdict(row) for task, row in tasks.items()}
-            for name, tasks in comparison.task_differences.items()
-        },
-        "routing": {name: asdict(row) for name, row in comparison.routing.items()},
-        "samples": [asdict(sample) for sample in comparison.samples],
-    }
+    summaries = {name: summary_to_json(row) for name, row in comparison.summaries.items()}
+    return asdict(comparison) | {"summaries": summaries}
 
 
 def _metrics(comparison: Comparison) -> dict[str, Any]:
@@ -169,20 +150,5 @@ def read_novelties(folder: Path, tasks: Sequence[str]) -> dict[str, dict[str, No
 def read_comparison(folder: Path, setting: str) -> Comparison:
     """Read one setting's comparison back."""
     values = read_json(folder / f"{setting}.json")
-    return Comparison(
-        setting=values["setting"],
-        reference=values["reference"],
-        default=values["default"],
-        captions=values["captions"],
-        joint=tuple(values["joint"]),
-        summaries={name: summary_from_json(row) for name, row in values["summaries"].items()},
-        differences={name: Difference(**row) for name, row in values["differences"].items()},
-        task_differences={
-            name: {task: Difference(**row) for task, row in tasks.items()}
-            for name, tasks in values["task_differences"].items()
-        },
-        routing={name: Routing(**row) for name, row in values["routing"].items()},
-        samples=tuple(
-            Sample(**row | {"references": tuple(row["references"])}) for row in values["samples"]
-        ),
-    )
+    summaries = {name: summary_from_json(row) for name, row in values["summaries"].items()}
+    return record_of(Comparison, values | {"summaries": summaries})

@@ -10,7 +10,7 @@ from typing import Literal
 import pyarrow as pa
 
 from dlplora.errors import ParamsError, choices
-from dlplora.records.files import read_table, write_table
+from dlplora.records.files import read_table, record_of, write_table
 from dlplora.words import Primary
 
 Split = Literal["train", "validation", "test"]
@@ -87,14 +87,4 @@ def write_examples(path: Path, examples: Sequence[Example]) -> None:
 
 def read_examples(path: Path) -> list[Example]:
     """Read the examples of one task and split."""
-    return [
-        Example(
-            id=row["id"],
-            task=row["task"],
-            question=row["question"],
-            answers=tuple(row["answers"]),
-            options=None if row["options"] is None else tuple(row["options"]),
-            bare=row["bare"],
-        )
-        for row in read_table(path)
-    ]
+    return record_of(list[Example], read_table(path))

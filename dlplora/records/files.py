@@ -8,13 +8,16 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
-from dlplora.errors import SourceError
+from dlplora.errors import DlpLoraError, SourceError
+
+T = TypeVar("T")
 
 _POINTER = b"version https://git-lfs"
 _ASIDE = re.compile(r"\..+\.(\d+)\.aside")
@@ -27,15 +30,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
     old = path.with_name(f".{path.name}.old.{os.getpid()}.aside")
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in (aside, old):  # by a killed run of the same number
-        _remove(left)
+        remove(left)
     try:
         yield aside
         if path.is_dir():
             path.replace(old)
         aside.replace(path)
     finally:
-        _remove(aside)
-        _remove(old)
+        remove(aside)
+        remove(old)
 
 
 def is_aside(path: Path) -> bool:
@@ -53,10 +56,11 @@ def delete_abandoned(folder: Path) -> None:
     """Delete what writers that were killed left aside in a folder."""
     for path in folder.glob(".*"):
         if is_aside(path) and not is_being_written(path):
-            _remove(path)
+            remove(path)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Delete a file or folder, if there is one."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -83,6 +87,15 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def record_of(kind: type[T], values: object) -> T:
+    """Make a record, or a list or dict of them, of what a file holds; lists become tuples.
+
+    Raises pydantic's `ValidationError`, a `ValueError`, if a field lacks, is too many or of
+    another type.
+    """
+    return TypeAdapter(kind).validate_python(values, extra="forbid")
+
+
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
     """Write rows as one parquet file; the same rows give the same bytes."""
     with atomic_write(path) as aside:
@@ -99,6 +112,16 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(file: Path, expected: str, *, card: str, error: type[DlpLoraError]) -> None:
+    """Raise an error unless a file is the one whose hash the card beside it holds."""
+    found = file_sha256(file)
+    if found != expected:
+        raise error(
+            f"{file}: truncated or changed: found sha256 {found[:12]}…, {card} beside it has "
+            f"{expected[:12]}…"
+        )
 
 
 def check_no_pointers(path: Path) -> None:

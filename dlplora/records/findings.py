@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dlplora.records.examples import Kind
-from dlplora.records.files import read_json, write_json
+from dlplora.records.files import read_json, record_of, write_json
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,4 @@ def write_findings(path: Path, findings: Findings) -> None:
 
 def read_findings(path: Path) -> Findings:
     """Read findings.json of one task."""
-    values = read_json(path)
-    values["problems"] = tuple(Problem(**problem) for problem in values["problems"])
-    values["splits"] = {name: SplitSize(**size) for name, size in values["splits"].items()}
-    return Findings(**values)
+    return record_of(Findings, read_json(path))

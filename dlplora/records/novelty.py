@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dlplora.records.files import read_json, write_json
+from dlplora.records.files import read_json, record_of, write_json
 
 
 @dataclass(frozen=True)
@@ -33,4 +33,4 @@ def write_novelty(file: Path, found: Mapping[str, Novelty]) -> None:
 
 def read_novelty(file: Path) -> dict[str, Novelty]:
     """Read what `write_novelty` wrote."""
-    return {name: Novelty(**row) for name, row in read_json(file).items()}
+    return record_of(dict[str, Novelty], read_json(file))

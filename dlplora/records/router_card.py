@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dlplora.errors import RouterError, unreadable
-from dlplora.records.files import file_sha256, read_json, write_json
+from dlplora.records.files import check_sha256, file_sha256, read_json, write_json
 
 ROUTER_WEIGHTS = "router.safetensors"
 _CARD = "router.json"
@@ -22,15 +22,9 @@ def read_router_card(folder: Path) -> dict[str, Any]:
     """Read router.json; `RouterError` if it cannot be read or the weights are not its own."""
     try:
         card: dict[str, Any] = read_json(folder / _CARD)
-        found = file_sha256(folder / ROUTER_WEIGHTS)
-        missing = sorted(_KEYS - set(card))
+        if missing := sorted(_KEYS - set(card)):
+            raise RouterError(f"{folder}: no usable router: {_CARD} has no {missing[0]!r}")
+        check_sha256(folder / ROUTER_WEIGHTS, card["weights_sha256"], card=_CARD, error=RouterError)
     except (OSError, ValueError, TypeError) as error:
         raise RouterError(f"{folder}: no usable router: {unreadable(error)}") from error
-    if missing:
-        raise RouterError(f"{folder}: no usable router: {_CARD} has no {missing[0]!r}")
-    if found != card["weights_sha256"]:
-        raise RouterError(
-            f"{folder / ROUTER_WEIGHTS}: truncated or changed: found sha256 {found[:12]}…, "
-            f"{_CARD} beside it has {card['weights_sha256'][:12]}…"
-        )
     return card

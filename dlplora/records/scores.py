@@ -8,7 +8,14 @@ from typing import Any
 import pyarrow as pa
 
 from dlplora.records.examples import Kind
-from dlplora.records.files import read_json, read_table, write_json, write_table, written_folder
+from dlplora.records.files import (
+    read_json,
+    read_table,
+    record_of,
+    write_json,
+    write_table,
+    written_folder,
+)
 from dlplora.records.routes import PER_TOKEN, Route
 
 _TEXTS = pa.list_(pa.string())
@@ -33,6 +40,14 @@ _SCHEMA = pa.schema(
         ("confidence", pa.float64()),
     ]
 )
+# The columns of an item's options, and of its route, by field.
+_OPTIONS = {
+    "options": "options",
+    "logprobs": "option_logprobs",
+    "tokens": "option_tokens",
+    "bytes": "option_bytes",
+}
+_ROUTE = ("adapters", "weights", "confidence")
 
 
 @dataclass(frozen=True)
@@ -106,29 +121,21 @@ class Summary:
 
 def summary_to_json(summary: Summary) -> dict[str, Any]:
     """Lay a summary out as its file holds it, the metrics of a task beside its score."""
-    values = {
-        field.name: getattr(summary, field.name)
-        for field in fields(summary)
-        if field.name != "tasks"
-    }
-    tasks = {}
-    for name, task in summary.tasks.items():
-        row = asdict(task)
-        tasks[name] = {key: row[key] for key in row if key != "metrics"} | row["metrics"]
-    return values | {"tasks": tasks}
+    values = asdict(summary)
+    for row in values["tasks"].values():
+        row.update(row.pop("metrics"))
+    return values
 
 
 def summary_from_json(values: Mapping[str, Any]) -> Summary:
     """Read a summary back."""
     named = {field.name for field in fields(TaskScore)}
     tasks = {
-        name: TaskScore(
-            **{key: row[key] for key in row if key in named},
-            metrics={key: row[key] for key in row if key not in named},
-        )
+        name: {key: row[key] for key in row if key in named}
+        | {"metrics": {key: row[key] for key in row if key not in named}}
         for name, row in values["tasks"].items()
     }
-    return Summary(**{key: values[key] for key in values if key != "tasks"}, tasks=tasks)
+    return record_of(Summary, {**values, "tasks": tasks})
 
 
 def write_scores(folder: Path, items: Sequence[ItemScore], summary: Summary) -> None:
@@ -145,51 +152,22 @@ def read_summary(folder: Path) -> Summary:
 
 def read_items(folder: Path) -> list[ItemScore]:
     """Read items.parquet of one system."""
-    return [_row_to_item(row) for row in read_table(folder / "items.parquet")]
+    rows = read_table(folder / "items.parquet")
+    return record_of(list[ItemScore], [_row_to_item(row) for row in rows])
 
 
 def _item_to_row(item: ItemScore) -> dict[str, Any]:
-    options, route = item.options, item.route
-    named = None if route.per_token else route  # in a table, adapters per token are null
-    return {
-        "id": item.id,
-        "task": item.task,
-        "prompt": item.prompt,
-        "prediction": item.prediction,
-        "references": item.references,
-        "answer_after": item.answer_after,
-        "score": item.score,
-        "generated": item.generated,
-        "options": options and options.options,
-        "option_logprobs": options and options.logprobs,
-        "option_tokens": options and options.tokens,
-        "option_bytes": options and options.bytes,
-        "adapters": named and named.adapters,
-        "weights": named and named.weights,
-        "confidence": named and named.confidence,
+    row = asdict(item)
+    options, route = row.pop("options"), row.pop("route")
+    row |= {column: options and options[name] for name, column in _OPTIONS.items()}
+    # In a table, adapters per token are null.
+    return row | {name: None if item.route.per_token else route[name] for name in _ROUTE}
+
+
+def _row_to_item(row: dict[str, Any]) -> dict[str, Any]:
+    options = {name: row.pop(column) for name, column in _OPTIONS.items()}
+    route = {name: row.pop(name) for name in _ROUTE}
+    return row | {
+        "options": None if options["options"] is None else options,
+        "route": PER_TOKEN if route["adapters"] is None else route,
     }
-
-
-def _row_to_item(row: Mapping[str, Any]) -> ItemScore:
-    options, route = None, PER_TOKEN
-    if row["adapters"] is not None:
-        route = Route(tuple(row["adapters"]), tuple(row["weights"]), row["confidence"])
-    if row["options"] is not None:
-        options = OptionScores(
-            tuple(row["options"]),
-            tuple(row["option_logprobs"]),
-            tuple(row["option_tokens"]),
-            tuple(row["option_bytes"]),
-        )
-    return ItemScore(
-        id=row["id"],
-        task=row["task"],
-        prompt=row["prompt"],
-        prediction=row["prediction"],
-        references=tuple(row["references"]),
-        score=row["score"],
-        generated=row["generated"],
-        options=options,
-        route=route,
-        answer_after=row["answer_after"],
-    )

@@ -1,11 +1,13 @@
 """What a training leaves behind beside its weights: curves, and how it was set up."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from dlplora.errors import AdapterError, unreadable
-from dlplora.records.files import file_sha256, read_json, write_json
+from dlplora.records.files import check_sha256, file_sha256, read_json, record_of, write_json
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _TRAINING = "training.json"
@@ -33,12 +35,6 @@ def curve_to_json(curve: Curve) -> dict[str, Any]:
     return {"best_step": curve.best_step, "points": [asdict(point) for point in curve.points]}
 
 
-def curve_from_json(values: dict[str, Any]) -> Curve:
-    """Read a curve back."""
-    points = tuple(CurvePoint(**point) for point in values["points"])
-    return Curve(points, values["best_step"])
-
-
 @dataclass(frozen=True)
 class AdapterTraining:
     """How an adapter came to be: training.json in its folder.
@@ -58,22 +54,6 @@ class AdapterTraining:
     curve: Curve
 
 
-def untrained(
-    task: str, *, base_fingerprint: str, is_imported: bool, num_parameters: int
-) -> AdapterTraining:
-    """Tell of an adapter that was imported, or composed of others."""
-    return AdapterTraining(
-        task=task,
-        base_fingerprint=base_fingerprint,
-        is_imported=is_imported,
-        data_sha256=None,
-        num_examples=0,
-        num_parameters=num_parameters,
-        longest_answer_tokens=0,
-        curve=Curve((), 0),
-    )
-
-
 def write_adapter_training(folder: Path, training: AdapterTraining) -> None:
     """Write training.json into an adapter's folder, with the hash of the weights there."""
     values = asdict(training) | {"curve": curve_to_json(training.curve)}
@@ -83,40 +63,28 @@ def write_adapter_training(folder: Path, training: AdapterTraining) -> None:
 
 def read_adapter_training(folder: Path) -> AdapterTraining:
     """Read training.json of an adapter's folder; `AdapterError` if it cannot be read."""
-    return _training_of(_read_training(folder))
+    return _read(folder)[0]
 
 
 def read_checked_training(folder: Path) -> AdapterTraining:
     """Read training.json, and raise `AdapterError` also if the weights are not those it names."""
-    values = _read_training(folder)
-    _check_weights(folder, values["weights_sha256"])
-    return _training_of(values)
-
-
-def _training_of(values: dict[str, Any]) -> AdapterTraining:
-    told = {name: value for name, value in values.items() if name != "weights_sha256"}
-    return AdapterTraining(**told | {"curve": curve_from_json(values["curve"])})
-
-
-def _check_weights(folder: Path, expected: str) -> None:
+    training, expected = _read(folder)
     file = folder / ADAPTER_WEIGHTS
     try:
-        found = file_sha256(file)
+        check_sha256(file, expected, card=_TRAINING, error=AdapterError)
     except OSError as error:
         raise AdapterError(f"{file}: {error.strerror or error}") from error
-    if found != expected:
-        raise AdapterError(
-            f"{file}: truncated or changed: found sha256 {found[:12]}…, {_TRAINING} beside it has "
-            f"{expected[:12]}…"
-        )
+    return training
 
 
-def _read_training(folder: Path) -> dict[str, Any]:
+def _read(folder: Path) -> tuple[AdapterTraining, str]:
+    """Read how an adapter came to be, and the hash of its weights."""
     file = folder / _TRAINING
     try:
-        values: dict[str, Any] = read_json(file)
-        if set(values) == {field.name for field in fields(AdapterTraining)} | {"weights_sha256"}:
-            return values
-    except (OSError, ValueError, TypeError) as error:
+        values = read_json(file)
+        expected: str = values.pop("weights_sha256")
+        return record_of(AdapterTraining, values), expected
+    except (ValidationError, KeyError, TypeError, AttributeError) as error:
+        raise AdapterError(f"{file}: not the {_TRAINING} of an adapter of this project") from error
+    except (OSError, ValueError) as error:
         raise AdapterError(f"{folder}: no adapter of this project: {unreadable(error)}") from error
-    raise AdapterError(f"{file}: not the {_TRAINING} of an adapter of this project")

@@ -24,7 +24,6 @@ class Router(Protocol):
 
     def route(self, texts: Sequence[str]) -> list[Route]:
         """Return one route for each text, by the text alone."""
-        ...
 
 
 @runtime_checkable
@@ -34,11 +33,9 @@ class Probe(Protocol):
     @property
     def path(self) -> str:
         """The layer whose input at a prompt's last token is asked for."""
-        ...
 
     def routes(self, inputs_BI: Tensor) -> list[Route]:
         """Return one route for each prompt, by that input alone."""
-        ...
 
 
 class Classifier(Protocol):
@@ -47,15 +44,12 @@ class Classifier(Protocol):
     @property
     def labels(self) -> tuple[str, ...]:
         """The tasks, in the order of the columns of `probabilities`."""
-        ...
 
     def probabilities(self, texts: Sequence[str]) -> Probabilities:
         """Return the probability of each task (B, N); rows sum to 1."""
-        ...
 
     def vectors(self, texts: Sequence[str]) -> Vectors:
         """Return the vectors (B, D) of texts by which the tasks are told apart."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,14 @@ from dlplora.routing.mlp import MlpClassifier
 from dlplora.routing.nearest import CentroidClassifier, KnnClassifier
 from dlplora.routing.retriever import RetrievalRouter, Retriever
 from dlplora.routing.simple import TfidfClassifier
-from dlplora.runtime import best_place
 
 CLASSIFIERS: dict[str, Callable[[Path, Mapping[str, Any], Path], Classifier]] = {
     "mlp": lambda folder, card, base: MlpClassifier.load(folder, card, base=base),
     "encoder": lambda folder, card, _: EncoderClassifier.load(folder, card),
     "tfidf": lambda folder, card, _: TfidfClassifier.load(folder, card),
-    "retriever": lambda folder, card, _: Retriever.load(folder, card, device=best_place().device),
-    "knn": lambda folder, card, _: KnnClassifier.load(folder, card, device=best_place().device),
-    "centroid": lambda folder, card, _: CentroidClassifier.load(
-        folder, card, device=best_place().device
-    ),
+    "retriever": lambda folder, card, _: Retriever.load(folder, card),
+    "knn": lambda folder, card, _: KnnClassifier.load(folder, card),
+    "centroid": lambda folder, card, _: CentroidClassifier.load(folder, card),
 }
 
 

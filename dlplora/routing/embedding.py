@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dlplora.data.checksums import embedder_files, embedder_sha256
 from dlplora.data.prompts import plain_tokenizer
-from dlplora.errors import ModelError, RouterError, is_disk_full, one_line
+from dlplora.errors import ModelError, RouterError, errors_as
 from dlplora.models import quiet_transformers
 from dlplora.records.files import read_json
 from dlplora.routing.base import Vectors
@@ -43,20 +43,18 @@ class Embedder:
         from sentence_transformers import SentenceTransformer
 
         quiet_transformers()
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)  # a pooler that is not used is drawn where a file has none
-                model = SentenceTransformer(
-                    str(folder),
-                    device=str(device),
-                    local_files_only=True,
-                    trust_remote_code=False,
-                    model_kwargs={"use_safetensors": True, "dtype": torch.float32},
-                )
-        except Exception as error:  # a broken folder raises whatever its files lead to
-            if is_disk_full(error):
-                raise
-            raise ModelError(f"{folder}: no usable embedder: {one_line(error)}") from error
+        with (
+            errors_as(ModelError, f"{folder}: no usable embedder"),  # a broken one raises anything
+            torch.random.fork_rng(devices=[]),
+        ):
+            torch.manual_seed(0)  # a pooler that is not used is drawn where a file has none
+            model = SentenceTransformer(
+                str(folder),
+                device=str(device),
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+            )
         tokenizer: Any = model[0].tokenizer
         if isinstance(tokenizer, Tokenizer):  # of a table of words
             plain_tokenizer(tokenizer)
@@ -134,11 +132,6 @@ class Embedder:
             )
         return self.model[0].model
 
-    @property
-    def num_parameters(self) -> int:
-        """How many parameters it has."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
-
 
 def unit(vectors_BD: Vectors) -> Vectors:
     """Scale vectors (B, D) to length 1; zero stays zero."""
@@ -168,9 +161,5 @@ def has_transformer(folder: Path) -> bool:
 
 def _modules(folder: Path) -> list[str]:
     """Return the types of an embedder's modules; `ModelError` if they cannot be read."""
-    try:
+    with errors_as(ModelError, f"{folder}: no folder of sentence-transformers (modules.json)"):
         return [str(module["type"]) for module in read_json(folder / "modules.json")]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(
-            f"{folder}: no folder of sentence-transformers (modules.json): {one_line(error)}"
-        ) from error

@@ -8,6 +8,7 @@ Shapes: B texts, S tokens, N tasks.
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,6 @@ class EncoderNetwork(nn.Module):
         self.norm = nn.LayerNorm(encoder.config.hidden_size)
         self.classify = nn.Linear(encoder.config.hidden_size, num_labels)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.classify.weight.device
-
     def forward(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Map the tokens of B texts to logits (B, N)."""
         logits_BN: Tensor = self.classify(self.features(rows))
@@ -54,27 +50,35 @@ class EncoderNetwork(nn.Module):
 
     def features(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Map the tokens of B texts to the normed states of their first tokens (B, D)."""
-        batch = pad_right(rows, self.encoder.config.pad_token_id or 0).to(self.device)
+        batch = pad_right(rows, self.encoder.config.pad_token_id or 0).to(
+            self.classify.weight.device
+        )
         output = self.encoder(input_ids=batch.ids_BS, attention_mask=batch.mask_BS)
         normed_BD: Tensor = self.norm(output.last_hidden_state[:, 0])
         return normed_BD
 
 
+@dataclass(frozen=True)
 class EncoderClassifier:
     """A trained encoder network with its own tokenizer."""
 
-    def __init__(
-        self,
-        model: EncoderNetwork,
-        tokenizer: Tokenizer,
-        labels: tuple[str, ...],
-        *,
-        max_tokens: int,
-    ) -> None:
-        self.model = model.eval()
-        self.tokenizer = tokenizer
-        self.labels = labels
-        self.max_tokens = max_tokens
+    model: EncoderNetwork
+    tokenizer: Tokenizer
+    labels: tuple[str, ...]
+    max_tokens: int
+
+    def __post_init__(self) -> None:
+        """Leave training."""
+        self.model.eval()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenise texts as the model reads them."""
+        return encode(self.tokenizer, texts, max_tokens=self.max_tokens)
+
+    def logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Map the tokens of texts to logits (B, N)."""
+        logits_BN: Tensor = self.model(rows)
+        return logits_BN
 
     @torch.inference_mode()
     def probabilities(self, texts: Sequence[str]) -> Probabilities:
@@ -91,13 +95,13 @@ class EncoderClassifier:
 
     def _features(self, texts: Sequence[str]) -> Tensor:
         """Return the states of first tokens (B, D); texts of like length share a batch."""
-        rows = encode(self.tokenizer, texts, max_tokens=self.max_tokens)
+        rows = self.encode(texts)
         order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
         features_BD = torch.empty(len(rows), self.model.norm.weight.numel())
         for start in range(0, len(order), _BATCH):
             part = order[start : start + _BATCH]
             features_BD[part] = self.model.features([rows[place] for place in part]).cpu()
-        return features_BD.to(self.model.device)
+        return features_BD.to(self.model.classify.weight.device)
 
     def save(self, folder: Path) -> None:
         """Write weights, configuration and tokenizer of the encoder, and router.json."""
@@ -129,12 +133,8 @@ class EncoderClassifier:
         model = EncoderNetwork(encoder, len(card["labels"]))
         model.load_state_dict(load_file(folder / ROUTER_WEIGHTS))
         tokenizer = plain_tokenizer(Tokenizer.from_file(str(folder / _TOKENIZER)))
-        return cls(
-            model.to(best_place().device),
-            tokenizer,
-            tuple(card["labels"]),
-            max_tokens=card["max_tokens"],
-        )
+        model.to(best_place().device)
+        return cls(model, tokenizer, tuple(card["labels"]), card["max_tokens"])
 
 
 def load_encoder(folder: Path, *, max_tokens: int) -> PreTrainedModel:

@@ -122,12 +122,6 @@ def build_logo(
     return logo.calibrated(read(params.neutral, path)) if params.neutral else logo
 
 
-def norms(outputs_BO: Tensor) -> Tensor:
-    """Return the Euclidean norms of outputs (B)."""
-    norms_B: Tensor = torch.linalg.vector_norm(outputs_BO.double(), dim=1)
-    return norms_B
-
-
 def inverse_entropies(outputs_BO: Tensor) -> Tensor:
     """Return 1 / H of the softmax of outputs (B), H in nats; sure of one place, it is large."""
     logs_BO = outputs_BO.double().log_softmax(1)
@@ -136,7 +130,7 @@ def inverse_entropies(outputs_BO: Tensor) -> Tensor:
 
 
 _SCORES: dict[LogoScore, Callable[[Tensor], Tensor]] = {
-    "norm": norms,
+    "norm": lambda outputs_BO: torch.linalg.vector_norm(outputs_BO.double(), dim=1),
     "entropy": inverse_entropies,
 }
 

@@ -3,8 +3,8 @@
 Shapes: B texts, T tokens of all texts, N tasks.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dlplora.data.prompts import plain_tokenizer
 from dlplora.errors import ParamsError, RouterError
 from dlplora.records.base_card import read_base_card
+from dlplora.records.files import file_sha256
 from dlplora.records.router_card import ROUTER_WEIGHTS, write_router_card
 from dlplora.routing.base import Probabilities, Vectors
 
@@ -60,16 +61,27 @@ def embedding_width(*, budget: int, vocabulary: int, hidden: int, num_labels: in
     return width
 
 
+@dataclass(frozen=True)
 class MlpClassifier:
     """A trained mini-MLP with the tokenizer that it reads by."""
 
-    def __init__(
-        self, model: MiniMlp, tokenizer: Tokenizer, labels: tuple[str, ...], *, max_tokens: int
-    ) -> None:
-        self.model = model.eval()
-        self.tokenizer = tokenizer
-        self.labels = labels
-        self.max_tokens = max_tokens
+    model: MiniMlp
+    tokenizer: Tokenizer
+    labels: tuple[str, ...]
+    max_tokens: int
+
+    def __post_init__(self) -> None:
+        """Leave training."""
+        self.model.eval()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenise texts as the model reads them."""
+        return encode(self.tokenizer, texts, max_tokens=self.max_tokens)
+
+    def logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Map the tokens of texts to logits (B, N)."""
+        logits_BN: Tensor = self.model(*bag(rows))
+        return logits_BN
 
     @torch.inference_mode()
     def probabilities(self, texts: Sequence[str]) -> Probabilities:
@@ -85,7 +97,7 @@ class MlpClassifier:
         return result
 
     def _hidden(self, texts: Sequence[str]) -> Tensor:
-        rows = encode(self.tokenizer, texts, max_tokens=self.max_tokens)
+        rows = self.encode(texts)
         bags = [bag(rows[start : start + _BATCH]) for start in range(0, len(rows), _BATCH)]
         hidden_BD = [self.model.layers[:-1](self.model.embed(*parts)) for parts in bags]
         return torch.cat(hidden_BD)
@@ -97,7 +109,7 @@ class MlpClassifier:
             "kind": "mlp",
             "labels": list(self.labels),
             "base_fingerprint": read_base_card(base).fingerprint,
-            "tokenizer": _sha256(base / _TOKENIZER),
+            "tokenizer": file_sha256(base / _TOKENIZER),
             "max_tokens": self.max_tokens,
         }
         write_router_card(folder, card)
@@ -105,7 +117,7 @@ class MlpClassifier:
     @classmethod
     def load(cls, folder: Path, card: Mapping[str, Any], *, base: Path) -> "MlpClassifier":
         """Read what `save` wrote beside its card; `RouterError` if the tokenizer is another one."""
-        if card["tokenizer"] != _sha256(base / _TOKENIZER):
+        if card["tokenizer"] != file_sha256(base / _TOKENIZER):
             raise RouterError(f"{folder}: trained with another tokenizer than {base / _TOKENIZER}")
         state = load_file(folder / ROUTER_WEIGHTS)
         vocabulary, embedding = state["embed.weight"].shape
@@ -145,7 +157,3 @@ def bag(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return torch.tensor(
         [token for row in rows for token in row], dtype=torch.long
     ), torch.from_numpy(starts)
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

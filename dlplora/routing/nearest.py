@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from dlplora.records.router_card import ROUTER_WEIGHTS, write_router_card
 from dlplora.routing.base import Probabilities, Vectors
 from dlplora.routing.embedding import Embedder
+from dlplora.runtime import best_place
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,10 @@ class KnnClassifier:
         _write_card(folder, card, self)
 
     @classmethod
-    def load(
-        cls, folder: Path, card: Mapping[str, Any], *, device: torch.device
-    ) -> "KnnClassifier":
+    def load(cls, folder: Path, card: Mapping[str, Any]) -> "KnnClassifier":
         """Read what `save` wrote beside its card."""
         tensors = load_file(folder / ROUTER_WEIGHTS)
-        embedder = Embedder.load_beside(folder, card["embedder_sha256"], device=device)
+        embedder = Embedder.load_beside(folder, card["embedder_sha256"], device=best_place().device)
         labels = tuple(card["labels"])
         return cls(embedder, labels, tensors["vectors"], tensors["targets"], card["neighbours"])
 
@@ -98,11 +96,9 @@ class CentroidClassifier:
         _write_card(folder, card, self)
 
     @classmethod
-    def load(
-        cls, folder: Path, card: Mapping[str, Any], *, device: torch.device
-    ) -> "CentroidClassifier":
+    def load(cls, folder: Path, card: Mapping[str, Any]) -> "CentroidClassifier":
         """Read what `save` wrote beside its card."""
-        embedder = Embedder.load_beside(folder, card["embedder_sha256"], device=device)
+        embedder = Embedder.load_beside(folder, card["embedder_sha256"], device=best_place().device)
         centroids_ND = load_file(folder / ROUTER_WEIGHTS)["centroids"]
         return cls(embedder, tuple(card["labels"]), centroids_ND, card["temperature"])
 

@@ -26,6 +26,7 @@ from dlplora.records.router_card import ROUTER_WEIGHTS, write_router_card
 from dlplora.records.routes import Route
 from dlplora.routing.base import Probabilities, Vectors, select
 from dlplora.routing.embedding import Embedder, unit
+from dlplora.runtime import best_place
 
 Similarities = NDArray[np.float64]
 
@@ -123,10 +124,10 @@ class Retriever:
         write_router_card(folder, card)
 
     @classmethod
-    def load(cls, folder: Path, card: Mapping[str, Any], *, device: torch.device) -> "Retriever":
+    def load(cls, folder: Path, card: Mapping[str, Any]) -> "Retriever":
         """Read what `save` wrote beside its card."""
         return cls(
-            Embedder.load_beside(folder, card["embedder_sha256"], device=device),
+            Embedder.load_beside(folder, card["embedder_sha256"], device=best_place().device),
             tuple(card["labels"]),
             load_file(folder / ROUTER_WEIGHTS)["means"],
             instruction=card["instruction"],

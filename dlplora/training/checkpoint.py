@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dlplora.records.files import file_sha256, read_json, write_json, written_folder
-from dlplora.records.training import Curve, curve_from_json, curve_to_json
+from dlplora.records.files import file_sha256, read_json, record_of, write_json, written_folder
+from dlplora.records.training import Curve, curve_to_json
 
 _SECONDS_BETWEEN = 5.0
 _TENSORS = "state.safetensors"
@@ -102,7 +102,7 @@ def _progress(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Progr
         moments=[_named(tensors, f"moment.{number}.") for number in numbers],
         best_loss=values["best_loss"],
         without_best=values["without_best"],
-        curve=curve_from_json(values["curve"]),
+        curve=record_of(Curve, values["curve"]),
     )
 
 

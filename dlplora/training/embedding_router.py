@@ -1,7 +1,6 @@
 """Routers over an embedder's vectors: an index of adapters, neighbours or centroids, measured."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from dlplora.data.balance import Labelled
@@ -19,60 +18,45 @@ from dlplora.training.router import TrainedRouter, measure
 from dlplora.words import Advance
 
 
-@dataclass(frozen=True)
-class EmbeddingRouterInputs:
-    """What these routers are made of: folders, the tasks of the pool, and router texts."""
-
-    embedder: Path
-    indexes: Path
-    tasks: Sequence[str]
-    train: Sequence[Labelled]
-    validation: Sequence[Labelled]
-
-
 def make_embedding_router(
-    inputs: EmbeddingRouterInputs,
     params: EmbeddingRouter,
     *,
+    embedder_folder: Path,
+    indexes: Path,
+    tasks: Sequence[str],
+    train: Sequence[Labelled],
+    validation: Sequence[Labelled],
     index: Index,
     place: Place,
     advance: Advance,
 ) -> TrainedRouter:
     """Make the kind of router that the params name; nothing is trained by gradients.
 
+    It is made of an embedder and the indexes of the pool's tasks, or of labelled texts.
+
     `advance(n)` is called after each n training texts, by routers that embed them.
     """
-    embedder = Embedder.load(inputs.embedder, device=place.device)
+    embedder = Embedder.load(embedder_folder, device=place.device)
+    classifier: Retriever | KnnClassifier | CentroidClassifier
     if isinstance(params, KnnRouter | CentroidRouter):
-        classifier: Retriever | KnnClassifier | CentroidClassifier = _nearest(
-            embedder, inputs.train, params, advance
-        )
+        vectors_MD = embedder.embed([row.text for row in train], normalise=True, advance=advance)
+        tasks_M = [row.task for row in train]
+        if isinstance(params, KnnRouter):
+            classifier = fit_knn(embedder, vectors_MD, tasks_M, neighbours=params.neighbours)
+        else:
+            classifier = fit_centroids(
+                embedder, vectors_MD, tasks_M, temperature=params.temperature
+            )
     else:
-        labels = tuple(sorted(inputs.tasks))
+        labels = tuple(sorted(tasks))
         classifier = Retriever(
             embedder,
             labels,
-            read_indexes(inputs.indexes, labels, embedder=inputs.embedder.name),
+            read_indexes(indexes, labels, embedder=embedder_folder.name),
             instruction=index.instruction,
             similarity=params.similarity,
             temperature=params.temperature,
         )
-    return TrainedRouter(
-        classifier,
-        classifier.save,
-        measure(classifier, inputs.validation, embedder.num_parameters),
-        None,
-    )
-
-
-def _nearest(
-    embedder: Embedder,
-    train: Sequence[Labelled],
-    params: KnnRouter | CentroidRouter,
-    advance: Advance,
-) -> KnnClassifier | CentroidClassifier:
-    vectors_MD = embedder.embed([row.text for row in train], normalise=True, advance=advance)
-    tasks = [row.task for row in train]
-    if isinstance(params, KnnRouter):
-        return fit_knn(embedder, vectors_MD, tasks, neighbours=params.neighbours)
-    return fit_centroids(embedder, vectors_MD, tasks, temperature=params.temperature)
+    num_parameters = sum(parameter.numel() for parameter in embedder.model.parameters())
+    quality = measure(classifier, validation, num_parameters)
+    return TrainedRouter(classifier, classifier.save, quality, None)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from math import isfinite
 
@@ -39,13 +39,7 @@ class Schedule:
     @classmethod
     def of(cls, params: Adapter | TunedEmbedder) -> "Schedule":
         """Return the schedule that a section of params names."""
-        return cls(
-            steps=params.steps,
-            learning_rate=params.learning_rate,
-            warmup_steps=params.warmup_steps,
-            validate_every=params.validate_every,
-            patience=params.patience,
-        )
+        return cls(**{field.name: getattr(params, field.name) for field in fields(cls)})
 
 
 def fit(

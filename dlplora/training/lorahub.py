@@ -23,13 +23,12 @@ import torch
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from dlplora.adapters import LoraAdapter, LoraPair, WholeAdapter, read_adapters
+from dlplora.adapters import LoraAdapter, LoraPair, WholeAdapter, peft_tensors, read_adapters
 from dlplora.data.prompts import ChatFormat
 from dlplora.models import Base
 from dlplora.params.training import LoraHub
 from dlplora.records.examples import Example
 from dlplora.records.files import write_json, written_folder
-from dlplora.records.training import untrained
 from dlplora.training.loss import mean_loss
 from dlplora.training.merging import check_alike
 from dlplora.training.pairs import Pair, encode_pairs
@@ -90,12 +89,16 @@ def compose_by_examples(
     """
     pool = read_adapters(folders.values(), base_fingerprint=base.fingerprint)
     check_alike(pool, title="lorahub")
-    config = _config_of_scaling_1(next(iter(folders.values())))
+    config: LoraConfig = LoraConfig.from_pretrained(str(next(iter(folders.values()))))
+    config.lora_alpha, config.alpha_pattern = config.r, config.rank_pattern  # a scaling of 1
+    config.use_rslora, config.base_model_name_or_path = False, None
     with ignore_peft_warnings():
         model = get_peft_model(base.model, config).train(False)
+    told: dict[str, Any] = config.to_dict()  # type: ignore[no-untyped-call]
     found, composed = {}, {}
     for task in folders:
-        rng = np.random.default_rng([seed, _number(task)])
+        number = int.from_bytes(hashlib.sha256(task.encode()).digest()[:8], "big")
+        rng = np.random.default_rng([seed, number])
         rows = rng.permutation(len(examples[task]))[: params.shots]
         encoded = encode_pairs(
             [examples[task][row] for row in rows], base.chat, max_tokens=params.max_tokens
@@ -108,7 +111,13 @@ def compose_by_examples(
             seed=int(rng.integers(2**32)),
             advance=advance,
         )
-        composed[task] = _whole(task, compose(pool, found[task].weights), config, base)
+        composed[task] = WholeAdapter.untrained(
+            told,
+            peft_tensors(compose(pool, found[task].weights)),
+            task=task,
+            base_id=base.id,
+            base_fingerprint=base.fingerprint,
+        )
     return ComposedAdapters(composed, found)
 
 
@@ -174,31 +183,3 @@ def compose(pool: Sequence[LoraAdapter], weights: Weights) -> dict[str, LoraPair
             scaling=1.0,
         )
     return composed
-
-
-def _config_of_scaling_1(folder: Path) -> LoraConfig:
-    config: LoraConfig = LoraConfig.from_pretrained(str(folder))
-    config.lora_alpha, config.alpha_pattern = config.r, config.rank_pattern
-    config.use_rslora, config.base_model_name_or_path = False, None
-    return config
-
-
-def _whole(
-    task: str, pairs: Mapping[str, LoraPair], config: LoraConfig, base: Base
-) -> WholeAdapter:
-    tensors = {}
-    for path, pair in pairs.items():
-        tensors[f"base_model.model.{path}.lora_A.weight"] = pair.down_RI
-        tensors[f"base_model.model.{path}.lora_B.weight"] = pair.up_OR
-    training = untrained(
-        task,
-        base_fingerprint=base.fingerprint,
-        is_imported=False,
-        num_parameters=sum(tensor.numel() for tensor in tensors.values()),
-    )
-    told: Any = config
-    return WholeAdapter(told.to_dict(), tensors, base.id, training)
-
-
-def _number(task: str) -> int:
-    return int.from_bytes(hashlib.sha256(task.encode()).digest()[:8], "big")

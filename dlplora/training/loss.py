@@ -22,7 +22,6 @@ from dlplora.models import head_at, logits_at, reads_apart
 from dlplora.training.autograd import apply
 from dlplora.training.packing import Pack, inner_model, is_packing, packed_logits
 from dlplora.training.pairs import Pair
-from dlplora.training.parts import Parts
 
 _CHUNK = 64  # rows of logits that are float32 at once
 
@@ -50,19 +49,6 @@ def mean_loss(
     targets = [token for pair in pairs for token in pair.answer]
     targets_n = torch.tensor(targets, device=logits_nV.device)
     return mean_cross_entropy(logits_nV, targets_n)
-
-
-def first_answers_loss(
-    model: nn.Module, pairs: Sequence[Sequence[Pair]], chat: ChatFormat, parts: Parts
-) -> float:
-    """Return the mean loss of the tokens of the first answers."""
-    model.eval()
-    first = sorted((options[0] for options in pairs), key=lambda pair: len(pair.prompt))
-    return parts.mean(
-        first,
-        lambda part: mean_loss(model, part, chat),
-        weight=lambda pair: len(pair.answer),
-    )
 
 
 def _has_dropout(model: nn.Module) -> bool:

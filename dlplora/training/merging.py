@@ -12,7 +12,6 @@ from dlplora.adapters import LoraAdapter, WholeAdapter, read_adapters
 from dlplora.errors import AdapterError, one_line
 from dlplora.models import Base
 from dlplora.params.training import Merge, PrunedMerge, SvdMerge
-from dlplora.records.training import untrained
 from dlplora.training.warnings import ignore_peft_warnings
 
 _MERGED = "merged"
@@ -53,13 +52,9 @@ def merge_adapters(
     tensors = get_peft_model_state_dict(model, adapter_name=_MERGED, save_embedding_layers=False)
     config: dict[str, Any] = model.peft_config[_MERGED].to_dict() | {"use_rslora": False}
     _check_layers(adapters, tensors, rank=config["r"], title=f"merge {name}")
-    training = untrained(
-        name,
-        base_fingerprint=base.fingerprint,
-        is_imported=False,
-        num_parameters=sum(tensor.numel() for tensor in tensors.values()),
+    return WholeAdapter.untrained(
+        config, tensors, task=name, base_id=base.id, base_fingerprint=base.fingerprint
     )
-    return WholeAdapter(config, tensors, base.id, training)
 
 
 def check_alike(adapters: Sequence[LoraAdapter], *, title: str) -> None:

@@ -61,7 +61,9 @@ def packed_logits(model: nn.Module, pack: Pack, keep_N: Tensor) -> Tensor:
     ids_1N = torch.tensor([pack.ids], device=device)
     positions_1N = torch.tensor([pack.positions], device=device)
     keep_N = keep_N.to(device)
-    blocks = _BLOCKS.set(_blocks_of(pack, device))
+    beginning = [_Block(0, 0, [pack.num_common], device)] if pack.num_common else []
+    rows = _Block(pack.num_common, pack.num_common, pack.lengths, device)
+    blocks = _BLOCKS.set([*beginning, rows])
     wanted = _WANTED.set(keep_N.nonzero()[:, 0])
     try:
         batch = Padded(ids_1N, torch.ones_like(ids_1N), positions_1N)
@@ -217,12 +219,6 @@ class _Block:
                 ~is_seen, least
             )
         return self._masks[window, dtype]
-
-
-def _blocks_of(pack: Pack, device: torch.device) -> list[_Block]:
-    """Return the common beginning, if there is one, and the rows behind it."""
-    beginning = [_Block(0, 0, [pack.num_common], device)] if pack.num_common else []
-    return [*beginning, _Block(pack.num_common, pack.num_common, pack.lengths, device)]
 
 
 # Of the pack that is being computed: its blocks, and the tokens whose logits are wanted.

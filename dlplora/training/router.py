@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from dlplora.data.balance import Labelled
@@ -17,8 +18,7 @@ from dlplora.records.files import write_json, written_folder
 from dlplora.records.training import Curve, curve_to_json
 from dlplora.routing.base import Classifier, calibration_error
 from dlplora.routing.encoder import EncoderClassifier, EncoderNetwork, load_encoder, load_tokenizer
-from dlplora.routing.encoder import encode as encode_for_encoder
-from dlplora.routing.mlp import MiniMlp, MlpClassifier, bag, embedding_width, encode, read_tokenizer
+from dlplora.routing.mlp import MiniMlp, MlpClassifier, embedding_width, read_tokenizer
 from dlplora.routing.simple import fit_tfidf
 from dlplora.runtime import best_place
 from dlplora.training.checkpoint import Checkpoint
@@ -75,162 +75,104 @@ def train_router(
     `reads` is the folder whose tokenizer, or encoder, it reads by. `advance` is called after each
     of at most `num_steps`.
     """
-    if isinstance(params, TfidfRouter):
-        return _train_tfidf(train, validation, params, base=reads)
-    texts = _Texts(train, validation)
-    course = _Course(params, seed, checkpoint, title, advance)
-    if isinstance(params, MlpRouter):
-        return _train_mlp(texts, params, course, base=reads)
-    return _train_encoder(texts, params, course, folder=reads)
-
-
-@dataclass(frozen=True)
-class _Texts:
-    """The texts to learn from and those to judge by."""
-
-    train: Sequence[Labelled]
-    validation: Sequence[Labelled]
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return tuple(sorted({row.task for row in self.train}))
-
-
-@dataclass(frozen=True)
-class _Course:
-    """How a network is optimised."""
-
-    params: MlpRouter | EncoderRouter
-    seed: int
-    checkpoint: Checkpoint | None
-    title: str
-    advance: Advance
-
-
-def _train_tfidf(
-    train: Sequence[Labelled], validation: Sequence[Labelled], params: TfidfRouter, *, base: Path
-) -> TrainedRouter:
     texts, tasks = [row.text for row in train], [row.task for row in train]
-    classifier = fit_tfidf(texts, tasks, regularisation=params.regularisation)
-    num_parameters = classifier.coefficients.size + classifier.intercepts.size
-    return TrainedRouter(
-        classifier,
-        lambda folder: classifier.save(folder, base=base),
-        measure(classifier, validation, num_parameters),
-        None,
+    if isinstance(params, TfidfRouter):
+        fitted = fit_tfidf(texts, tasks, regularisation=params.regularisation)
+        quality = measure(fitted, validation, fitted.coefficients.size + fitted.intercepts.size)
+        return TrainedRouter(fitted, partial(fitted.save, base=reads), quality, None)
+    labels = tuple(sorted(set(tasks)))
+    classifier: MlpClassifier | EncoderClassifier
+    save: Callable[[Path], None]
+    if isinstance(params, MlpRouter):
+        classifier = mlp = _new_mlp(params, labels, base=reads, seed=seed)
+        save = partial(mlp.save, base=reads)
+    else:
+        classifier = _new_encoder(params, labels, folder=reads, seed=seed)
+        save = classifier.save
+    fitting = partial(
+        fit,
+        schedule=_schedule(params, num_rows=len(train)),
+        checkpoint=checkpoint,
+        on_step=lambda point: advance(loss=point.loss),
+        title=title,
     )
+    curve = _optimise(classifier, train, validation, params.batch_size, seed, fitting)
+    num_parameters = sum(parameter.numel() for parameter in classifier.model.parameters())
+    quality = measure(classifier, validation, num_parameters)
+    return TrainedRouter(classifier, save, quality, curve)
 
 
-def _train_mlp(texts: _Texts, params: MlpRouter, course: _Course, *, base: Path) -> TrainedRouter:
-    tokenizer, labels = read_tokenizer(base), texts.labels
-    torch.manual_seed(course.seed)
-    model = _new_mlp(params, vocabulary=tokenizer.get_vocab_size(), num_labels=len(labels))
-    curve = _optimise(
-        model,
-        lambda rows: model(*bag(rows)),
-        lambda asked: encode(tokenizer, asked, max_tokens=params.max_tokens),
-        texts,
-        course,
-        by_length=False,  # a bag is not padded
-    )
-    classifier = MlpClassifier(model, tokenizer, labels, max_tokens=params.max_tokens)
-    quality = measure(classifier, texts.validation, _num_parameters(model))
-    return TrainedRouter(
-        classifier, lambda folder: classifier.save(folder, base=base), quality, curve
-    )
+def _new_mlp(params: MlpRouter, labels: tuple[str, ...], *, base: Path, seed: int) -> MlpClassifier:
+    """Draw a mini-MLP as wide as its budget of parameters allows."""
+    tokenizer = read_tokenizer(base)
+    shape = {
+        "vocabulary": tokenizer.get_vocab_size(),
+        "hidden": params.hidden,
+        "num_labels": len(labels),
+    }
+    torch.manual_seed(seed)
+    model = MiniMlp(embedding=embedding_width(budget=params.parameters, **shape), **shape)
+    return MlpClassifier(model, tokenizer, labels, params.max_tokens)
 
 
-def _train_encoder(
-    texts: _Texts, params: EncoderRouter, course: _Course, *, folder: Path
-) -> TrainedRouter:
-    tokenizer, labels = load_tokenizer(folder), texts.labels
+def _new_encoder(
+    params: EncoderRouter, labels: tuple[str, ...], *, folder: Path, seed: int
+) -> EncoderClassifier:
+    """Load a pretrained encoder and draw what classifies upon it."""
+    tokenizer = load_tokenizer(folder)
     encoder = load_encoder(folder, max_tokens=params.max_tokens)
-    torch.manual_seed(course.seed)
+    torch.manual_seed(seed)
     model = EncoderNetwork(encoder, len(labels)).to(best_place().device)
-    curve = _optimise(
-        model,
-        model,
-        lambda asked: encode_for_encoder(tokenizer, asked, max_tokens=params.max_tokens),
-        texts,
-        course,
-        by_length=True,
-    )
-    classifier = EncoderClassifier(model, tokenizer, labels, max_tokens=params.max_tokens)
-    quality = measure(classifier, texts.validation, _num_parameters(model))
-    return TrainedRouter(classifier, classifier.save, quality, curve)
+    return EncoderClassifier(model, tokenizer, labels, params.max_tokens)
 
 
 def _optimise(
-    model: nn.Module,
-    logits_of: Callable[[Sequence[list[int]]], Tensor],
-    encoded: Callable[[Sequence[str]], list[list[int]]],
-    texts: _Texts,
-    course: _Course,
-    *,
-    by_length: bool,
+    classifier: MlpClassifier | EncoderClassifier,
+    train: Sequence[Labelled],
+    validation: Sequence[Labelled],
+    batch_size: int,
+    seed: int,
+    fitting: Callable[..., Curve],
 ) -> Curve:
-    """Minimise the cross-entropy of a network on encoded texts; it keeps its best weights."""
+    """Minimise the cross-entropy of a network on labelled texts; it keeps its best weights."""
+    model = classifier.model
     device = next(model.parameters()).device
-    number = {label: place for place, label in enumerate(texts.labels)}
-    rows, held_out = (
-        encoded([row.text for row in part]) for part in (texts.train, texts.validation)
-    )
-    targets, held_out_targets = (
-        torch.tensor([number[row.task] for row in part], device=device)
-        for part in (texts.train, texts.validation)
-    )
-    size = course.params.batch_size
+
+    def loss_of(part: Sequence[tuple[list[int], int]], reduction: str = "mean") -> Tensor:
+        rows, targets = zip(*part, strict=True)
+        targets_B = torch.tensor(targets, device=device)
+        return functional.cross_entropy(classifier.logits(rows), targets_B, reduction=reduction)
 
     def backward(_: int, drawn: Sequence[int]) -> float:
         model.train()
-        loss = functional.cross_entropy(logits_of([rows[row] for row in drawn]), targets[drawn])
+        loss = loss_of([learned[row] for row in drawn])
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()
 
     @torch.no_grad()
     def validation_loss() -> float:
         model.eval()
-        order = sorted(range(len(held_out)), key=lambda row: len(held_out[row]))
-        parts = [order[start : start + size] for start in range(0, len(order), size)]
-        losses = [
-            functional.cross_entropy(
-                logits_of([held_out[row] for row in part]), held_out_targets[part], reduction="sum"
-            ).item()
-            for part in parts
-        ]
-        return sum(losses) / len(order)
+        starts = range(0, len(held_out), batch_size)
+        parts = [held_out[start : start + batch_size] for start in starts]
+        return sum(loss_of(part, "sum").item() for part in parts) / len(held_out)
 
-    schedule = _schedule(course.params, num_rows=len(rows))
-    lengths = [len(row) if by_length else 1 for row in rows]
-    return fit(
-        list(model.parameters()),
-        backward,
-        batch_order(lengths, size, seed=course.seed),
-        validation_loss=validation_loss,
-        schedule=schedule,
-        checkpoint=course.checkpoint,
-        on_step=lambda point: course.advance(loss=point.loss),
-        title=course.title,
-    )
+    learned, held_out = (_encoded(classifier, part) for part in (train, validation))
+    held_out.sort(key=lambda pair: len(pair[0]))
+    is_padded = isinstance(classifier, EncoderClassifier)  # a bag is not
+    lengths = [len(row) if is_padded else 1 for row, _ in learned]
+    batches = batch_order(lengths, batch_size, seed=seed)
+    curve = fitting(list(model.parameters()), backward, batches, validation_loss=validation_loss)
+    model.eval()
+    return curve
 
 
-def _new_mlp(params: MlpRouter, *, vocabulary: int, num_labels: int) -> MiniMlp:
-    """Make a mini-MLP as wide as its budget of parameters allows."""
-    width = embedding_width(
-        budget=params.parameters,
-        vocabulary=vocabulary,
-        hidden=params.hidden,
-        num_labels=num_labels,
-    )
-    model = MiniMlp(
-        vocabulary=vocabulary, embedding=width, hidden=params.hidden, num_labels=num_labels
-    )
-    assert _num_parameters(model) <= params.parameters
-    return model
-
-
-def _num_parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def _encoded(
+    classifier: MlpClassifier | EncoderClassifier, labelled: Sequence[Labelled]
+) -> list[tuple[list[int], int]]:
+    """Return the tokens of each text with the place of its task among the labels."""
+    rows = classifier.encode([row.text for row in labelled])
+    places = [classifier.labels.index(row.task) for row in labelled]
+    return list(zip(rows, places, strict=True))
 
 
 def num_steps(params: RouterParams, *, num_rows: int) -> int:

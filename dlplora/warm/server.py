@@ -11,8 +11,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -64,21 +63,15 @@ def main(folder: Path, starter: int) -> None:
         for name in _LIBRARIES:
             import_module(name)
         gc.freeze()  # what was loaded stays, and is shared
-        with _listening(folder) as listener:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(warm.socket_in(folder))
+            listener.listen()
             stage = _serve(listener, end)
     finally:
         if stage is None:
             shutil.rmtree(folder, ignore_errors=True)
     if stage is not None:
         _run(stage)
-
-
-@contextmanager
-def _listening(folder: Path) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(warm.socket_in(folder))
-        listener.listen()
-        yield listener
 
 
 def _serve(listener: socket.socket, end: int) -> _Stage | None:

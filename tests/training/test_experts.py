@@ -314,7 +314,7 @@ def test_every_answer_of_a_question_is_learned_also_with_two_tasks_in_turns(
         seen.extend(pair.answer for pair in batch)  # type: ignore[attr-defined]
         return mean_loss(model, batch, chat, **how)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("dlplora.training.experts.mean_loss", watched)
+    monkeypatch.setattr("dlplora.training.answers.mean_loss", watched)
     both = [
         dataclasses.replace(row, answers=("red", "green")) for row in examples["opposites"].train
     ]
