@@ -1,4 +1,4 @@
-"""What all tests share: quiet libraries, one place to compute, finished projects."""
+"""What all tests share: quiet libraries, one place to compute, finished projects, tiers."""
 
 import os
 import shutil
@@ -19,14 +19,38 @@ from tests.project import ROOT, Checkout, made_once, make_finished, make_methods
 # The background job of a shell ignores Ctrl-C, and so would all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-LONGEST = ("tasks", "flows")
+# What runs DVC, Prefect or other processes, trains, or tries many kinds of models or inputs; the
+# longest first, so that two processes end together. All other tests are marked `fast`.
+SLOW = (
+    "tests/tasks/test_pipeline.py",
+    "tests/tasks/",
+    "tests/flows/",
+    "tests/test_project.py",
+    "tests/training/",
+    "tests/test_warm.py",
+    "tests/data/test_ingest.py",
+    "tests/test_fingerprints.py",
+    "tests/test_families.py",
+    "tests/data/test_ingest_properties.py",
+    "tests/lora/test_fused.py",
+    "tests/engine/test_batch.py",
+    "tests/engine/test_probe.py",
+    "tests/test_runtime.py",
+    "tests/test_cli.py",
+    "tests/test_docs.py",
+)
 torch.set_num_threads(2)  # for fixtures that are made before a test's own
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest, so that two processes end together."""
-    order = {folder: place for place, folder in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
+    """Mark the fast tests and put them behind the slow ones."""
+    places = {}
+    for item in items:
+        slow = [place for place, start in enumerate(SLOW) if item.nodeid.startswith(start)]
+        places[item] = min(slow, default=len(SLOW))
+        if not slow:
+            item.add_marker("fast")
+    items.sort(key=places.__getitem__)
 
 
 @pytest.fixture
