@@ -75,11 +75,18 @@ class Fixed(SystemEntry):
     kind: Literal["fixed"]
 
 
-class Drawn(SystemEntry):
-    """No text is read: one adapter at random, or all with the same weight."""
+class RandomSystem(SystemEntry):
+    """One adapter at random for each prompt."""
 
-    how = "adapters whatever the text: {kind}"
-    kind: Literal["random", "uniform"]
+    how = "one adapter at random"
+    kind: Literal["random"]
+
+
+class UniformSystem(SystemEntry):
+    """All adapters for every prompt."""
+
+    how = "all adapters, equal weights"
+    kind: Literal["uniform"]
 
 
 class TopP(Section):
@@ -162,7 +169,8 @@ System = Annotated[
     | ByTask
     | ExpertsByTask
     | Fixed
-    | Drawn
+    | RandomSystem
+    | UniformSystem
     | TopPSystem
     | TopKSystem
     | FusionSystem

@@ -86,15 +86,6 @@ def _headline(inputs: Inputs) -> list[str]:
     return [name for name in names if name in comparison.summaries]
 
 
-def _glossary(comparison: Comparison) -> str:
-    """Say what a score is and what the systems are."""
-    said = "; ".join(f"{name}: {caption}" for name, caption in comparison.captions.items())
-    return (
-        f"A score is the mean over tasks of each task's primary metric, normalised by that of "
-        f"{comparison.reference}; answers are cut at the task's token limit. {said}."
-    )
-
-
 def _learned(inputs: Inputs) -> list[str]:
     """Return the systems whose router gives confidences."""
     routing = inputs.comparison.routing
@@ -105,7 +96,6 @@ def _content(inputs: Inputs) -> Mapping[str, Any]:
     comparison = inputs.comparison
     return {
         "reference": comparison.reference,
-        "glossary": _glossary(comparison),
         "headline": [comparison.summaries[name] for name in _headline(inputs)],
         "num_systems": len(comparison.summaries),
         "num_items": sum(

@@ -39,7 +39,7 @@ def systems_by_tasks(comparison: Comparison) -> Table:
     rows = []
     for summary in ranked:
         row = [
-            Cell(summary.system),
+            Cell(summary.system, comparison.captions[summary.system]),
             Cell(f"{summary.score:.3f}", _span(summary.score_low, summary.score_high)),
             _fraction(comparison.normalised(summary.system)),
             _difference(comparison, summary.system),
