@@ -7,7 +7,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from dlplora.records.comparison import Comparison
 from dlplora.records.files import written_folder
 from dlplora.report import plots, tables
 from dlplora.report.inputs import Inputs
