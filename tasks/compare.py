@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from dlplora.evaluation.compare import compare
-from dlplora.evaluation.settings import primaries_in
+from dlplora.evaluation.settings import NUM_QUESTIONS, primaries_in, systems_in
 from dlplora.params.project import REFERENCE, load_params
-from dlplora.params.systems import NUM_QUESTIONS
 from dlplora.records.comparison import write_comparisons, write_metrics
 from dlplora.records.novelty import read_novelty
 from dlplora.records.training import read_adapter_training
@@ -28,7 +27,7 @@ def main(
             seed=params.seed,
         )
         for setting in NUM_QUESTIONS
-        if (systems := params.systems_in(setting))
+        if (systems := systems_in(setting, params))
     ]
     novelties = {
         task: read_novelty(scores / "novelty" / f"{task}.json")

@@ -1,4 +1,4 @@
-"""Stage `embedder`: have a sentence embedder that retrieval reads by."""
+"""Stage `embedder`: fetch a sentence embedder that retrieval reads by."""
 
 from pathlib import Path
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from dlplora.evaluation.items import TaskItems
 from dlplora.evaluation.run import evaluate, num_prompts
+from dlplora.evaluation.settings import NUM_QUESTIONS, systems_in
 from dlplora.models import load_base
 from dlplora.params.fields import named
 from dlplora.params.project import load_params
-from dlplora.params.systems import NUM_QUESTIONS
 from dlplora.records.examples import read_examples
 from dlplora.runtime import set_up
 from dlplora.stage import progress, run, write_timing
@@ -33,7 +33,7 @@ def main(
     items = [
         TaskItems(read_examples(tests / f"{task}.parquet"), params.tasks[task]) for task in tasks
     ]
-    settings = [setting for setting in NUM_QUESTIONS if system in params.systems_in(setting)]
+    settings = [setting for setting in NUM_QUESTIONS if system in systems_in(setting, params)]
     seconds: dict[str, float] = {}
     with progress(
         f"evaluate {system}", total=num_prompts(settings, items, params.evaluation)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from dlplora.params.project import load_params
-from dlplora.params.systems import NUM_QUESTIONS
 from dlplora.report.inputs import read_inputs
 from dlplora.report.page import write_report
 from dlplora.stage import run
@@ -21,7 +20,6 @@ def main(
         routers,
         timings,
         tasks=sorted(params.tasks),
-        settings=[setting for setting in NUM_QUESTIONS if params.systems_in(setting)],
         unseen_tasks=sorted(params.unseen_tasks),
         router_names=params.router_names,
         runtime=params.runtime.model_dump(),

@@ -57,7 +57,6 @@ def write_answering_project(root: Path, folder: Path) -> None:
     params["systems"] |= {
         "logo": system_entry("logo", adapters="data/adapters", **_LOGO),
         "own": system_entry("by_task", adapters="data/adapters"),
-        "elsewhere": params["systems"]["dlp_mlp"] | {"router": "elsewhere/mlp"},
         "unmade": params["systems"]["dlp_mlp"] | {"router": "data/routers/unmade"},
         "fused": system_entry("fusion", adapters="data/adapters", router="data/routers/mlp", k=2),
         "joined": system_entry("fixed", artifact="data/joint/all"),

@@ -110,7 +110,19 @@ def test_a_route_is_shown_with_all_probabilities(run: Run) -> None:
     assert sum(told["probabilities"].values()) == pytest.approx(1)
     _, out, _ = run("route", "say red")
     assert all(f"{probability:.1%}" in out for probability in told["probabilities"].values())
-    assert f"weight {told['route']['weights'][0]:.2f}" in out
+    first = f"{told['route']['weights'][0]:.2f} {told['route']['adapters'][0]}"
+    assert f"route: {first}" in out
+
+
+@pytest.mark.parametrize(
+    ("system", "shown"),
+    [("logo", "confidence 0."), ("base", "route: base model"), ("arrow", "token by token")],
+)
+def test_a_route_without_probabilities_is_shown_as_it_is(run: Run, system: str, shown: str) -> None:
+    told = json.loads(run("route", "say red", "--system", system, "--json")[1])
+    code, out, _ = run("route", "say red", "--system", system)
+    assert (code, told["probabilities"], "%" in out) == (0, None, False)
+    assert shown in out
 
 
 def test_options_are_weighed(run: Run) -> None:
@@ -138,9 +150,9 @@ def test_the_example_of_each_command_is_right_usage(run: Run, name: str) -> None
             "no systems.none; there are: arrow, base, dlp_mlp, dlp_mlp_keep",
         ),
         (["generate", "x", "--system", "single:none"], "no tasks.none; there are: colours"),
-        (["generate", "x", "--system", "own"], "told the task: name it, such as own:colours"),
+        (["generate", "x", "--system", "own"], "needs the task: name it, such as own:colours"),
         (["generate", "x", "--system", "own:none"], "no tasks.none; there are: colours"),
-        (["generate", "x", "--system", "dlp_mlp:colours"], "not told the task: leave out :colours"),
+        (["generate", "x", "--system", "dlp_mlp:colours"], "needs no task: leave out :colours"),
         (["generate", "x", "--compare", "base,"], "no systems.; there are"),
         (["generate", "x", "--temperature", "-1"], "temperature is -1.0, expected 0, or 0.001"),
         (["generate", "x", "--data", "absent"], "absent/base"),
@@ -151,15 +163,7 @@ def test_the_example_of_each_command_is_right_usage(run: Run, name: str) -> None
         ),
         (["generate", "x", "--log", "data"], "data: cannot be written: Is a directory"),
         (["generate", "x\udcff"], "the prompt is not UTF-8"),
-        (
-            ["route", "x", "--system", "elsewhere"],
-            "elsewhere/mlp, which a system reads, is no path under data/",
-        ),
-        (
-            ["generate", "x", "--system", "elsewhere"],
-            "elsewhere/mlp, which a system reads, is no path under data/",
-        ),
-        (["route", "x", "--system", "single"], "told the task: name it, such as single:colours"),
+        (["route", "x", "--system", "single"], "needs the task: name it, such as single:colours"),
         (["score", "x", *TWO, "--system", "unmade"], "data/routers/unmade: no usable router"),
         (["generate", " "], "the prompt is empty"),
         (["score", "x", "--option", "red"], "found one option, 'red'; expected at least two"),

@@ -1,6 +1,5 @@
 """Params: sections without defaults, one-line errors, names that may stand in paths."""
 
-import re
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +17,6 @@ from dlplora import params as params_package
 from dlplora.errors import ParamsError
 from dlplora.params.fields import Section, is_identifier, named
 from dlplora.params.project import load_params, parse_params
-from tests.answering import system_entry
 
 HEADER = ("seed", "runtime", "flow", "log", "base_model")
 ROUTERS = ("routers", "embedding_routers")
@@ -252,12 +250,12 @@ def test_the_training_of_experts_is_that_of_an_adapter_with_overrides(
     [
         (
             lambda v: v.update(default_system="absent"),
-            "params.yaml: default_system is absent; expected a system that is not told the task: "
+            "params.yaml: default_system is absent; expected a system that needs no task: "
             "base, dlp_mlp, ",
         ),
         (
             lambda v: v.update(default_system="single"),
-            "params.yaml: default_system is single; expected a system that is not told the task: ",
+            "params.yaml: default_system is single; expected a system that needs no task: ",
         ),
         (
             lambda v: v["systems"]["single"].update(settings=["iid", "composite_3"]),
@@ -266,8 +264,20 @@ def test_the_training_of_experts_is_that_of_an_adapter_with_overrides(
         ),
         (
             lambda v: v["systems"]["single"].update(policy="route_once"),
-            "params.yaml: systems.single.policy is route_once; expected keep or refill: it is told "
-            "each task of a prompt of composite_2",
+            "params.yaml: systems.single.policy is route_once; expected keep or refill: a prompt "
+            "of composite_2 has several tasks",
+        ),
+        (
+            lambda v: v["systems"]["single"].update(settings=["composite_2", "composite_3"]),
+            "params.yaml: systems.single.settings: expected iid among them",
+        ),
+        (
+            lambda v: v["systems"]["dlp_mlp"].update(router="elsewhere/mlp"),
+            "params.yaml: systems.dlp_mlp.top_p.router: Value error, expected a path under data/",
+        ),
+        (
+            lambda v: v["systems"]["dlp_mlp"].update(router="data/../elsewhere"),
+            "params.yaml: systems.dlp_mlp.top_p.router: Value error, expected a path under data/",
         ),
         (lambda v: v["systems"].pop("single"), "params.yaml: no systems.single; there are: base, "),
     ],
@@ -286,54 +296,6 @@ def test_a_told_system_of_single_questions_may_route_once(values: dict[str, Any]
     values["systems"]["own"] = values["systems"]["single"] | {"settings": ["iid"]}
     values["systems"]["own"]["policy"] = "route_once"
     assert parse_params(values, "params.yaml").systems["own"].needs_task
-
-
-def test_a_setting_of_more_questions_than_tasks_is_answered_by_none(
-    values: dict[str, Any],
-) -> None:
-    first, second = list(values["tasks"])[:2]
-    for section in ("tasks", "adapters"):
-        values[section] = {name: values[section][name] for name in (first, second)}
-    loaded = parse_params(values, "params.yaml")
-    assert loaded.systems_in("composite_2") == [
-        name for name, row in values["systems"].items() if "composite_2" in row["settings"]
-    ]
-    assert loaded.systems_in("composite_3") == []
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "expected"),
-    [
-        ("dlp_mlp", {"p": 0.35}, "0.35"),
-        ("dlp_mlp", {"router": "data/routers/other"}, "other"),
-        ("dlp_mlp_top1", {"k": 5}, "5"),
-        ("dlp_mlp_top1", {"weights": "equal"}, "equal"),
-        ("dlp_mlp", {"policy": "refill"}, "refill"),
-        ("fused", {"k": 5}, "5"),
-        ("logo", {"k": 5}, "5"),
-        ("logo", {"score": "entropy"}, "entropy"),
-        ("logo", {"neutral": ["x"]}, "neutral|no task"),
-        ("arrow", {"top_k": 5}, "5"),
-        ("joined", {"artifact": "data/merged/other"}, "data/merged/other"),
-        ("single", {"adapters": "data/others"}, "data/others"),
-        ("random", {"kind": "uniform"}, "uniform"),
-    ],
-)
-def test_the_caption_of_a_system_follows_its_params(
-    values: dict[str, Any], name: str, change: dict[str, Any], expected: str
-) -> None:
-    logo = {"score": "norm", "k": 2, "block": "last", "projection": "q_proj", "neutral": []}
-    values["systems"] |= {
-        "fused": system_entry("fusion", k=2),
-        "logo": system_entry("logo", **logo),
-        "arrow": system_entry("arrow", top_k=2, temperature=1.0),
-        "joined": system_entry("fixed", artifact="data/joint/all"),
-    }
-    before = parse_params(values, "params.yaml").systems[name].caption
-    values["systems"][name] |= change
-    after = parse_params(values, "params.yaml").systems[name].caption
-    assert not re.search(expected, before)
-    assert re.search(expected, after)
 
 
 def test_shares_that_do_not_add_up_are_refused(tmp_path: Path, values: dict[str, Any]) -> None:
@@ -559,7 +521,7 @@ def _put(values: dict[str, Any], place: tuple[str, str, str], path: str) -> str:
 def test_a_path_may_hold_what_quotes_carry(
     values: dict[str, Any], place: tuple[str, str, str], path: str
 ) -> None:
-    _put(values, place, path)
+    _put(values, place, f"data/{path}" if place[0] == "systems" else path)
     parse_params(values, "params.yaml")
 
 

@@ -578,6 +578,7 @@ RESULTS = [
         for setting in ("iid", "composite_2", "composite_3")
     ),
     ("data/timings/evaluate/NAME.json", "dlp_mlp", "dlp_gone"),
+    ("data/timings/NAME.json", "compare", "gone"),
     ("data/experts/NAME/experts.json", "mine", "old"),
     ("data/timings/experts/NAME.json", "mine", "old"),
     ("data/routers/NAME/router.json", "mlp", "old"),

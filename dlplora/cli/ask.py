@@ -22,7 +22,7 @@ DataOption = Annotated[Path, typer.Option(help="The folder that the pipeline wri
 SystemOption = Annotated[
     str | None,
     typer.Option(
-        help="A system of params.yaml, with the task where it is told one, such as single:TASK.",
+        help="A system of params.yaml, with the task where it needs one, such as single:TASK.",
         show_default="default_system of params.yaml",
     ),
 ]
@@ -123,7 +123,7 @@ def route(
         told = {"route": asdict(found), "probabilities": probabilities}
         typer.echo(json.dumps(told, ensure_ascii=False))
     else:
-        display.bars(probabilities or dict(found.mix), found)
+        display.bars(probabilities or {}, found)
 
 
 def score(

@@ -64,19 +64,17 @@ def side_by_side(answers: Mapping[str, Answer], *, trace: bool) -> None:
 
 
 def bars(probabilities: Mapping[str, float], chosen: Route) -> None:
-    """Draw the probability of each task, the chosen ones in colour with their weights."""
-    if not probabilities:
-        Console().print(_told(chosen))
-        return
+    """Draw the probabilities of tasks, those of chosen adapters in colour; then the route."""
     table = Table(box=None, pad_edge=False, show_header=False)
-    weights = dict(chosen.mix)
     for task, probability in sorted(probabilities.items(), key=lambda pair: -pair[1]):
-        style = "bold cyan" if task in weights else "dim"
-        weight = f"weight {weights[task]:.2f}" if task in weights else ""
+        style = "bold cyan" if task in chosen.adapters else "dim"
         filled = round(probability * _BAR)
         bar = "█" * filled + "·" * (_BAR - filled)
-        table.add_row(Text(task, style), Text(bar, style), f"{probability:6.1%}", weight)
-    Console().print(table)
+        table.add_row(Text(task, style), Text(bar, style), f"{probability:6.1%}")
+    if probabilities:
+        Console().print(table)
+    sure = "" if chosen.confidence is None else f", confidence {chosen.confidence:.3f}"
+    Console().print(Text(f"route: {_told(chosen)}{sure}"))
 
 
 def options(scores: OptionScores, route: Route) -> None:

@@ -21,7 +21,8 @@ class DecisionLog:
 
     A line holds time, version and system; the SHA-256 of the text that was routed and how many
     tokens it has as a prompt; the route in force with its confidence, and whether it is the
-    fallback to the base model; and the milliseconds that the router took.
+    fallback to the base model; and the milliseconds that the decision took, a probe's reading
+    included. Adapters and weights are null where the model weighs adapters for each token.
 
     Args:
         path: The file.
@@ -60,8 +61,8 @@ class DecisionLog:
             "version": self._version,
             "system": self._system,
             "sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "adapters": list(route.adapters),
-            "weights": list(route.weights),
+            "adapters": None if route.per_token else list(route.adapters),
+            "weights": None if route.per_token else list(route.weights),
             "confidence": route.confidence,
             "fallback": fallback,
             "tokens": num_tokens,

@@ -4,7 +4,7 @@ It knows nothing of tasks, metrics and folders. Routes come from a router or wit
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -102,7 +102,7 @@ class Runner:
         What a probe has read for the base model is not read again where the base model answers.
         """
         if not isinstance(router, Probe):
-            return self.read(prompts, self._choose(texts, lambda: router.route(texts)))
+            return self.read(prompts, self._routed(router, texts))
         batch, routes = self._probe(router, texts, prompts)
         return batch.read_anew(prompts, routes)
 
@@ -173,7 +173,7 @@ class Runner:
         if isinstance(router, Probe):
             prompts = [self._prompt(text, new_tokens=1) for text in texts]
             return self._probe(router, texts, prompts)[1]
-        return self._choose(texts, lambda: router.route(texts))
+        return self._routed(router, texts)
 
     def reads(self, request: Request) -> bool:
         """Tell whether the model can read a request's prompt together with its answer."""
@@ -187,13 +187,18 @@ class Runner:
 
     def _chooser(self) -> Router | Probe:
         if self._router is None:
-            raise RouterError("the engine has no router; give it one, or routes to the requests")
+            raise RouterError("the engine has no router, or is closed; requests need routes")
         return self._router
 
-    def _choose(self, texts: Sequence[str], choose: Callable[[], list[Route]]) -> list[Route]:
-        """Send what a router is unsure of to the base model, and log all that it chose."""
+    def _routed(self, router: Router, texts: Sequence[str]) -> list[Route]:
         start = time.perf_counter()
-        chosen = choose()
+        return self._judged(texts, router.route(texts), start)
+
+    def _judged(self, texts: Sequence[str], chosen: Sequence[Route], start: float) -> list[Route]:
+        """Send what a router is unsure of to the base model, and log all that it chose.
+
+        `start` is when it began to choose, by the performance counter.
+        """
         milliseconds = 1000 * (time.perf_counter() - start) / len(texts)
         routes = []
         for text, found in zip(texts, chosen, strict=True):
@@ -306,8 +311,9 @@ class Runner:
         self, router: Probe, texts: Sequence[str], ids: Sequence[Sequence[int]]
     ) -> tuple[Batch, list[Route]]:
         """Read tokens by the base model, and ask a router what it makes of that."""
+        start = time.perf_counter()
         batch, inputs_BI = Batch.probe(self.base, self.pool, ids, router.path)
-        return batch, self._choose(texts, lambda: router.routes(inputs_BI))
+        return batch, self._judged(texts, router.routes(inputs_BI), start)
 
     def _prompt(self, text: str, *, new_tokens: int) -> tuple[int, ...]:
         """Render a prompt; `GenerationError` if the model cannot read it and the answer."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dlplora.errors import DataError
+from dlplora.evaluation.captions import caption, is_joint
 from dlplora.evaluation.metrics import (
     Numbers,
     interval,
@@ -75,8 +76,8 @@ def compare(
         setting=setting,
         reference=reference,
         default=default,
-        captions={name: system.caption for name, system in systems.items()},
-        joint=tuple(name for name, system in systems.items() if system.is_joint),
+        captions={name: caption(system) for name, system in systems.items()},
+        joint=tuple(name for name, system in systems.items() if is_joint(system)),
         summaries=summaries,
         differences=differences,
         task_differences=task_differences,

@@ -9,9 +9,8 @@ from dlplora.engine.answers import Answer, Passage, Request, raising
 from dlplora.engine.runner import Runner
 from dlplora.errors import DataError
 from dlplora.evaluation.items import TaskItems, score_answer
-from dlplora.evaluation.settings import primaries_in
+from dlplora.evaluation.settings import NUM_QUESTIONS, primaries_in
 from dlplora.params.inputs import Task
-from dlplora.params.systems import NUM_QUESTIONS
 from dlplora.records.examples import Example
 from dlplora.records.scores import ItemScore
 from dlplora.sampling import Sampling

@@ -9,9 +9,9 @@ from dlplora.engine.runner import Runner
 from dlplora.evaluation.items import TaskItems
 from dlplora.evaluation.metrics import resampled_tasks, summarise
 from dlplora.evaluation.multi_question import ask_prompts
-from dlplora.evaluation.settings import primaries_in
+from dlplora.evaluation.settings import NUM_QUESTIONS, primaries_in
 from dlplora.evaluation.single_items import ask_items
-from dlplora.params.systems import NUM_QUESTIONS, Evaluation
+from dlplora.params.systems import Evaluation
 from dlplora.records.scores import ItemScore, Summary, write_scores
 from dlplora.systems.system import System
 from dlplora.words import Advance, Setting

@@ -1,10 +1,19 @@
-"""What differs between settings, as far as it needs no model."""
+"""The settings of a comparison, as far as they need no model: who answers, and what counts."""
 
 from collections.abc import Mapping
 
 from dlplora.params.inputs import Task
-from dlplora.params.systems import NUM_QUESTIONS
+from dlplora.params.project import Params
 from dlplora.words import Primary, Setting
+
+NUM_QUESTIONS: dict[Setting, int] = {"iid": 1, "composite_2": 2, "composite_3": 3}  # of a prompt
+
+
+def systems_in(setting: Setting, params: Params) -> list[str]:
+    """Return the systems that answer in a setting; none where it asks more than all tasks."""
+    if NUM_QUESTIONS[setting] > len(params.tasks):
+        return []
+    return [name for name, row in params.systems.items() if setting in row.settings]
 
 
 def primaries_in(setting: Setting, tasks: Mapping[str, Task]) -> dict[str, Primary]:

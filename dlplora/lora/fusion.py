@@ -43,6 +43,12 @@ class FusionPool(Pool):
             del self._members[name]
             self._averages = {}
 
+    def detach(self) -> None:
+        """Put the model's own layers back in their places."""
+        super().detach()
+        with self._changing:
+            self._members, self._averages = {}, {}
+
     def row(self, route: Route) -> Row:
         """Take the average of a route's adapters; `RouterError` on one that is not here."""
         if not route.adapters:

@@ -1,6 +1,7 @@
 """What sections of parameters are made of: names, counts, and the frozen section itself."""
 
 import re
+from pathlib import PurePosixPath
 from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -53,6 +54,13 @@ def _path(path: str) -> str:
     return path
 
 
+def _data_path(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if parts[:1] != ("data",) or ".." in parts:
+        raise ValueError("expected a path under data/")
+    return path
+
+
 def _command_path(path: str) -> str:
     if path.startswith("-") or _UNQUOTABLE.search(path):
         raise ValueError('the path is part of a command: no ", $, ` or \\, and no - in front')
@@ -63,6 +71,7 @@ Name = Annotated[str, BeforeValidator(_text), AfterValidator(_identifier)]
 SystemName = Annotated[str, BeforeValidator(_text), AfterValidator(_plain)]
 LocalPath = Annotated[str, AfterValidator(_path)]
 CommandPath = Annotated[LocalPath, AfterValidator(_command_path)]  # in a `cmd` of dvc.yaml
+DataPath = Annotated[CommandPath, AfterValidator(_data_path)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

@@ -17,16 +17,9 @@ from dlplora.params.routing import (
     RouterParams,
     TunedEmbedder,
 )
-from dlplora.params.systems import (
-    NUM_QUESTIONS,
-    Evaluation,
-    ExpertsByTask,
-    GatedExperts,
-    System,
-)
+from dlplora.params.systems import Evaluation, OverClusters, System
 from dlplora.params.training import Adapter, Experts, ImportedAdapter, LoraHub, Merge
 from dlplora.params.yaml import read_yaml
-from dlplora.words import Setting
 
 PARAMS_FILE = Path("params.yaml")
 REFERENCE = "single"  # the system that others are compared with: each task by its own adapter
@@ -96,12 +89,6 @@ class Params(Section):
     def router_names(self) -> list[str]:
         """All routers, of the base model's tokens or of an embedder's vectors."""
         return sorted({**self.routers, **self.embedding_routers})
-
-    def systems_in(self, setting: Setting) -> list[str]:
-        """Return the systems that answer in a setting; none where it asks more than all tasks."""
-        if NUM_QUESTIONS[setting] > len(self.tasks):
-            return []
-        return [name for name, row in self.systems.items() if setting in row.settings]
 
     def adapter_of(self, task: str) -> Adapter:
         """Return the training parameters of one task: `adapter` with its overrides."""
@@ -177,7 +164,7 @@ def _check_experts(params: Params, source: str) -> None:
                 raise ParamsError(f"{source}: {task}: in experts.{home[task]} and experts.{name}")
             home[task] = name
     for name, system in params.systems.items():
-        if not isinstance(system, ExpertsByTask | GatedExperts):
+        if not isinstance(system, OverClusters):
             continue
         for cluster_name in system.clusters:
             named(params.experts, cluster_name, "experts")
@@ -195,10 +182,12 @@ def _check_systems(params: Params, source: str) -> None:
     if default is None or default.needs_task:
         known = [name for name, system in params.systems.items() if not system.needs_task]
         raise ParamsError(
-            f"{source}: default_system is {params.default_system}; expected a system that is not "
-            f"told the task: {choices(known)}"
+            f"{source}: default_system is {params.default_system}; expected a system that needs no "
+            f"task: {choices(known)}"
         )
     reference = named(params.systems, REFERENCE, "systems")
+    if "iid" not in reference.settings:
+        raise ParamsError(f"{source}: systems.{REFERENCE}.settings: expected iid among them")
     for name, system in params.systems.items():
         for setting in system.settings:
             if setting not in reference.settings:
@@ -206,10 +195,10 @@ def _check_systems(params: Params, source: str) -> None:
                     f"{source}: systems.{name}.settings: {setting}: expected systems.{REFERENCE} "
                     f"to answer it, too: scores are compared with its"
                 )
-            if system.needs_task and NUM_QUESTIONS[setting] > 1 and system.policy == "route_once":
+            if system.needs_task and setting != "iid" and system.policy == "route_once":
                 raise ParamsError(
-                    f"{source}: systems.{name}.policy is route_once; expected keep or refill: it "
-                    f"is told each task of a prompt of {setting}"
+                    f"{source}: systems.{name}.policy is route_once; expected keep or refill: a "
+                    f"prompt of {setting} has several tasks"
                 )
 
 

@@ -19,7 +19,8 @@ def delete_unlisted(project: Project) -> list[Path]:
     """Delete the results of tasks, routers and systems that params.yaml no longer lists.
 
     Where results may stand is read from the outputs of dvc.yaml; DVC's cache keeps them, so
-    that a task that comes back is restored. What killed runs left half-written goes as well.
+    that a task that comes back is restored. What killed runs left half-written goes as well, and
+    timings of stages that are gone.
     """
     values = load_params(project.params_file).model_dump()
     listed: set[Path] = set()
@@ -35,6 +36,10 @@ def delete_unlisted(project: Project) -> list[Path]:
         if (project.root / folder).is_dir()
         for entry in (project.root / folder).iterdir()
         if entry.relative_to(project.root) not in listed
+    }
+    stages = read_yaml(project.root / "dvc.yaml")["stages"]
+    unlisted |= {
+        entry for entry in (project.root / "data/timings").glob("*") if entry.stem not in stages
     }
     asides = {path for path in (project.root / "data").rglob(".*") if is_aside(path)}
     pruned = sorted(path for path in unlisted | asides if not is_being_written(path))

@@ -4,12 +4,13 @@ import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from dlplora.records.files import read_json, record_of, write_json, written_folder
 from dlplora.records.novelty import Novelties, Novelty, read_novelty, write_novelty
 from dlplora.records.scores import Summary, summary_from_json, summary_to_json
 from dlplora.records.training import AdapterTraining
+from dlplora.words import Setting
 
 _NOVELTY = "novelty"
 
@@ -87,7 +88,7 @@ def write_comparisons(
         plots = aside / "plots"
         plots.mkdir()
         scores = [
-            (comparison.setting, name, summary.score)
+            (f"{name} ({comparison.setting})", summary.score)
             for comparison in comparisons
             for name, summary in comparison.summaries.items()
         ]
@@ -95,8 +96,9 @@ def write_comparisons(
             (task, point.step, point.loss, point.validation_loss)
             for task, training in trainings.items()
             for point in training.curve.points
+            if None not in (point.loss, point.validation_loss)  # DVC takes an empty cell for 0
         ]
-        _write_csv(plots / "scores.csv", ("setting", "system", "score"), scores)
+        _write_csv(plots / "scores.csv", ("system", "score"), scores)
         _write_csv(plots / "confusion.csv", ("task", "adapter"), _first_choices(comparisons[0]))
         _write_csv(plots / "learning.csv", ("task", "step", "loss", "validation_loss"), losses)
 
@@ -147,8 +149,13 @@ def read_novelties(folder: Path, tasks: Sequence[str]) -> dict[str, dict[str, No
     return {task: read_novelty(folder / _NOVELTY / f"{task}.json") for task in tasks}
 
 
-def read_comparison(folder: Path, setting: str) -> Comparison:
-    """Read one setting's comparison back."""
-    values = read_json(folder / f"{setting}.json")
+def read_comparisons(folder: Path) -> list[Comparison]:
+    """Read back the comparisons of all settings in which systems answered."""
+    files = [folder / f"{setting}.json" for setting in get_args(Setting)]
+    return [_read(file) for file in files if file.exists()]
+
+
+def _read(file: Path) -> Comparison:
+    values = read_json(file)
     summaries = {name: summary_from_json(row) for name, row in values["summaries"].items()}
     return record_of(Comparison, values | {"summaries": summaries})

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dlplora.records.comparison import Comparison, read_comparison, read_novelties
+from dlplora.records.comparison import Comparison, read_comparisons, read_novelties
 from dlplora.records.files import read_json
 from dlplora.records.findings import Findings, read_findings
 from dlplora.records.novelty import Novelties
@@ -50,16 +50,15 @@ def read_inputs(
     timings: Path,
     *,
     tasks: Sequence[str],
-    settings: Sequence[str],
     unseen_tasks: Sequence[str],
     router_names: Sequence[str],
     runtime: Mapping[str, Any],
 ) -> Inputs:
     """Read what the listed tasks and routers left; other folders are not looked at."""
-    first, *several = settings
+    iid, *several = read_comparisons(comparison)
     return Inputs(
-        comparison=read_comparison(comparison, first),
-        multi_question={name: read_comparison(comparison, name) for name in several},
+        comparison=iid,
+        multi_question={found.setting: found for found in several},
         novelties=read_novelties(comparison, unseen_tasks),
         findings={task: read_findings(findings / f"{task}.json") for task in tasks},
         trainings={task: read_adapter_training(adapters / task) for task in tasks},

@@ -96,6 +96,7 @@ def _content(inputs: Inputs) -> Mapping[str, Any]:
     return {
         "reference": comparison.reference,
         "headline": [comparison.summaries[name] for name in _headline(inputs)],
+        "default": comparison.summaries.get(comparison.default),
         "num_systems": len(comparison.summaries),
         "num_items": sum(
             task.n for task in comparison.summaries[comparison.reference].tasks.values()

@@ -1,4 +1,4 @@
-"""Arrow: adapters weighted anew for each token on each layer, by PEFT's own forward pass.
+"""Arrow: adapters weighted for each token on each layer, by PEFT's own forward pass.
 
 A layer's prototype of an adapter is the top right singular vector of its B A; a token's weights
 are the softmax of |prototype · x| over the `top_k` largest (arXiv 2405.11157, section 4).
@@ -11,11 +11,12 @@ from pathlib import Path
 from peft import ArrowConfig, create_arrow_model
 
 from dlplora.adapters import read_adapters
-from dlplora.errors import AdapterError, one_line
+from dlplora.errors import AdapterError, RouterError, one_line
 from dlplora.lora.attach import Pool, attached, set_module
+from dlplora.lora.mix import Row
 from dlplora.models import Base
 from dlplora.params.systems import ArrowSystem
-from dlplora.records.routes import PER_TOKEN
+from dlplora.records.routes import PER_TOKEN, Route
 from dlplora.routing.simple import ConstantRouter
 from dlplora.systems.system import Inputs, System
 from dlplora.training.merging import check_alike
@@ -34,11 +35,24 @@ def build_arrow(entry: ArrowSystem, inputs: Inputs) -> System:
     )
 
 
+class ArrowPool(Pool):
+    """A pool without adapters of its own: PEFT's layers weigh theirs for every prompt."""
+
+    def row(self, route: Route) -> Row:
+        """Add nothing to what the layers add; `RouterError` on a route that says otherwise."""
+        if not route.per_token:
+            raise RouterError("Arrow weighs all adapters for each token: it takes no other routes")
+        return ()
+
+
 @contextmanager
 def _arrow_pool(
     base: Base, folders: Sequence[Path], *, entry: ArrowSystem, seed: int
 ) -> Iterator[Pool]:
-    with arrow(base, folders, entry=entry, seed=seed), attached(base.model, []) as pool:
+    with (
+        arrow(base, folders, entry=entry, seed=seed),
+        attached(base.model, [], pool_type=ArrowPool) as pool,
+    ):
         yield pool
 
 

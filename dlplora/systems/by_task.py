@@ -1,4 +1,4 @@
-"""Systems that are told the task of each question, and answer by that task's adapter."""
+"""Systems that need the task of each question (oracle task), and answer by its adapter."""
 
 from collections.abc import Sequence
 

@@ -57,8 +57,9 @@ class Engine(Runner):
         return engine
 
     def close(self) -> None:
-        """Take the adapters out of the base model."""
+        """Take the adapters out of the base model; nothing is answered after that."""
         self._attached.close()
+        self._router = None
 
     def __enter__(self) -> "Engine":
         return self

@@ -1,5 +1,6 @@
-"""CGC-LoRA (arXiv 2402.01684): as published, told the task, or gated by a router."""
+"""CGC-LoRA (arXiv 2402.01684): as published, by the oracle task, or gated by a router."""
 
+from dlplora.errors import AdapterError, choices
 from dlplora.lora.cluster import Cluster
 from dlplora.params.systems import ExpertsByTask, GatedExperts
 from dlplora.routing.gated import GatedRouter
@@ -22,6 +23,12 @@ def build_gated_experts(entry: GatedExperts, inputs: Inputs) -> System:
         Cluster.load(inputs.artifact / name, base_fingerprint=inputs.base.fingerprint)
         for name in entry.clusters
     ]
+    tasks = {task for cluster in clusters for task in cluster.tasks}
+    if uneven := tasks ^ set(inputs.tasks):
+        raise AdapterError(
+            f"{inputs.artifact}: {choices(uneven)}: not both a task and one with experts; "
+            f"`dlplora repro` brings them up to date"
+        )
     classifier = inputs.classifier()
     experts = [expert for cluster in clusters for expert in cluster.experts]
     return System(

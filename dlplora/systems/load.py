@@ -43,7 +43,7 @@ BUILDERS: dict[str, Callable[[Any, Inputs], System]] = {
 class Systems:
     """The systems of a pipeline's folder over one base model, each asked by its name.
 
-    What is told the task is named with it, such as `single:TASK`. The params are those of the
+    What needs the task is named with it, such as `single:TASK`. The params are those of the
     params.yaml beside the folder.
 
     Args:
@@ -66,17 +66,20 @@ class Systems:
     def named(self, name: str | None) -> System:
         """Build a system."""
         entry, task = self._entry(name)
-        inputs = Inputs(
+        system = build(entry, self._inputs(entry, [task] if task else sorted(self._params.tasks)))
+        router = system.router or ConstantRouter(*system.told([task]))
+        return replace(system, router=router)
+
+    def _inputs(self, entry: SystemParams, tasks: list[str]) -> Inputs:
+        return Inputs(
             self._base,
             self._folder / "base",
             self._path(entry.adapters),
             self._path(entry.artifact),
             self._path(entry.router),
-            [task] if task else sorted(self._params.tasks),
+            tasks,
             self._params.seed,
         )
-        system = build(entry, inputs)
-        return replace(system, router=ConstantRouter(*system.told([task]))) if task else system
 
     def decision_log(self, path: str | Path, name: str | None, system: System) -> DecisionLog:
         """Return a log of a system's decisions that holds what the params say of logs."""
@@ -92,28 +95,23 @@ class Systems:
         """Return what the params say of a system, and the task that it is named with."""
         systems = self._params.systems
         chosen = self._params.default_system if name is None else name
-        kind, colon, task = chosen.partition(":")
-        if kind not in systems:
+        system, colon, task = chosen.partition(":")
+        if system not in systems:
             known = [f"{key}:TASK" if row.needs_task else key for key, row in systems.items()]
-            raise ParamsError(f"params.yaml: no systems.{kind}; there are: {choices(known)}")
-        entry, where = systems[kind], f"params.yaml: systems.{kind}"
+            raise ParamsError(f"params.yaml: no systems.{system}; there are: {choices(known)}")
+        entry, where = systems[system], f"params.yaml: systems.{system}"
         if colon and not entry.needs_task:
-            raise ParamsError(f"{where} is not told the task: leave out :{task}")
+            raise ParamsError(f"{where} needs no task: leave out :{task}")
         if entry.needs_task and not colon:
-            example = f"{kind}:{min(self._params.tasks)}"
-            raise ParamsError(f"{where} is told the task: name it, such as {example}")
+            example = f"{system}:{min(self._params.tasks)}"
+            raise ParamsError(f"{where} needs the task: name it, such as {example}")
         if colon:
             named(self._params.tasks, task, "tasks")
         return entry, task
 
     def _path(self, path: str) -> Path:
         """Return where an input of a system, a path under data/ in the params, really stands."""
-        try:
-            return self._folder / Path(path).relative_to("data")
-        except ValueError as error:
-            raise ParamsError(
-                f"params.yaml: {path}, which a system reads, is no path under data/"
-            ) from error
+        return self._folder / Path(path).relative_to("data")
 
 
 def build(entry: SystemParams, inputs: Inputs) -> System:

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from dlplora.errors import DataError
+from dlplora.evaluation.captions import caption
 from dlplora.evaluation.compare import compare
 from dlplora.evaluation.metrics import METRICS, resampled_scores, resampled_tasks, summarise
 from dlplora.params.systems import BaseSystem, ByTask, Fixed, SystemEntry, TopKSystem
 from dlplora.records.comparison import (
     Comparison,
     Difference,
-    read_comparison,
+    read_comparisons,
     read_novelties,
     write_comparisons,
     write_metrics,
@@ -142,7 +143,7 @@ def test_systems_stand_in_the_order_given_with_their_captions(scores: Path) -> N
         comparison.captions,
     ):
         assert list(of_system) == names
-    assert comparison.captions == {name: row.caption for name, row in entries(names).items()}
+    assert comparison.captions == {name: caption(row) for name, row in entries(names).items()}
     assert (comparison.setting, comparison.reference) == ("iid", "single")
     assert (comparison.default, comparison.joint) == ("routed", ())
 
@@ -349,7 +350,7 @@ def test_nothing_is_normalised_by_a_reference_that_scores_0(scores: Path) -> Non
 
 
 def test_what_dvc_plots_are_scores_first_adapters_and_losses(scores: Path, tmp_path: Path) -> None:
-    points = (CurvePoint(0, None, 3.5), CurvePoint(1, 2.25, None))
+    points = (CurvePoint(0, None, 3.5), CurvePoint(1, 2.25, None), CurvePoint(2, 2.0, 3.0))
     trainings = {"colours": replace(training_of("colours"), curve=Curve(points, 0))}
     comparison = compared(scores)
 
@@ -360,8 +361,8 @@ def test_what_dvc_plots_are_scores_first_adapters_and_losses(scores: Path, tmp_p
         return [line.split(",") for line in text.splitlines()]
 
     assert rows("scores") == [
-        ["setting", "system", "score"],
-        *(["iid", name, str(row.score)] for name, row in comparison.summaries.items()),
+        ["system", "score"],
+        *([f"{name} (iid)", str(row.score)] for name, row in comparison.summaries.items()),
     ]
     head, *pairs = rows("confusion")
     assert head == ["task", "adapter"]
@@ -373,8 +374,7 @@ def test_what_dvc_plots_are_scores_first_adapters_and_losses(scores: Path, tmp_p
     assert sorted(pairs) == sorted(firsts)
     assert rows("learning") == [
         ["task", "step", "loss", "validation_loss"],
-        ["colours", "0", "", "3.5"],
-        ["colours", "1", "2.25", ""],
+        ["colours", "2", "2.0", "3.0"],  # alone has both
     ]
 
 
@@ -383,7 +383,7 @@ def test_the_same_scores_give_the_same_bytes_and_read_back(scores: Path, tmp_pat
     for name in ("first", "second"):
         write_comparisons(tmp_path / name, [compared(scores)], {"sums": NOVELTY}, {})
 
-    assert read_comparison(tmp_path / "first", "iid") == comparison
+    assert read_comparisons(tmp_path / "first") == [comparison]
     assert read_novelties(tmp_path / "first", ["sums"]) == {"sums": NOVELTY}
     files = [path for path in (tmp_path / "first").rglob("*") if path.is_file()]
     assert len(files) == 5
@@ -404,7 +404,7 @@ def test_each_setting_is_compared_on_its_own_items(scores: Path, tmp_path: Path)
     found = compared(scores, setting="composite_2", systems=systems)
     assert found.differences == dict.fromkeys(systems, Difference(0, 0, 0))
     write_comparisons(tmp_path / "out", [compared(scores), found], {}, {})
-    assert read_comparison(tmp_path / "out", "composite_2") == found
+    assert read_comparisons(tmp_path / "out")[1] == found
     write_metrics(tmp_path / "out.json", tmp_path / "metrics.json", [compared(scores), found])
     for name in ("out.json", "metrics.json"):
         assert list(json.loads((tmp_path / name).read_text())) == ["iid", "composite_2"]

@@ -16,7 +16,7 @@ from dlplora.engine.runner import Runner
 from dlplora.errors import AdapterError
 from dlplora.models import Base
 from dlplora.params.systems import ArrowSystem
-from dlplora.records.routes import BASE_ROUTE
+from dlplora.records.routes import PER_TOKEN
 from dlplora.records.scores import OptionScores
 from dlplora.sampling import Sampling
 from dlplora.systems.arrow import arrow
@@ -115,7 +115,7 @@ def by_peft(base: Base, prompt: str, num_tokens: int) -> list[int]:
 
 def generated(engine: Runner, texts: Sequence[str]) -> list[Answer]:
     sampling = Sampling(max_new_tokens=6)
-    return engine.generate([Request(text, sampling, (BASE_ROUTE,)) for text in texts])
+    return engine.generate([Request(text, sampling, (PER_TOKEN,)) for text in texts])
 
 
 def test_answers_of_a_batch_are_those_of_peft_without_the_engine(engine: Runner) -> None:
@@ -130,7 +130,7 @@ def test_answers_of_a_batch_are_those_of_peft_without_the_engine(engine: Runner)
 def test_options_side_by_side_score_as_by_peft_one_by_one(engine: Runner) -> None:
     base = engine.base
     read = [base.chat.prompt(text) for text in prompts()]
-    batch = engine.read(read, [BASE_ROUTE] * len(read))
+    batch = engine.read(read, [PER_TOKEN] * len(read))
     found = batch.score_options([OPTIONS] * len(read))
     for prompt, scores in zip(read, found, strict=True):
         expected = []
@@ -151,7 +151,7 @@ def test_a_batch_scores_as_its_prompts_do_alone(engine: Runner) -> None:
 
 def scored(engine: Runner, texts: Sequence[str]) -> list[OptionScores]:
     read = [engine.base.chat.prompt(text) for text in texts]
-    return engine.read(read, [BASE_ROUTE] * len(read)).score_options([OPTIONS] * len(read))
+    return engine.read(read, [PER_TOKEN] * len(read)).score_options([OPTIONS] * len(read))
 
 
 def test_the_order_of_adapters_does_not_matter(base: Base, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dlplora
-from dlplora.errors import GenerationError, ParamsError
+from dlplora.errors import GenerationError, ParamsError, RouterError
 from dlplora.runtime import Place
 from dlplora.systems.engine import Engine
 from dlplora.systems.load import Systems
@@ -14,6 +14,7 @@ from tests.answering import write_answering_project
 
 ROOT = Path(__file__).parent.parent.parent
 PLACE = Place(torch.device("cpu"), torch.float32)
+ONE = dlplora.Route(("colours",), (1.0,))
 PROMPTS = ["say red", "what is the opposite of up ?"]
 SAMPLING = dlplora.Sampling(max_new_tokens=6)
 
@@ -39,6 +40,9 @@ def test_an_engine_answers_as_its_system_until_it_is_closed(data: Path, name: st
     closed = {path: type(module) for path, module in engine.base.model.named_modules()}
     assert closed == own
     engine.close()
+    for requests in (PROMPTS, [dlplora.Request("say red", routes=(ONE,))]):
+        with pytest.raises(RouterError):
+            engine.generate(requests)
 
 
 def test_an_engine_that_is_not_closed_answers_on(data: Path) -> None:

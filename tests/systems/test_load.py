@@ -1,5 +1,6 @@
 """Every kind of system, by its name, against the base model with the weights that it adds."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 
 from dlplora.adapters import LoraAdapter, read_adapter
 from dlplora.engine.answers import Request
+from dlplora.errors import AdapterError
 from dlplora.lora.cluster import Cluster
 from dlplora.models import Base
 from dlplora.records.routes import PER_TOKEN, Route
@@ -184,6 +186,20 @@ def test_only_systems_of_a_trained_router_know_probabilities(systems: Systems) -
     known = {name for name in BY_NAME if systems.named(name).probabilities("say red")}
     assert known == {"dlp_mlp", "dlp_mlp_top1", "fused", "weighed_experts"}
     assert set(systems.named("fused").probabilities("say red") or ()) == set(TASKS)
+
+
+def test_experts_of_other_tasks_are_refused(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data.parent, tmp_path / "project")
+    params = tmp_path / "project/params.yaml"
+    values = yaml.safe_load(params.read_text())
+    for section in ("tasks", "adapters"):
+        del values[section]["opposites"]
+    for cluster in values["experts"].values():
+        cluster["tasks"] = ["colours"]
+    params.write_text(yaml.safe_dump(values))
+    systems = Systems(tmp_path / "project/data", ["weighed_experts"])
+    with pytest.raises(AdapterError, match="opposites: not both a task and one with experts"):
+        systems.named("weighed_experts")
 
 
 def test_without_a_name_the_default_system_answers(data: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def items(methods: Path, system: str) -> list[ItemScore]:
 def test_the_comparison_lists_all_of_them(methods: Path) -> None:
     scores = Checkout(methods).scores()
     told = {name: row["routing_accuracy"] for name, row in scores.items()}
-    assert told["lorahub"] == 1.0  # it is told the task
+    assert told["lorahub"] == 1.0  # an oracle
     assert told["multitask"] is told["merge_cat"] is told["arrow"] is None
 
 

@@ -15,7 +15,7 @@ def items(methods: Path, system: str) -> list[ItemScore]:
 
 def test_the_comparison_lists_both_systems(methods: Path) -> None:
     scores = Checkout(methods).scores()
-    assert scores["cgc"]["routing_accuracy"] == 1.0  # it is told the task
+    assert scores["cgc"]["routing_accuracy"] == 1.0  # an oracle
     assert scores["cgc_routed"]["routing_accuracy"] is None  # its experts are no task's own
 
 

@@ -11,10 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dlplora.data.splits import places_of
 from dlplora.scratch import alone, is_awaited
 from tests.project import ROOT, Checkout, systems
-from tests.tiny import choices, opposites, write_raw
+from tests.tiny import opposites, write_raw
 from tests.tiny_encoders import write_tiny_encoder
 
 ROUTING = {"router_data", "router@mlp", "router@tfidf", "router@encoder"}
@@ -24,12 +23,6 @@ END = {"compare", "report"}
 
 def stages_of(task: str) -> set[str]:
     return {f"ingest@{task}", f"adapter@{task}"}
-
-
-def place_share(question: str) -> float:
-    """Return where between 0 and 1 a question stands, for the shares of the splits."""
-    (place,) = places_of([question]).tolist()
-    return float(place / 2**64)
 
 
 def test_the_first_run_ends_with_a_comparison_and_a_report(finished: Path) -> None:
@@ -83,21 +76,6 @@ def test_an_encoder_that_changes_reruns_the_router_that_reads_it(project: Checko
     assert project.repro() == {"router@encoder", "novelty@letters", *END}
     changed = {path for path, md5 in project.hashes().items() if md5 != before[path]}
     assert "data/routers/encoder" in changed
-
-
-def test_a_test_row_trains_nothing(project: Checkout) -> None:
-    new = next(row for row in opposites(200, start=500) if place_share(str(row["Q"])) >= 0.85)
-    write_raw(project.root / "suites/opposites.json", [*opposites(70), new])
-    assert project.repro() == {"ingest@opposites"} | SYSTEMS | END
-
-
-def test_a_train_row_trains_one_adapter_and_scores_no_base(project: Checkout) -> None:
-    items = choices(70)
-    places = sorted(place_share(str(row["Q"])) for row in items)
-    new = next(row for row in choices(300, start=500) if place_share(str(row["Q"])) < places[30])
-    write_raw(project.root / "suites/colours.json", [*items, new])
-    adapted = SYSTEMS - {"evaluate@base"}
-    assert project.repro() == stages_of("colours") | ROUTING | adapted | END
 
 
 def test_an_added_task_runs_its_stages_routers_and_systems_and_leaves_no_trace_when_removed(
