@@ -14,6 +14,7 @@ from dlplora.records.scores import OptionScores
 
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
 _BAR = 32
+_LEAST = 0.01  # of weights that are shown one by one
 
 
 class _Palette:
@@ -120,4 +121,7 @@ def _told(route: Route) -> str:
         return "chosen token by token"
     if not route.adapters:
         return "base model"
-    return " + ".join(f"{weight:.2f} {name}" for name, weight in route.mix)
+    told = [f"{weight:.2f} {name}" for name, weight in route.mix if weight >= _LEAST]
+    if few := len(route.mix) - len(told):
+        told.append(f"{few} of less than {_LEAST}")
+    return " + ".join(told)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dlplora.adapters import LoraAdapter, LoraPair
-from dlplora.errors import AdapterError
+from dlplora.errors import AdapterError, unreadable
 from dlplora.lora.experts import ExpertLinear, TaskGate
 from dlplora.records.files import check_sha256, file_sha256, read_json, write_json
 
@@ -152,7 +152,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         check_sha256(folder / _WEIGHTS, card["weights_sha256"], card=_CARD, error=AdapterError)
         return card, load_file(folder / _WEIGHTS)
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise AdapterError(f"{folder}: no usable experts: {error}") from error
+        raise AdapterError(f"{folder}: no usable experts: {unreadable(error)}") from error
 
 
 def cluster_of(
