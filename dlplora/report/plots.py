@@ -155,7 +155,7 @@ def interference(comparison: Comparison, shown: Sequence[str]) -> Any:
     text = base.mark_text(align="right", fontSize=11, color=INK).encode(
         x=alt.datum(room[1]), y=y, yOffset=offset, text="label:N"
     )
-    height = (_ROW + 16) * rows["task"].nunique()
+    height = (16 * len(shown) + 10) * rows["task"].nunique()
     return (zero + bars + dots + text).properties(width=_WIDTH, height=height)
 
 
