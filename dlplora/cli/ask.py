@@ -84,7 +84,7 @@ def generate(
 
     def running(name: str | None) -> "AbstractContextManager[Runner]":
         chosen = systems.named(name)
-        decisions = None if log is None else systems.decision_log(log, name, chosen)
+        decisions = systems.decision_log(log, name, chosen)
         return chosen.running(fallback_below=fallback_below, log=decisions)
 
     def answered(name: str | None) -> "Answer":

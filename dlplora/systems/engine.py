@@ -32,7 +32,7 @@ class Engine(Runner):
 
         Args:
             folder: The folder that the stages write to; params.yaml stands beside it.
-            system: A name in the params, with the task where it is told one (`single:TASK`); by
+            system: A name in the params, with the task where it needs one (`single:TASK`); by
                 default `default_system`.
             place: Device and dtype; by default the best that this machine has.
             log: A file that every decision is appended to; the params say what a line holds.
@@ -42,17 +42,9 @@ class Engine(Runner):
         """
         systems = Systems(folder, [system], place=place or best_place())
         chosen = systems.named(system)
-        decisions = None if log is None else systems.decision_log(log, system, chosen)
+        decisions = systems.decision_log(log, system, chosen)
         with ExitStack() as stack:
-            pool = stack.enter_context(chosen.attach())
-            engine = cls(
-                chosen.base,
-                pool,
-                router=chosen.router,
-                policy=chosen.policy,
-                log=decisions,
-                **settings,
-            )
+            engine = stack.enter_context(chosen.running_as(cls, log=decisions, **settings))
             engine._attached = stack.pop_all()
         return engine
 

@@ -81,8 +81,12 @@ class Systems:
             self._params.seed,
         )
 
-    def decision_log(self, path: str | Path, name: str | None, system: System) -> DecisionLog:
-        """Return a log of a system's decisions that holds what the params say of logs."""
+    def decision_log(
+        self, path: str | Path | None, name: str | None, system: System
+    ) -> DecisionLog | None:
+        """Return a log of a system's decisions, as the params say; None without a path."""
+        if path is None:
+            return None
         told, classifier = self._params.log, system.classifier
         return DecisionLog(
             path,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dlplora.adapters import LoraAdapter, read_adapters
 from dlplora.engine.runner import Runner
@@ -14,6 +14,8 @@ from dlplora.records.routes import Route
 from dlplora.routing.base import Classifier, Probe, Router
 from dlplora.routing.build import load_classifier
 from dlplora.words import Policy
+
+R = TypeVar("R", bound=Runner)
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,12 @@ class System:
         (row,) = self.classifier.probabilities([text])
         return dict(zip(self.classifier.labels, row.tolist(), strict=True))
 
-    @contextmanager
-    def running(self, **settings: Any) -> Iterator[Runner]:
+    def running(self, **settings: Any) -> AbstractContextManager[Runner]:
         """Yield what answers requests, for the time of a `with` block; `settings` of a `Runner`."""
+        return self.running_as(Runner, **settings)
+
+    @contextmanager
+    def running_as(self, runner: type[R], **settings: Any) -> Iterator[R]:
+        """Do the same with a runner of a type."""
         with self.attach() as pool:
-            yield Runner(self.base, pool, router=self.router, policy=self.policy, **settings)
+            yield runner(self.base, pool, router=self.router, policy=self.policy, **settings)
