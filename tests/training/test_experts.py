@@ -311,7 +311,8 @@ def test_every_answer_of_a_question_is_learned_also_with_two_tasks_in_turns(
     seen: list[tuple[int, ...]] = []
 
     def watched(model: nn.Module, batch: list[object], chat: object, **how: object) -> Tensor:
-        seen.extend(pair.answer for pair in batch)  # type: ignore[attr-defined]
+        if model.training:
+            seen.extend(pair.answer for pair in batch)  # type: ignore[attr-defined]
         return mean_loss(model, batch, chat, **how)  # type: ignore[arg-type]
 
     monkeypatch.setattr("dlplora.training.answers.mean_loss", watched)
