@@ -1,55 +1,93 @@
-"""The code of each stage, as fingerprints of the modules that it imports.
+"""The code of each stage: fingerprints of its modules, and the versions of its libraries.
 
 DVC's lock file is written anew after every stage, and one line for each module of each stage made
-that cost seconds. So each stage depends on one file that lists its modules with their hashes.
+that cost seconds. So each stage depends on one file that lists them.
 """
 
 import ast
 import hashlib
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import grimp
 from grimp.exceptions import SourceSyntaxError
 
 from dlplora.errors import DlpLoraError, one_line
+from dlplora.libraries import CONSTRAINTS, pinned_versions
 
 PACKAGES = ("dlplora", "tasks")
-# What changes no result: errors, locks, what shows, times and starts, and params, whose values
-# are tracked.
-_NO_MATTER = {"dlplora.errors", "dlplora.scratch", "dlplora.stage", "dlplora.edge"}
+# What changes no result: errors, locks, what shows, times and starts, and the sections of params,
+# whose values are tracked.
+_NO_MATTER = {
+    "dlplora.errors",
+    "dlplora.scratch",
+    "dlplora.stage",
+    "dlplora.edge",
+    "dlplora.libraries",
+}
 _NO_MATTER_PACKAGES = ("dlplora.params.", "dlplora.warm.")
+_DERIVED = "dlplora.params.derived"  # the logic between sections is tracked by nothing else
 _TEMPLATE = ".jinja"
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def fingerprints(root: Path) -> dict[str, dict[str, str]]:
-    """Return for each stage, by name, the fingerprint of each file that it is made of.
+@dataclass(frozen=True)
+class StageCode:
+    """What a stage is made of: files by their fingerprints, libraries by their pinned versions."""
 
-    These are the modules that tasks/<stage>.py imports, directly or not, and the templates that
-    stand beside them. `root` is the checkout, from which both packages must be importable.
+    files: dict[str, str]
+    libraries: dict[str, str]
 
-    Raises `DlpLoraError` if a file is not Python.
+
+def stage_codes(root: Path) -> dict[str, StageCode]:
+    """Return for each stage, by name, what it is made of.
+
+    The files are the modules that tasks/<stage>.py imports, directly or not, and the templates
+    beside them; the libraries are those that these modules import. `root` is the checkout, from
+    which both packages must be importable.
+
+    Raises `DlpLoraError` if a file is not Python, or if no version of a library is pinned.
     """
     try:
-        graph = grimp.build_graph(*PACKAGES, cache_dir=None)
+        graph = grimp.build_graph(*PACKAGES, cache_dir=None, include_external_packages=True)
     except SourceSyntaxError as error:
         raise DlpLoraError(f"{error.filename}: not Python: line {error.lineno}") from error
-    stages = sorted(graph.find_children("tasks"))
+    for module in graph.find_modules_that_directly_import(_DERIVED):
+        if f"{module}.".startswith(_NO_MATTER_PACKAGES):  # it checks the file, for every stage
+            graph.remove_import(importer=module, imported=_DERIVED)
     found: dict[str, str] = {}
-    told = {}
-    for stage in stages:
-        modules = {stage} | graph.find_upstream_modules(stage)
+    codes = {}
+    for stage in sorted(graph.find_children("tasks")):
+        upstream = {stage} | graph.find_upstream_modules(stage)
+        modules = {module for module in upstream if _matters(module)}
         files = sorted({file for module in modules for file in _files(root, module)})
         found |= {file: fingerprint(root / file) for file in files if file not in found}
-        told[stage.removeprefix("tasks.")] = {file: found[file] for file in files}
-    return told
+        imported = {
+            package
+            for module in modules
+            for package in graph.find_modules_directly_imported_by(module)
+            if graph.is_module_squashed(package) and package not in sys.stdlib_module_names
+        }
+        codes[stage.removeprefix("tasks.")] = StageCode(
+            {file: found[file] for file in files}, pinned_versions(imported, root / CONSTRAINTS)
+        )
+    return codes
+
+
+def _matters(module: str) -> bool:
+    if module == _DERIVED:
+        return True
+    return (
+        module.startswith(tuple(f"{package}." for package in PACKAGES))
+        and module not in _NO_MATTER
+        and not f"{module}.".startswith(_NO_MATTER_PACKAGES)
+    )
 
 
 def _files(root: Path, module: str) -> Iterator[str]:
-    """Yield the file of a module that matters, and the templates beside it."""
-    if module in _NO_MATTER or f"{module}.".startswith(_NO_MATTER_PACKAGES):
-        return
+    """Yield the file of a module, and the templates beside it."""
     path = Path(*module.split("."))
     file = path.with_suffix(".py")
     if not (root / file).is_file():
@@ -73,5 +111,19 @@ def fingerprint(file: Path) -> str:
         for node in ast.walk(tree):
             if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
                 node.body[0] = ast.Pass()
-        content = ast.unparse(tree).encode()
+        content = repr(_plain(tree)).encode()
     return hashlib.sha256(content).hexdigest()
+
+
+def _plain(value: object) -> object:
+    """Return a syntax tree as class names and fields, the same under every Python.
+
+    They differ in fields that are empty, and in empty texts within an f-string.
+    """
+    if isinstance(value, ast.JoinedStr):
+        parts = [part for part in value.values if getattr(part, "value", None) != ""]
+        return "JoinedStr", [_plain(part) for part in parts]
+    if isinstance(value, ast.AST):
+        fields = [(name, _plain(part)) for name, part in ast.iter_fields(value)]
+        return type(value).__name__, [row for row in fields if row[1] not in (None, [])]
+    return [_plain(part) for part in value] if isinstance(value, list) else value

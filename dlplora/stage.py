@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dlplora import warm
 from dlplora.edge import one_line_errors, refuse_other_code, set_up_process, show_messages
 from dlplora.errors import DlpLoraError
+from dlplora.libraries import check_installed
 from dlplora.params.fields import is_plain
 from dlplora.records.files import write_json
 from dlplora.scratch import alone
@@ -41,6 +42,7 @@ def run(main: Callable[..., None]) -> None:
     pipeline, name = _starter(), stage_name()
     with one_line_errors():
         refuse_other_code()
+        check_installed(code_file())
         with alone(name):
             if _starter() != pipeline:
                 raise DlpLoraError(f"{name}: the pipeline that started it has ended; not run")
@@ -50,6 +52,11 @@ def run(main: Callable[..., None]) -> None:
 def _starter() -> int:
     """Return the process that started this stage, or the one that inherits those of dead ones."""
     return os.getppid() if warm.waiting is None else psutil.Process(warm.waiting).ppid()
+
+
+def code_file() -> Path:
+    """Return the file that says what this process's stage is made of."""
+    return Path("data/code", f"{Path(sys.argv[0]).stem}.json")
 
 
 def stage_name() -> str:

@@ -13,7 +13,7 @@ from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field
 
 from dlplora.errors import DlpLoraError, ParamsError, choices
-from dlplora.params.project import load_params
+from dlplora.params.load import load_params
 from dlplora.params.yaml import read_yaml
 from dlplora.project.files import Project, dump
 from dlplora.project.own_tasks import unlist

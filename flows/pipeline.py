@@ -25,7 +25,7 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from dlplora.errors import DlpLoraError
-from dlplora.params.project import load_params
+from dlplora.params.load import load_params
 from flows.settings import ROOT
 from flows.shown import Bar, StageRow, show_report, show_scores, show_stages
 from flows.stages import StageError, Step, Tree, alone_in, limits_of, plan

@@ -23,7 +23,7 @@ from dvc.stage import PipelineStage, Stage
 
 from dlplora import warm
 from dlplora.errors import DlpLoraError, ParamsError, choices, one_line
-from dlplora.params.project import load_params
+from dlplora.params.load import load_params
 from dlplora.project.commands import environment, own_site_cache, prepare
 from dlplora.project.files import Project
 from dlplora.project.pruning import delete_unlisted

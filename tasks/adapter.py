@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from dlplora.models import load_base
-from dlplora.params.project import load_params
+from dlplora.params.derived import adapter_of
+from dlplora.params.load import load_params
 from dlplora.records.examples import examples_path, read_examples
 from dlplora.runtime import set_up
 from dlplora.scratch import checkpoint_folder, is_awaited
@@ -15,7 +16,7 @@ from dlplora.training.checkpoint import checkpointed
 def main(task: str, base: Path, examples: Path, out: Path, timing: Path) -> None:
     """Train an adapter on the EXAMPLES of TASK; write it, with its curve, to OUT."""
     params = load_params()
-    settings = params.adapter_of(task)
+    settings = adapter_of(params, task)
     train, validation = (examples_path(examples, split, task) for split in ("train", "validation"))
     title = f"adapter {task}"
     folder = checkpoint_folder(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dlplora.conversion import make_base
 from dlplora.engine.check import check_reading
-from dlplora.params.project import load_params
+from dlplora.params.load import load_params
 from dlplora.runtime import set_up
 from dlplora.scratch import DOWNLOADS
 from dlplora.stage import progress, run, write_timing

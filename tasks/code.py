@@ -1,17 +1,18 @@
-"""Stage `code`: fingerprint the code of every stage, so that each reruns when its own changes."""
+"""Stage `code`: fingerprint each stage's code and libraries, so that it reruns when they change."""
 
+from dataclasses import asdict
 from pathlib import Path
 
-from dlplora.fingerprints import fingerprints
+from dlplora.fingerprints import stage_codes
 from dlplora.records.files import write_json, written_folder
 from dlplora.stage import run
 
 
 def main(out: Path) -> None:
-    """Write one file for each stage to OUT: what it is made of, with its hashes."""
+    """Write one file for each stage to OUT: its files by hash, its libraries by version."""
     with written_folder(out) as aside:
-        for stage, files in fingerprints(Path()).items():
-            write_json(aside / f"{stage}.json", files)
+        for stage, code in stage_codes(Path()).items():
+            write_json(aside / f"{stage}.json", asdict(code))
 
 
 if __name__ == "__main__":

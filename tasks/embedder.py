@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dlplora.embedders import make_embedder
 from dlplora.params.fields import named
-from dlplora.params.project import load_params
+from dlplora.params.load import load_params
 from dlplora.scratch import DOWNLOADS
 from dlplora.stage import run, write_timing
 

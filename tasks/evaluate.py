@@ -7,7 +7,7 @@ from dlplora.evaluation.run import evaluate, num_prompts
 from dlplora.evaluation.settings import NUM_QUESTIONS, systems_in
 from dlplora.models import load_base
 from dlplora.params.fields import named
-from dlplora.params.project import load_params
+from dlplora.params.load import load_params
 from dlplora.records.examples import read_examples
 from dlplora.runtime import set_up
 from dlplora.stage import progress, run, write_timing

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from dlplora.models import load_base
-from dlplora.params.project import load_params
+from dlplora.params.derived import expert_training_of
+from dlplora.params.load import load_params
 from dlplora.records.examples import examples_path, read_examples
 from dlplora.runtime import set_up
 from dlplora.scratch import checkpoint_folder, is_awaited
@@ -15,7 +16,7 @@ from dlplora.training.experts import TaskExamples, train_experts
 def main(cluster: str, base: Path, examples: Path, out: Path, timing: Path) -> None:
     """Train experts on the EXAMPLES of CLUSTER's tasks; write them, and folded ones, to OUT."""
     params = load_params()
-    training = params.expert_training_of(cluster)
+    training = expert_training_of(params, cluster)
     experts = params.experts[cluster]
     files = {
         task: [examples_path(examples, split, task) for split in ("train", "validation")]

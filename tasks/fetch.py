@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dlplora.data.fetch import fetch
 from dlplora.params.fields import named
-from dlplora.params.project import load_params
+from dlplora.params.load import load_params
 from dlplora.records.files import write_json, written_folder
 from dlplora.scratch import DOWNLOADS
 from dlplora.stage import progress, run, write_timing

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from dlplora.params.project import load_params
+from dlplora.params.derived import embedder_names
+from dlplora.params.load import load_params
 from dlplora.records.examples import read_examples
 from dlplora.routing.embedding import Embedder
 from dlplora.routing.retriever import embed_adapter, write_index
@@ -22,7 +23,7 @@ def main(task: str, embedders: Path, train: Path, out: Path, timing: Path) -> No
             index=params.index,
             seed=params.seed,
         )
-        for name in params.embedder_names
+        for name in embedder_names(params)
     }
     write_index(out, found)
     write_timing(timing)

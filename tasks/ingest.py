@@ -5,7 +5,7 @@ from pathlib import Path
 from dlplora.data.ingest import ingest
 from dlplora.data.limits import ItemLimit
 from dlplora.params.fields import named
-from dlplora.params.project import load_params
+from dlplora.params.load import load_params
 from dlplora.records.examples import check_primary, examples_path, write_examples
 from dlplora.records.findings import write_findings
 from dlplora.stage import run, write_timing

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from dlplora.models import load_base
-from dlplora.params.project import load_params
+from dlplora.params.derived import joint_of
+from dlplora.params.load import load_params
 from dlplora.records.examples import examples_path, read_examples
 from dlplora.runtime import set_up
 from dlplora.scratch import checkpoint_folder, is_awaited
@@ -15,7 +16,7 @@ from dlplora.training.joint import train_joint_adapter
 def main(name: str, base: Path, examples: Path, out: Path, timing: Path) -> None:
     """Train the adapter NAME on the EXAMPLES of all tasks; write it, with its curve, to OUT."""
     params = load_params()
-    settings, tasks = params.joint_of(name), sorted(params.tasks)
+    settings, tasks = joint_of(params, name), sorted(params.tasks)
     train = {task: examples_path(examples, "train", task) for task in tasks}
     validation = {task: examples_path(examples, "validation", task) for task in tasks}
     title = f"joint {name}"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dlplora.models import load_base
 from dlplora.params.fields import named
-from dlplora.params.project import load_params
+from dlplora.params.load import load_params
 from dlplora.records.examples import examples_path, read_examples
 from dlplora.runtime import set_up
 from dlplora.stage import progress, run, write_timing

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dlplora.models import load_base
 from dlplora.params.fields import named
-from dlplora.params.project import load_params
+from dlplora.params.load import load_params
 from dlplora.runtime import set_up
 from dlplora.stage import run, write_timing
 from dlplora.training.merging import merge_adapters

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from dlplora.data.ingest import ingest
 from dlplora.evaluation.novelty import measure_novelty
+from dlplora.params.derived import router_names
 from dlplora.params.fields import named
-from dlplora.params.project import load_params
+from dlplora.params.load import load_params
 from dlplora.records.examples import read_examples
 from dlplora.records.novelty import write_novelty
 from dlplora.routing.build import load_classifier
@@ -37,7 +38,7 @@ def main(
         name: measure_novelty(
             load_classifier(routers / name, base=base, tasks=tasks), known, strange
         )
-        for name in params.router_names
+        for name in router_names(params)
     }
     write_novelty(out, novelty)
     write_timing(timing)

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from dlplora.params.project import load_params
+from dlplora.params.derived import router_names, timed_stages
+from dlplora.params.load import load_params
 from dlplora.report.inputs import read_inputs
 from dlplora.report.page import write_report
 from dlplora.stage import run
@@ -21,7 +22,8 @@ def main(
         timings,
         tasks=sorted(params.tasks),
         unseen_tasks=sorted(params.unseen_tasks),
-        router_names=params.router_names,
+        router_names=router_names(params),
+        timed_stages=timed_stages(params),
         runtime=params.runtime.model_dump(),
     )
     write_report(inputs, out)

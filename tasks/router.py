@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dlplora.data.balance import read_labelled, read_training_texts
 from dlplora.params.fields import named
-from dlplora.params.project import load_params
+from dlplora.params.load import load_params
 from dlplora.runtime import set_up
 from dlplora.scratch import checkpoint_folder, is_awaited
 from dlplora.stage import progress, run, write_timing

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dlplora.data.balance import balance, write_router_data
-from dlplora.params.project import load_params
+from dlplora.params.load import load_params
 from dlplora.records.examples import examples_path, read_examples
 from dlplora.stage import run, write_timing
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from dlplora.data.balance import read_labelled
 from dlplora.data.checksums import embedder_files
 from dlplora.params.fields import named
-from dlplora.params.project import load_params
+from dlplora.params.load import load_params
 from dlplora.routing.embedding import Embedder
 from dlplora.runtime import set_up
 from dlplora.scratch import checkpoint_folder, is_awaited

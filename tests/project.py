@@ -20,7 +20,10 @@ from tests.tiny import choices, opposites, write_raw, write_tiny_folder
 from tests.tiny_encoders import write_tiny_encoder
 
 ROOT = Path(__file__).parent.parent
-CODE = ["dlplora", "tasks", "flows", "dvc.yaml", ".gitignore", ".dvcignore", "pyproject.toml"]
+CODE = [
+    *("dlplora", "tasks", "flows", "dvc.yaml", "constraints.txt"),
+    *(".gitignore", ".dvcignore", "pyproject.toml"),
+]
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,7 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
         "seed": 0,
         "runtime": {"dtype": "float32", "threads": 2},
         "flow": {"stages_at_once": 2, "limits": {"training": 1, "evaluation": 1}, "keep_runs": 2},
+        "answers": {"max_mib": 64},
         "log": {"embedding": False, "text": False},
         "base_model": {
             "kind": "folder",

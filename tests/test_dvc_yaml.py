@@ -10,7 +10,9 @@ import yaml
 
 from dlplora.evaluation.settings import NUM_QUESTIONS
 from dlplora.fingerprints import PACKAGES
-from dlplora.params.project import Params, load_params
+from dlplora.params.derived import STAGE_SECTIONS
+from dlplora.params.load import load_params
+from dlplora.params.project import Params
 from dlplora.records.comparison import Comparison, write_comparisons
 from dlplora.words import Setting
 
@@ -47,6 +49,16 @@ def test_git_keeps_what_dvc_does_not_cache() -> None:
     assert uncached == {path for path in seen if path.endswith(".json")}
 
 
+DERIVED = {  # the sections that functions of dlplora/params/derived.py read
+    "adapter_of": {"adapter", "adapters"},
+    "joint_of": {"adapter", "joint"},
+    "expert_training_of": {"adapter", "experts"},
+    "router_names": {"routers", "embedding_routers"},
+    "timed_stages": {section for section in STAGE_SECTIONS.values() if section},
+    "embedder_names": {"embedders", "tuned_embedders"},
+}
+
+
 def tracked(name: str) -> set[str]:
     """Return the sections of params that a stage tracks values of."""
     return {param.split(".")[0] for param in STAGES[name].get("params", [])}
@@ -61,7 +73,7 @@ def test_a_stage_depends_on_the_fingerprints_of_its_own_code(name: str) -> None:
 
 
 def test_the_fingerprints_depend_on_all_code() -> None:
-    assert STAGES["code"]["deps"] == list(PACKAGES)
+    assert STAGES["code"]["deps"] == [*PACKAGES, "constraints.txt"]
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -82,10 +94,25 @@ def test_every_section_that_a_stage_reads_is_tracked(name: str) -> None:
             or (isinstance(node.value, ast.Call) and "load_params" in ast.dump(node.value.func))
         )
     }
-    sections = {"adapter", "adapters"} if "adapter_of" in read else set()
-    sections |= {"adapter", "experts"} if "expert_training_of" in read else set()
-    sections |= read & set(Params.model_fields)
-    assert sections <= tracked(name)
+    called = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    derived = {section for function in called for section in DERIVED.get(function, ())}
+    sections = derived | read & set(Params.model_fields)
+    assert sections - {"answers"} <= tracked(name)  # what is kept of answers changes no result
+
+
+def test_the_report_shows_the_timings_that_stages_write() -> None:
+    written = {
+        name: (stage["foreach"] or "").removeprefix("${").removesuffix("}") or None
+        for name, stage in STAGES.items()
+        if any(out.startswith("data/timings") for out in outputs(stage))
+    }
+    assert written == STAGE_SECTIONS
+
+
+def test_all_that_is_derived_from_params_has_its_sections_here() -> None:
+    tree = ast.parse((ROOT / "dlplora/params/derived.py").read_text())
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert {name for name in functions if not name.startswith("_")} == DERIVED.keys()
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -8,14 +8,18 @@ from pathlib import Path
 import pytest
 
 from dlplora.errors import DlpLoraError
-from dlplora.fingerprints import fingerprint, fingerprints
+from dlplora.fingerprints import StageCode, fingerprint, stage_codes
 
 LOADED = """
 import json, sys
 import tasks.{stage}
 print(json.dumps([name for name in sys.modules if name.startswith(("dlplora.", "tasks."))]))
 """
-UNTRACKED = ("dlplora.errors", "dlplora.params", "dlplora.scratch", "dlplora.stage", "dlplora.edge")
+UNTRACKED = (
+    *("dlplora.errors", "dlplora.params", "dlplora.scratch", "dlplora.stage", "dlplora.edge"),
+    "dlplora.libraries",
+)
+DERIVED = "dlplora/params/derived.py"
 SOURCE = """
 def twice(x: int) -> int:
     \"\"\"Return it twice.\"\"\"
@@ -24,30 +28,55 @@ def twice(x: int) -> int:
 
 
 @pytest.fixture(scope="module")
-def found(request: pytest.FixtureRequest) -> dict[str, dict[str, str]]:
-    return fingerprints(request.config.rootpath)
+def found(request: pytest.FixtureRequest) -> dict[str, StageCode]:
+    return stage_codes(request.config.rootpath)
 
 
 @pytest.mark.parametrize("stage", ["adapter", "compare", "evaluate", "ingest", "report", "router"])
 def test_whatever_a_stage_loads_is_listed(
-    found: dict[str, dict[str, str]], root: Path, stage: str
+    found: dict[str, StageCode], root: Path, stage: str
 ) -> None:
     words = [sys.executable, "-c", LOADED.format(stage=stage)]
     done = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True)
     files = {Path(*module.split(".")).with_suffix(".py") for module in json.loads(done.stdout)}
     loaded = {file.as_posix() for file in files if (root / file).is_file()}
     untracked = tuple(module.replace(".", "/") for module in UNTRACKED)
-    assert {file for file in loaded if not file.startswith(untracked)} <= found[stage].keys()
-    assert not [file for file in found[stage] if file.startswith(untracked)]
+    files = found[stage].files
+    assert {file for file in loaded if not file.startswith(untracked)} <= files.keys()
+    assert not [f for f in files if f.startswith(untracked) and f != DERIVED]
 
 
 def test_each_stage_has_its_own_file_and_the_report_its_templates(
-    found: dict[str, dict[str, str]],
+    found: dict[str, StageCode],
 ) -> None:
-    assert all(f"tasks/{stage}.py" in files for stage, files in found.items())
-    assert "dlplora/report/page.html.jinja" in found["report"]
-    assert "dlplora/training/adapter.py" in found["adapter"]
-    assert "dlplora/training/router.py" not in found["adapter"]
+    assert all(f"tasks/{stage}.py" in code.files for stage, code in found.items())
+    assert "dlplora/report/page.html.jinja" in found["report"].files
+    assert "dlplora/training/adapter.py" in found["adapter"].files
+    assert "dlplora/training/router.py" not in found["adapter"].files
+
+
+def test_the_logic_that_merges_params_counts_where_it_is_used_and_no_other_params(
+    found: dict[str, StageCode],
+) -> None:
+    using = {stage for stage, code in found.items() if DERIVED in code.files}
+    assert {"adapter", "experts", "joint"} <= using
+    assert using.isdisjoint({"base_model", "ingest", "merge", "router", "router_data", "compare"})
+
+
+def test_libraries_are_those_that_a_stage_computes_with_at_their_pinned_versions(
+    found: dict[str, StageCode], root: Path
+) -> None:
+    pins = dict(
+        line.split("==") for line in (root / "constraints.txt").read_text().lower().splitlines()
+    )
+    for code in found.values():
+        for name, version in code.libraries.items():
+            assert version in (pins.get(name), pins.get(name.replace("-", "_")))
+    assert {"torch", "transformers", "tokenizers", "peft"} <= found["adapter"].libraries.keys()
+    assert "scipy" in found["router"].libraries  # of scikit-learn
+    assert "torch" not in found["ingest"].libraries
+    everywhere = {name for code in found.values() for name in code.libraries}
+    assert everywhere.isdisjoint({"dvc", "grimp", "prefect", "psutil", "rich", "typer"})
 
 
 @pytest.mark.parametrize(
@@ -67,6 +96,13 @@ def test_only_what_code_does_counts(tmp_path: Path, edited: str, counts: bool) -
     before = fingerprint(file)
     file.write_text(edited)
     assert (fingerprint(file) != before) == counts
+
+
+def test_python_s_version_does_not_count(tmp_path: Path) -> None:
+    """The hash is that of Python 3.11, 3.12 and 3.13, whose syntax trees differ."""
+    file = tmp_path / "code.py"
+    file.write_text(SOURCE + 'class A:\n    x = None\n    y = f"{1!r:>{2}} a" "b"\n')
+    assert fingerprint(file).startswith("d15be7e7fbb70e54")
 
 
 def test_every_byte_of_a_template_counts(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from pydantic import BaseModel, ValidationError
 
 from dlplora import params as params_package
 from dlplora.errors import ParamsError
+from dlplora.params.derived import adapter_of, expert_training_of
 from dlplora.params.fields import Section, is_identifier, named
-from dlplora.params.project import load_params, parse_params
+from dlplora.params.load import load_params, parse_params
 
-HEADER = ("seed", "runtime", "flow", "log", "base_model")
+HEADER = ("seed", "runtime", "flow", "answers", "log", "base_model")
 ROUTERS = ("routers", "embedding_routers")
 RESERVED = {"con", "prn", "aux", "nul", "default", "base", "single", "none"}
 RESERVED |= {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
@@ -100,9 +101,9 @@ def test_every_suite_parses_with_the_header_of_params(
     assert not set(HEADER) & set(sections)
     loaded = parse_params({key: values[key] for key in HEADER} | sections, suite)
     for task in loaded.adapters:
-        loaded.adapter_of(task)
+        adapter_of(loaded, task)
     for cluster in loaded.experts:
-        loaded.expert_training_of(cluster)
+        expert_training_of(loaded, cluster)
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -241,7 +242,7 @@ def test_the_training_of_experts_is_that_of_an_adapter_with_overrides(
     compared: dict[str, Any],
 ) -> None:
     overrides = compared["experts"]["all"]["training"]
-    found = parse_params(compared, "file").expert_training_of("all")
+    found = expert_training_of(parse_params(compared, "file"), "all")
     assert found.model_dump() == compared["adapter"] | overrides
 
 
@@ -348,8 +349,8 @@ def test_adapter_of_lays_the_overrides_over_the_section(values: dict[str, Any]) 
     values["adapters"][second] = {}
     loaded = parse_params(values, "params.yaml")
     merged = values["adapter"] | {"rank": 3, "target_modules": ["k_proj"]}
-    assert loaded.adapter_of(first).model_dump() == merged
-    assert loaded.adapter_of(second).model_dump() == values["adapter"]
+    assert adapter_of(loaded, first).model_dump() == merged
+    assert adapter_of(loaded, second).model_dump() == values["adapter"]
     assert loaded.adapter.model_dump() == values["adapter"]
 
 
@@ -362,13 +363,13 @@ def test_adapter_of_refuses_a_wrong_override(
     task = next(iter(values["adapters"]))
     values["adapters"][task] = override
     with pytest.raises(ParamsError, match=rf"adapters\.{task}.*{key}: ") as caught:
-        parse_params(values, "params.yaml").adapter_of(task)
+        adapter_of(parse_params(values, "params.yaml"), task)
     assert "\n" not in str(caught.value)
 
 
 def test_adapter_of_an_unknown_task_lists_the_tasks(values: dict[str, Any]) -> None:
     with pytest.raises(ParamsError, match=r"no adapters\.absent; there are: .*past_tense"):
-        parse_params(values, "params.yaml").adapter_of("absent")
+        adapter_of(parse_params(values, "params.yaml"), "absent")
 
 
 IMPORTED = {"path": "data/imported/any"}
@@ -381,7 +382,7 @@ def test_a_task_has_an_adapter_that_is_trained_or_imported(values: dict[str, Any
     loaded = parse_params(values, "params.yaml")
     assert loaded.imported_adapters[task].path == "data/imported/any"
     with pytest.raises(ParamsError, match=rf"no adapters\.{task}; there are: "):
-        loaded.adapter_of(task)
+        adapter_of(loaded, task)
 
 
 def test_a_task_with_both_adapters_is_refused(values: dict[str, Any]) -> None:

@@ -18,8 +18,9 @@ from dvc.utils.serialize import load_yaml
 
 from dlplora.data.ingest import ingest
 from dlplora.errors import AdapterError, DataError, DlpLoraError, ParamsError
+from dlplora.params.derived import adapter_of
 from dlplora.params.inputs import Splits
-from dlplora.params.project import load_params
+from dlplora.params.load import load_params
 from dlplora.project import own_tasks
 from dlplora.project.clusters import set_clusters
 from dlplora.project.files import Project, set_dtype
@@ -40,7 +41,7 @@ from tests.tiny import (
 
 ROOT = Path(__file__).parent.parent
 SUITES = sorted(path.stem for path in (ROOT / "suites").glob("*.yaml"))
-HEADER = ("seed", "runtime", "flow", "log", "base_model")
+HEADER = ("seed", "runtime", "flow", "answers", "log", "base_model")
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,7 @@ def test_an_added_task_is_copied_tracked_and_listed(own: Project, template: Path
     }
     assert after["adapters"].pop("mine") == {}
     assert after == before
-    assert load_params(own.params_file).adapter_of("mine").model_dump() == before["adapter"]
+    assert adapter_of(load_params(own.params_file), "mine").model_dump() == before["adapter"]
     copied = own.root / "data/raw/mine"
     assert [path.name for path in copied.iterdir()] == ["mine.json"]
     assert json.loads((copied / "mine.json").read_text()) == opposites(60)

@@ -64,7 +64,7 @@ def validate(
     Example: dlplora validate my_task.json
     """
     from dlplora.data.ingest import validate as validate_file
-    from dlplora.params.project import load_params
+    from dlplora.params.load import load_params
     from dlplora.project.files import Project
     from dlplora.project.own_tasks import item_limit
 
@@ -228,7 +228,7 @@ def find_clusters(
     """
     from dlplora.adapters import read_adapters
     from dlplora.lora import affinity
-    from dlplora.params.project import load_params
+    from dlplora.params.load import load_params
     from dlplora.project.clusters import set_clusters
     from dlplora.project.files import Project
     from dlplora.records.base_card import read_base_card
@@ -281,7 +281,7 @@ def pin(
 
 def check_runtime() -> None:
     """Set runtime.dtype to float32 if this processor has no instructions for the one there is."""
-    from dlplora.params.project import load_params
+    from dlplora.params.load import load_params
     from dlplora.project.files import Project, set_dtype
     from dlplora.runtime import is_supported
 

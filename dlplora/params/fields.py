@@ -1,10 +1,18 @@
 """What sections of parameters are made of: names, counts, and the frozen section itself."""
 
 import re
+from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
 from dlplora.errors import ParamsError, choices
 
@@ -90,3 +98,15 @@ def named(section: dict[str, T], name: str, title: str) -> T:
     if name not in section:
         raise ParamsError(f"params.yaml: no {title}.{name}; there are: {choices(section)}")
     return section[name]
+
+
+def checked(validate: Callable[[], T], source: str) -> T:
+    """Return what `validate` makes; `ParamsError` says which value of `source` is wrong."""
+    try:
+        return validate()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        found = repr(first["input"])[:80]
+        raise ParamsError(f"{source}: {where}: {first['msg']}; found {found}{more}") from error

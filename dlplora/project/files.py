@@ -10,7 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from dlplora.params.project import load_params, parse_params
+from dlplora.params.load import load_params, parse_params
 from dlplora.params.yaml import parse_yaml
 from dlplora.records.files import atomic_write
 from dlplora.scratch import alone

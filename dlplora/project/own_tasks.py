@@ -16,7 +16,7 @@ from dlplora.data.scripts import words_of
 from dlplora.errors import AdapterError, DataError, ParamsError, choices
 from dlplora.params.fields import is_identifier
 from dlplora.params.inputs import Keys, Splits
-from dlplora.params.project import load_params, parse_params
+from dlplora.params.load import load_params, parse_params
 from dlplora.params.yaml import parse_yaml
 from dlplora.project.clusters import join_cluster, leave_cluster
 from dlplora.project.commands import CommandError, dvc

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from dlplora.params.project import load_params
+from dlplora.params.load import load_params
 from dlplora.params.yaml import read_yaml
 from dlplora.project.files import Project
 from dlplora.records.files import is_aside, is_being_written, remove

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dlplora import warm
 from dlplora.errors import DlpLoraError
-from dlplora.params.project import load_params
+from dlplora.params.load import load_params
 from dlplora.project.commands import environment, prepare
 from dlplora.project.files import Project
 from dlplora.project.pruning import delete_unlisted

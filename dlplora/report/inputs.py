@@ -52,9 +52,10 @@ def read_inputs(
     tasks: Sequence[str],
     unseen_tasks: Sequence[str],
     router_names: Sequence[str],
+    timed_stages: Sequence[tuple[str, str]],
     runtime: Mapping[str, Any],
 ) -> Inputs:
-    """Read what the listed tasks and routers left; other folders are not looked at."""
+    """Read what the listed tasks, routers and stages left; other files are not looked at."""
     iid, *several = read_comparisons(comparison)
     return Inputs(
         comparison=iid,
@@ -63,17 +64,12 @@ def read_inputs(
         findings={task: read_findings(findings / f"{task}.json") for task in tasks},
         trainings={task: read_adapter_training(adapters / task) for task in tasks},
         routers={name: read_json(routers / name / "training.json") for name in router_names},
-        timings=_timings(timings),
+        timings=[
+            Timing(stage, entry, **read_json((timings / stage / entry).with_suffix(".json")))
+            for stage, entry in timed_stages
+        ],
         machine=machine() | {name: str(value) for name, value in runtime.items()},
     )
-
-
-def _timings(folder: Path) -> list[Timing]:
-    rows = []
-    for file in sorted(folder.rglob("*.json")):
-        stage, *item = file.relative_to(folder).with_suffix("").parts
-        rows.append(Timing(stage, "/".join(item), **read_json(file)))
-    return rows
 
 
 def machine() -> dict[str, str]:

@@ -9,7 +9,8 @@ from dlplora.engine.decisions import DecisionLog
 from dlplora.errors import ParamsError, choices
 from dlplora.models import load_base
 from dlplora.params.fields import named
-from dlplora.params.project import PARAMS_FILE, load_params
+from dlplora.params.load import load_params
+from dlplora.params.project import PARAMS_FILE
 from dlplora.params.systems import System as SystemParams
 from dlplora.routing.simple import ConstantRouter
 from dlplora.runtime import Place, set_up

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dlplora.params.project import load_params
+from dlplora.params.load import load_params
 from tests.answering import write_answering_project
 from tests.evaluation.built import Built
 from tests.tiny import tiny_base

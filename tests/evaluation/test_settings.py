@@ -9,7 +9,7 @@ import yaml
 
 from dlplora.evaluation.captions import HOW, caption
 from dlplora.evaluation.settings import systems_in
-from dlplora.params.project import parse_params
+from dlplora.params.load import parse_params
 from dlplora.params.systems import System
 from tests.answering import system_entry
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dlplora.params.project import load_params
+from dlplora.params.load import load_params
 from tests.project import ROOT, params, write_project
 from tests.tiny import opposites, write_raw, write_tiny_folder
 

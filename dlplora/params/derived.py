@@ -1,0 +1,87 @@
+"""What stages read from several sections at once: overrides laid over a section, names joined.
+
+This logic decides what a stage computes, so it counts as the stage's code; the sections do not.
+"""
+
+from typing import Any
+
+from dlplora.errors import ParamsError
+from dlplora.params.fields import checked, named
+from dlplora.params.project import Params
+from dlplora.params.training import Adapter
+
+# The sections whose entries a stage runs for; stages that run once have none.
+STAGE_SECTIONS = {
+    "base_model": None,
+    "fetch": "sources",
+    "ingest": "tasks",
+    "adapter": "adapters",
+    "import_adapter": "imported_adapters",
+    "experts": "experts",
+    "joint": "joint",
+    "merge": "merges",
+    "lorahub": "lorahub",
+    "router_data": None,
+    "router": "routers",
+    "embedder": "embedders",
+    "retriever_data": "tuned_embedders",
+    "tuned_embedder": "tuned_embedders",
+    "index": "indexes",
+    "embedding_router": "embedding_routers",
+    "evaluate": "systems",
+    "novelty": "unseen_tasks",
+    "compare": None,
+}
+
+
+def timed_stages(params: Params) -> list[tuple[str, str]]:
+    """Return the stages that are timed, each with the entries of params that it runs for."""
+    return [
+        (stage, entry)
+        for stage, section in STAGE_SECTIONS.items()
+        for entry in (sorted(getattr(params, section)) if section else [""])
+    ]
+
+
+def embedder_names(params: Params) -> list[str]:
+    """Return all embedders, tuned or not."""
+    return sorted({**params.embedders, **params.tuned_embedders})
+
+
+def router_names(params: Params) -> list[str]:
+    """Return all routers, of the base model's tokens or of an embedder's vectors."""
+    return sorted({**params.routers, **params.embedding_routers})
+
+
+def adapter_of(params: Params, task: str) -> Adapter:
+    """Return the training parameters of one task: `adapter` with its overrides."""
+    overrides = named(params.adapters, task, "adapters")
+    return _overridden(params.adapter, overrides, f"adapters.{task}")
+
+
+def joint_of(params: Params, name: str) -> Adapter:
+    """Return the training parameters of an adapter for all tasks: `adapter` with overrides."""
+    return _overridden(params.adapter, named(params.joint, name, "joint"), f"joint.{name}")
+
+
+def expert_training_of(params: Params, cluster: str) -> Adapter:
+    """Return the training parameters of a cluster's experts: `adapter` with its overrides.
+
+    Raises `ParamsError` unless the experts of one task have the adapter's rank together.
+    """
+    experts = named(params.experts, cluster, "experts")
+    where = f"experts.{cluster}"
+    training = _overridden(params.adapter, experts.training, f"{where}.training")
+    active = (experts.common + experts.specific) * experts.expert_rank
+    if active != training.rank:
+        raise ParamsError(
+            f"params.yaml: {where}: ({experts.common} common + {experts.specific} specific) × "
+            f"expert_rank {experts.expert_rank} = {active}; expected the rank of an adapter, "
+            f"{training.rank}"
+        )
+    return training
+
+
+def _overridden(adapter: Adapter, overrides: dict[str, Any], source: str) -> Adapter:
+    merged = adapter.model_dump() | overrides
+    return checked(lambda: Adapter.model_validate(merged), source)
