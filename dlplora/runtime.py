@@ -6,9 +6,11 @@ import random
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from dlplora.errors import ParamsError
 from dlplora.params.project import Runtime
@@ -66,6 +68,26 @@ def best_place() -> Place:
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def surroundings(model: nn.Module) -> dict[str, Any]:
+    """Describe what a model's bytes depend on besides weights, inputs and code."""
+    first = next(model.parameters())
+    return {
+        "dtype": str(first.dtype),
+        "threads": torch.get_num_threads(),
+        "processor": _processor(first.device),
+    }
+
+
+def _processor(device: torch.device) -> str:
+    """Name what computes on a device: other chips and instructions give other bytes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{next(names, platform.processor())}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def has_bfloat16(device: torch.device) -> bool:

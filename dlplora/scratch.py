@@ -21,6 +21,7 @@ from dlplora.records.files import file_sha256
 logger = logging.getLogger(__name__)
 SCRATCH = Path(".scratch")
 DOWNLOADS = SCRATCH / "downloads"
+ANSWERS = SCRATCH / "answers"
 _LOCKS = "locks"
 _LIBRARIES = ("torch", "transformers", "peft")
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dlplora.evaluation.answer_store import AnswerStore
 from dlplora.evaluation.items import TaskItems
 from dlplora.evaluation.run import evaluate, num_prompts
 from dlplora.evaluation.settings import NUM_QUESTIONS, systems_in
@@ -9,8 +10,10 @@ from dlplora.models import load_base
 from dlplora.params.fields import named
 from dlplora.params.load import load_params
 from dlplora.records.examples import read_examples
-from dlplora.runtime import set_up
-from dlplora.stage import progress, run, write_timing
+from dlplora.records.files import file_sha256
+from dlplora.runtime import set_up, surroundings
+from dlplora.scratch import ANSWERS
+from dlplora.stage import code_file, progress, run, write_timing
 from dlplora.systems.load import build
 from dlplora.systems.system import Inputs
 
@@ -33,6 +36,11 @@ def main(
     items = [
         TaskItems(read_examples(tests / f"{task}.parquet"), params.tasks[task]) for task in tasks
     ]
+    store = AnswerStore(
+        ANSWERS,
+        max_mib=params.answers.max_mib,
+        surroundings=[file_sha256(code_file()), loaded.fingerprint, surroundings(loaded.model)],
+    )
     settings = [setting for setting in NUM_QUESTIONS if system in systems_in(setting, params)]
     seconds: dict[str, float] = {}
     with progress(
@@ -45,12 +53,14 @@ def main(
             settings=settings,
             evaluation=params.evaluation,
             seed=params.seed,
+            store=store,
             advance=advance,
         ):
             found.save(scores / setting / system)
             seconds[setting] = found.seconds
     for setting in NUM_QUESTIONS:  # DVC wants every folder; one of no scores is empty
         (scores / setting / system).mkdir(parents=True, exist_ok=True)
+    store.finish()
     write_timing(timing, parts=seconds)
 
 

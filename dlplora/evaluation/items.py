@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dlplora.engine.answers import Request
 from dlplora.evaluation.metrics import METRICS
 from dlplora.params.inputs import Task
 from dlplora.records.examples import Example
@@ -22,6 +23,24 @@ class TaskItems:
     def name(self) -> str:
         """The task's name."""
         return self.examples[0].task
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt of a setting: how it is asked, and the items that its answers are scored as.
+
+    `options` are those of a multiple-choice question that is asked alone; else there are none.
+    """
+
+    request: Request
+    examples: Sequence[Example]
+    item_ids: Sequence[str]
+    options: tuple[str, ...] = ()
+
+    @property
+    def is_single(self) -> bool:
+        """Tell whether it is one question."""
+        return len(self.examples) == 1
 
 
 def score_answer(

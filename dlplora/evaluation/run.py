@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlplora.engine.runner import Runner
-from dlplora.evaluation.items import TaskItems
+from dlplora.evaluation.answer_store import Answered, AnswerStore
+from dlplora.evaluation.answering import Answering
+from dlplora.evaluation.items import Prompt, TaskItems, score_answer
 from dlplora.evaluation.metrics import resampled_tasks, summarise
-from dlplora.evaluation.multi_question import ask_prompts
+from dlplora.evaluation.multi_question import multi_question_batches
 from dlplora.evaluation.settings import NUM_QUESTIONS, primaries_in
-from dlplora.evaluation.single_items import ask_items
+from dlplora.evaluation.single_items import item_batches
 from dlplora.params.systems import Evaluation
 from dlplora.records.scores import ItemScore, Summary, write_scores
 from dlplora.systems.system import System
@@ -38,13 +40,22 @@ def evaluate(
     settings: Sequence[Setting],
     evaluation: Evaluation,
     seed: int,
+    store: AnswerStore,
     advance: Advance,
 ) -> Iterator[tuple[Setting, Scores]]:
     """Ask a system in each of its settings, and yield what it scored there."""
     with system.running(places=evaluation.batch_size) as runner:
+        answering = Answering(runner, system, store)
         for setting in settings:
             start = time.perf_counter()
-            items = _ask(runner, system, tests, setting, evaluation, seed, advance)
+            left = num_prompts([setting], tests, evaluation)
+            items: list[ItemScore] = []
+            for batch in _batches(runner, system, tests, setting, evaluation, seed):
+                items += _score(batch, answering.answer(batch), tests, setting)
+                advance(len(batch), setting=setting, task=items[-1].task)
+                left -= len(batch)
+            if left:  # prompts that do not fit
+                advance(left)
             seconds = time.perf_counter() - start
             yield setting, _scores(items, tests, setting, name, seed, seconds)
 
@@ -60,26 +71,51 @@ def num_prompts(
     )
 
 
-def _ask(
+def _batches(
     runner: Runner,
     system: System,
     tests: Sequence[TaskItems],
     setting: Setting,
     evaluation: Evaluation,
     seed: int,
-    advance: Advance,
-) -> list[ItemScore]:
+) -> Iterator[list[Prompt]]:
     if NUM_QUESTIONS[setting] == 1:
-        return ask_items(runner, system, tests, batch_size=evaluation.batch_size, advance=advance)
-    return ask_prompts(
+        return item_batches(runner.base, system, tests, batch_size=evaluation.batch_size)
+    return multi_question_batches(
         runner,
         system,
         tests,
         setting=setting,
         count=evaluation.multi_question_prompts,
         seed=seed,
-        advance=advance,
+        batch_size=evaluation.batch_size,
     )
+
+
+def _score(
+    batch: Sequence[Prompt],
+    answered: Sequence[Answered],
+    tests: Sequence[TaskItems],
+    setting: Setting,
+) -> list[ItemScore]:
+    tasks = {test.name: test.task for test in tests}
+    primaries = primaries_in(setting, tasks)
+    return [
+        score_answer(
+            example,
+            text,
+            route,
+            task=tasks[example.task],
+            primary=primaries[example.task],
+            item_id=item_id,
+            prompt=prompt.request.prompt,
+            options=found.options,
+        )
+        for prompt, found in zip(batch, answered, strict=True)
+        for example, item_id, (text, route) in zip(
+            prompt.examples, prompt.item_ids, found.filled(len(prompt.examples)), strict=True
+        )
+    ]
 
 
 def _scores(

@@ -3,6 +3,7 @@
 Shapes as in `lora.fused`; U adapters that any prompt of the batch uses.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +48,20 @@ class Pair:
 
 
 PairsByPath = Mapping[str, Pair]
+
+
+def pairs_sha256(pairs: PairsByPath) -> str:
+    """Hash an adapter as batches use it: its layers, matrices and scalings."""
+    digest = hashlib.sha256()
+    for path in sorted(pairs):
+        pair = pairs[path]
+        for tensor in (pair.down_RI, pair.up_RO):
+            told = f"{path} {tuple(tensor.shape)} {tensor.dtype} {pair.scaling}\n"
+            digest.update(told.encode())
+            digest.update(tensor.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 _Scaled = tuple[tuple[int, int, float], ...]  # adapters: number, rank and scaling on a layer
 
 

@@ -1,8 +1,8 @@
 """Git worktrees for runs with other parameters: each on a branch `runs/NAME` of its own.
 
-They stand in `.scratch/runs/` and share DVC's cache and the downloads with the project, so that
-what a change does not affect is restored. Branch and cache keep the results of those deleted. A
-worktree is of the whole repository; the project may be a folder of it.
+They stand in `.scratch/runs/` and share with the project DVC's cache, the downloads and the answers
+that are kept, so that what a change does not affect is restored. Branch and cache keep the results
+of those deleted. A worktree is of the whole repository; the project may be a folder of it.
 """
 
 import os
@@ -10,10 +10,10 @@ from pathlib import Path
 
 from dlplora.errors import DlpLoraError
 from dlplora.project.commands import CommandError, dvc, git
-from dlplora.scratch import is_held
+from dlplora.scratch import ANSWERS, DOWNLOADS, is_held
 
 _RUNS = Path(".scratch/runs")
-_DOWNLOADS = Path(".scratch/downloads")
+_SHARED = (DOWNLOADS, ANSWERS)
 _OURS = ("-c", "core.hooksPath=/dev/null")  # a user's hooks are for a user's commits
 
 
@@ -55,11 +55,11 @@ def open_worktree(root: Path, name: str) -> Path:
     if not (project / "params.yaml").is_file():
         raise WorktreeError(f"{project}: the commit has no params.yaml; commit the project first")
     os.utime(folder)
-    downloads = project / _DOWNLOADS
-    downloads.parent.mkdir(exist_ok=True)
-    (root / _DOWNLOADS).mkdir(parents=True, exist_ok=True)
-    if not downloads.exists():
-        downloads.symlink_to((root / _DOWNLOADS).resolve(), target_is_directory=True)
+    for folder in _SHARED:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (project / folder).parent.mkdir(exist_ok=True)
+        if not (project / folder).exists():
+            (project / folder).symlink_to((root / folder).resolve(), target_is_directory=True)
     _share_cache(project, of=root)
     return project
 

@@ -121,4 +121,5 @@ class Systems:
 
 def build(entry: SystemParams, inputs: Inputs) -> System:
     """Build a system on a base model by what the params say of it."""
-    return replace(BUILDERS[entry.kind](entry, inputs), policy=entry.policy)
+    system = BUILDERS[entry.kind](entry, inputs)
+    return replace(system, policy=entry.policy, sha256=lambda: inputs.sha256(entry))

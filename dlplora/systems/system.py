@@ -1,15 +1,19 @@
 """What a system is, once it is built on a base model."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import BaseModel
+
 from dlplora.adapters import LoraAdapter, read_adapters
 from dlplora.engine.runner import Runner
 from dlplora.lora.attach import Pool, attached
 from dlplora.models import Base
+from dlplora.records.files import file_sha256
 from dlplora.records.routes import Route
 from dlplora.routing.base import Classifier, Probe, Router
 from dlplora.routing.build import load_classifier
@@ -42,6 +46,15 @@ class Inputs:
         """Load the router; `RouterError` unless its labels are the tasks."""
         return load_classifier(self.router, base=self.base_folder, tasks=self.tasks)
 
+    def sha256(self, entry: BaseModel) -> str:
+        """Hash the params of a system with the content of all folders that it is built from."""
+        folders = {*(self.adapters / task for task in self.tasks), self.artifact, self.router}
+        digest = hashlib.sha256(entry.model_dump_json(exclude={"settings"}).encode())
+        for folder in sorted(folders - {self.base_folder}):
+            for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+                digest.update(f"\0{file.as_posix()}\0{file_sha256(file)}".encode())
+        return digest.hexdigest()
+
     def attached(self, adapters: Sequence[LoraAdapter]) -> Callable[[], "Attached"]:
         """Return what attaches adapters to the base model for the time of a `with` block."""
         return lambda: attached(self.base.model, adapters)
@@ -63,7 +76,8 @@ class System:
     routes become weighted adapters. `router` chooses the routes of requests; a system that is told
     the task has none, and `told` gives the routes of questions by their tasks instead.
     `classifier` is what the router reads its probabilities from, if it does. `policy` says when
-    requests that name none are routed again.
+    requests that name none are routed again. `sha256` hashes all that the system is made of, the
+    base model apart.
     """
 
     base: Base
@@ -72,6 +86,7 @@ class System:
     told: Callable[[Sequence[str]], tuple[Route, ...]] = not_told
     classifier: Classifier | None = None
     policy: Policy = "route_once"
+    sha256: Callable[[], str] = lambda: ""
 
     def probabilities(self, text: str) -> dict[str, float] | None:
         """Return the probability of each task for a text, if the router has probabilities."""

@@ -6,12 +6,13 @@ from dlplora.data.balance import composite_text
 from dlplora.engine.answers import Request
 from dlplora.errors import DataError
 from dlplora.evaluation.metrics import METRICS
-from dlplora.evaluation.multi_question import ask_prompts, draw_prompts
+from dlplora.evaluation.multi_question import draw_prompts
 from dlplora.evaluation.settings import primaries_in
 from dlplora.records.routes import PER_TOKEN
 from dlplora.sampling import Sampling
 from dlplora.words import Policy
 from tests.answering import TASKS
+from tests.evaluation.asking import ask
 from tests.evaluation.built import TOKENS, Built, items_of
 
 COUNT = 8
@@ -25,6 +26,19 @@ def test_questions_are_of_different_tasks_and_drawn_by_the_seed() -> None:
     assert drawn == draw_prompts(SIX, questions=2, count=30, seed=0)
     assert drawn != draw_prompts(SIX, questions=2, count=30, seed=1)
     assert {part.task for parts in drawn for part in parts} == {test.name for test in SIX}
+
+
+def test_another_task_leaves_the_prompts_as_they_were_that_it_is_not_in() -> None:
+    without = [test for test in SIX if test.name != "letters"]
+    before = draw_prompts(without, questions=2, count=30, seed=0)
+    after = draw_prompts(SIX, questions=2, count=30, seed=0)
+    kept = [
+        (old, new)
+        for old, new in zip(before, after, strict=True)
+        if not any(part.task == "letters" for part in new)
+    ]
+    assert 0 < len(kept) < 30
+    assert all(old == new for old, new in kept)
 
 
 def test_options_are_weighed_where_a_question_stands_alone() -> None:
@@ -56,18 +70,7 @@ def test_each_answer_is_scored_by_its_own_reference_and_is_that_of_the_prompt_al
 ) -> None:
     system = built.system(name, policy=policy)
     tests = items_of(*TASKS)
-    told: list[str] = []
-    with system.running(places=3) as runner:
-        items = ask_prompts(
-            runner,
-            system,
-            tests,
-            setting="composite_2",
-            count=COUNT,
-            seed=0,
-            advance=lambda n=1, setting="": told.append(setting),
-        )
-    assert told == ["", *["composite_2"] * COUNT]  # none was left out
+    items = ask(system, tests, "composite_2", count=COUNT)
     drawn = draw_prompts(tests, questions=2, count=COUNT, seed=0)
     primaries = primaries_in("composite_2", {test.name: test.task for test in tests})
     assert [item.task for item in items] == [part.task for parts in drawn for part in parts]
@@ -104,10 +107,5 @@ def test_each_answer_is_scored_by_its_own_reference_and_is_that_of_the_prompt_al
 def test_prompts_that_do_not_fit_are_left_out_and_of_none_left_it_is_told(built: Built) -> None:
     system = built.system("base")
     long = items_of(*TASKS, words=200)
-    with (
-        system.running() as runner,
-        pytest.raises(DataError, match="composite_2: none of 5 prompts fits the base model"),
-    ):
-        ask_prompts(
-            runner, system, long, setting="composite_2", count=5, seed=0, advance=lambda *_: None
-        )
+    with pytest.raises(DataError, match="composite_2: none of 5 prompts fits the base model"):
+        ask(system, long, "composite_2", count=5)

@@ -3,12 +3,12 @@
 import pytest
 
 from dlplora.engine.answers import Request
-from dlplora.evaluation.multi_question import ask_prompts
 from dlplora.evaluation.run import evaluate, num_prompts
 from dlplora.params.systems import Evaluation
 from dlplora.records.routes import BASE_ROUTE, PER_TOKEN
 from dlplora.sampling import Sampling
 from tests.answering import TASKS
+from tests.evaluation.asking import ask, no_store
 from tests.evaluation.built import TOKENS, Built, items_of
 
 EVALUATION = Evaluation(batch_size=3, multi_question_prompts=4)
@@ -34,6 +34,7 @@ def test_items_of_a_batch_are_answered_and_weighed_as_each_alone(built: Built, n
         settings=["iid"],
         evaluation=EVALUATION,
         seed=0,
+        store=no_store(),
         advance=lambda *_, **__: None,
     )
 
@@ -85,6 +86,7 @@ def test_one_run_of_a_system_answers_all_its_settings(built: Built) -> None:
             settings=SETTINGS,
             evaluation=EVALUATION,
             seed=5,
+            store=no_store(),
             advance=advance,
         )
     )
@@ -92,10 +94,7 @@ def test_one_run_of_a_system_answers_all_its_settings(built: Built) -> None:
     assert list(found) == list(SETTINGS)
     assert sum(counted) == num_prompts(SETTINGS, tests, EVALUATION) == 14
     assert all(row.seconds > 0 and row.summary.seed == 5 for row in found.values())
-    with system.running() as runner:
-        alone = ask_prompts(
-            runner, system, tests, setting="composite_2", count=4, seed=5, advance=advance
-        )
+    alone = ask(system, tests, "composite_2", count=4, seed=5)
     assert found["composite_2"].items == alone
     assert found["composite_2"].summary.tasks["colours"].primary == "exact_match"
     assert found["iid"].summary.tasks["colours"].primary == "accuracy"
