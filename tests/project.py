@@ -78,6 +78,13 @@ class Checkout:
         change(values)
         file.write_text(yaml.safe_dump(values, sort_keys=False))
 
+    def pin(self, library: str, version: str) -> None:
+        """Pin another version of a library."""
+        file = self.root / "constraints.txt"
+        text, count = re.subn(rf"(?m)^{library}==.*$", f"{library}=={version}", file.read_text())
+        assert count == 1
+        file.write_text(text)
+
     def hashes(self) -> dict[str, str]:
         """Return the hash of every output but timings and the report."""
         stages = yaml.safe_load((self.root / "dvc.lock").read_text())["stages"]

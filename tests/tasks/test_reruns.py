@@ -4,6 +4,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,20 @@ CHANGES: dict[str, Callable[[Checkout], None]] = {
     ),
     "`base_model`": change_base_model,
     "`seed`": with_params(lambda values: values.update(seed=1)),
-    "`flow` or `log`": with_params(
-        lambda values: values["flow"].update(stages_at_once=1) or values["log"].update(text=True)
+    "`flow`, `answers` or `log`": with_params(
+        lambda values: [
+            values["flow"].update(stages_at_once=1),
+            values["answers"].update(max_mib=1),
+            values["log"].update(text=True),
+        ]
     ),
     "code of one stage, such as `tasks/evaluate.py`": with_code("tasks/evaluate.py", "NEW = 1\n"),
+    "how overrides are merged, in `dlplora/params/derived.py`": with_code(
+        "dlplora/params/derived.py", "NEW = 1\n"
+    ),
+    "a version in `constraints.txt`, such as scikit-learn's": lambda project: project.pin(
+        "scikit-learn", f"{version('scikit-learn')}+here"
+    ),
     "a comment or docstring in code": with_code("dlplora/adapters.py", "# new\n"),
 }
 

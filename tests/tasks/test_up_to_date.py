@@ -17,14 +17,6 @@ REMOVALS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
 ANSWERED = re.compile(r"(\d+) batches answered, (\d+) found in \.scratch/answers")
 
 
-def pin(project: Checkout, library: str, version: str) -> None:
-    """Pin another version of a library."""
-    file = project.root / "constraints.txt"
-    text, count = re.subn(rf"(?m)^{library}==.*$", f"{library}=={version}", file.read_text())
-    assert count == 1
-    file.write_text(text)
-
-
 @pytest.mark.parametrize("kind", REMOVALS)
 def test_what_was_removed_is_never_used(project: Checkout, kind: str) -> None:
     name, remove = REMOVALS[kind]
@@ -42,15 +34,8 @@ def test_what_was_removed_is_never_used(project: Checkout, kind: str) -> None:
     assert listed.items() <= with_it.items()
 
 
-def test_another_version_of_a_library_reruns_what_uses_it(project: Checkout) -> None:
-    pin(project, "scikit-learn", "1.9.1+here")  # a label that is no other version
-    ran = project.repro()
-    assert {"code", "router@tfidf", "evaluate@single", "report"} <= ran
-    assert not [stage for stage in ran if stage.startswith(("adapter", "ingest", "base_model"))]
-
-
 def test_a_stage_refuses_libraries_that_are_not_the_pinned_ones(project: Checkout) -> None:
-    pin(project, "scikit-learn", "0.0.1")
+    project.pin("scikit-learn", "0.0.1")
     done = project.run("dvc", "repro", "router@tfidf", check=False)
     assert done.returncode != 0
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
