@@ -10,7 +10,7 @@ from dlplora.models import load_base
 from dlplora.params.fields import named
 from dlplora.params.load import load_params
 from dlplora.records.examples import read_examples
-from dlplora.records.files import file_sha256
+from dlplora.records.files import file_sha256, written_folder
 from dlplora.runtime import set_up, surroundings
 from dlplora.scratch import ANSWERS
 from dlplora.stage import code_file, progress, run, write_timing
@@ -58,8 +58,9 @@ def main(
         ):
             found.save(scores / setting / system)
             seconds[setting] = found.seconds
-    for setting in NUM_QUESTIONS:  # DVC wants every folder; one of no scores is empty
-        (scores / setting / system).mkdir(parents=True, exist_ok=True)
+    for setting in NUM_QUESTIONS.keys() - seconds.keys():  # DVC wants every folder, none empty
+        with written_folder(scores / setting / system) as folder:
+            (folder / "not_asked").touch()
     store.finish()
     write_timing(timing, parts=seconds)
 

@@ -1,5 +1,6 @@
 """Stage `report`: draw the report."""
 
+import logging
 from pathlib import Path
 
 from dlplora.params.derived import router_names, timed_stages
@@ -7,6 +8,8 @@ from dlplora.params.load import load_params
 from dlplora.report.inputs import read_inputs
 from dlplora.report.page import write_report
 from dlplora.stage import run
+
+logger = logging.getLogger(f"dlplora.{__name__}")
 
 
 def main(
@@ -27,6 +30,7 @@ def main(
         runtime=params.runtime.model_dump(),
     )
     write_report(inputs, out)
+    logger.info("the report is %s", out / "index.html")
 
 
 if __name__ == "__main__":

@@ -144,9 +144,13 @@ Edit = Callable[[dict[str, Any]], object]
     [
         (lambda v: v.update(tokens=3), "tokens: ", "found 3"),
         (lambda v: v["evaluation"].update(beams=4), "evaluation.beams: ", "found 4"),
-        (lambda v: v.pop("balance"), "balance: ", "required"),
-        (lambda v: v["splits"].pop("test"), "splits.test: ", "required"),
-        (lambda v: v["tasks"]["past_tense"].pop("primary"), "tasks.past_tense.primary: ", "requir"),
+        (lambda v: v.pop("balance"), "balance: ", "is missing"),
+        (lambda v: v["splits"].pop("test"), "splits.test: ", "is missing"),
+        (
+            lambda v: v["tasks"]["past_tense"].pop("primary"),
+            "tasks.past_tense.primary: ",
+            "is missing",
+        ),
         (lambda v: v["runtime"].update(dtype="float8"), "runtime.dtype: ", "found 'float8'"),
         (lambda v: v["runtime"].update(threads=0), "runtime.threads: ", "found 0"),
         (lambda v: v["adapter"].update(rank=-8), "adapter.rank: ", "found -8"),
@@ -157,19 +161,19 @@ Edit = Callable[[dict[str, Any]], object]
             "adapters.past_tense.max_tokens: ",
             "set adapter.max_tokens",
         ),
-        (lambda v: v["splits"].update(least=[16, 4]), "splits.least", "found [16, 4]"),
+        (lambda v: v["splits"].update(least=[16, 4]), "splits.least.2: ", "is missing"),
         (lambda v: v["splits"].update(shares=[0.9, 0.9, -0.8]), "splits.shares.2: ", "found -0.8"),
-        (lambda v: v["systems"]["dlp_mlp"].update(p=1.5), "systems.dlp_mlp.top_p.p: ", "found 1.5"),
+        (lambda v: v["systems"]["dlp_mlp"].update(p=1.5), "systems.dlp_mlp.p: ", "found 1.5"),
         (lambda v: v["systems"]["dlp_mlp"].update(kind="best"), "systems.dlp_mlp: ", "'best'"),
-        (lambda v: v["systems"]["dlp_mlp"].update(k=2), "systems.dlp_mlp.top_p.k: ", "found 2"),
+        (lambda v: v["systems"]["dlp_mlp"].update(k=2), "systems.dlp_mlp.k: ", "found 2"),
         (
             lambda v: v["systems"]["base"].update(settings=["pool"]),
-            "systems.base.base.settings.0: ",
+            "systems.base.settings.0: ",
             "found 'pool'",
         ),
-        (lambda v: v["systems"]["base"].update(policy="anew"), "systems.base.base.policy", "anew"),
+        (lambda v: v["systems"]["base"].update(policy="anew"), "systems.base.policy", "anew"),
         (lambda v: v["routers"]["mlp"].update(kind="magic"), "routers.mlp: ", "'magic'"),
-        (lambda v: v["base_model"].update(sha256="abc"), "base_model.package_gguf.sha256: ", "abc"),
+        (lambda v: v["base_model"].update(sha256="abc"), "base_model.sha256: ", "abc"),
         (lambda v: v["balance"].update(parts=[1]), "balance.parts.0: ", "found 1"),
         (lambda v: v.update(evaluation=None), "evaluation: ", "found None"),
         (lambda v: v["adapters"].update(past_tense=None), "adapters.past_tense: ", "found None"),
@@ -274,13 +278,35 @@ def test_the_training_of_experts_is_that_of_an_adapter_with_overrides(
         ),
         (
             lambda v: v["systems"]["dlp_mlp"].update(router="elsewhere/mlp"),
-            "params.yaml: systems.dlp_mlp.top_p.router: Value error, expected a path under data/",
+            "params.yaml: systems.dlp_mlp.router: expected a path under data/",
         ),
         (
             lambda v: v["systems"]["dlp_mlp"].update(router="data/../elsewhere"),
-            "params.yaml: systems.dlp_mlp.top_p.router: Value error, expected a path under data/",
+            "params.yaml: systems.dlp_mlp.router: expected a path under data/",
         ),
         (lambda v: v["systems"].pop("single"), "params.yaml: no systems.single; there are: base, "),
+        (
+            lambda v: v["systems"]["dlp_mlp"].update(router="data/base"),
+            "params.yaml: systems.dlp_mlp.router is data/base; there are: data/routers/mlp, "
+            "data/routers/tfidf",
+        ),
+        (
+            lambda v: v["systems"]["dlp_mlp"].update(router="data/routers/absent"),
+            "params.yaml: systems.dlp_mlp.router is data/routers/absent; there are: ",
+        ),
+        (
+            lambda v: v["systems"]["dlp_mlp"].update(adapters="data/base"),
+            "params.yaml: systems.dlp_mlp.adapters is data/base; its kind reads adapters: ",
+        ),
+        (
+            lambda v: v["systems"]["base"].update(adapters="data/adapters"),
+            "params.yaml: systems.base.adapters is data/adapters; expected data/base: its "
+            "kind reads no adapters",
+        ),
+        (
+            lambda v: v["systems"]["dlp_mlp"].update(settings=["iid", "iid"]),
+            "params.yaml: systems.dlp_mlp.settings: expected each setting once; found ['iid', ",
+        ),
     ],
 )
 def test_systems_that_do_not_fit_together_are_refused_in_one_line(
@@ -302,6 +328,43 @@ def test_a_told_system_of_single_questions_may_route_once(values: dict[str, Any]
 def test_shares_that_do_not_add_up_are_refused(tmp_path: Path, values: dict[str, Any]) -> None:
     values["splits"]["shares"] = [0.5, 0.5, 0.5]
     assert "splits" in _error(tmp_path / "params.yaml", values)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda v: v["systems"]["dlp_mlp"].pop("policy"), "systems.dlp_mlp.policy: is missing"),
+        (lambda v: v["systems"]["dlp_mlp"].pop("kind"), "systems.dlp_mlp: has no kind"),
+        (
+            lambda v: v["systems"]["dlp_mlp"].update(kind="topp"),
+            "systems.dlp_mlp: no kind 'topp'; there are: 'base', 'by_task', ",
+        ),
+        (lambda v: v["systems"]["dlp_mlp"].update(policy="kept"), "systems.dlp_mlp.policy: Input"),
+        (lambda v: v["systems"]["dlp_mlp"].update(q=1), "systems.dlp_mlp.q: Extra inputs"),
+        (lambda v: v["systems"].update({"tf-idf": v["systems"]["tfidf"]}), "systems.tf-idf: 'tf-"),
+        (lambda v: v.pop("default_system"), "default_system: is missing"),
+        (lambda v: v["adapter"].update(micro_batch_size=0), "adapter.micro_batch_size: Input"),
+        (lambda v: v["splits"].update(shares="half"), "splits.shares: Input"),
+        (lambda v: v["adapters"]["past_tense"].update(stepz=3), "adapters.past_tense.stepz: Extra"),
+        (lambda v: v["adapters"]["past_tense"].update(steps=0), "adapters.past_tense.steps: Input"),
+        (lambda v: v["joint"].update(all={"rank": "x"}), "joint.all.rank: Input"),
+    ],
+)
+def test_an_error_names_the_value_by_its_path_in_the_file(
+    values: dict[str, Any], edit: Edit, message: str
+) -> None:
+    edit(values)
+    with pytest.raises(ParamsError) as caught:
+        parse_params(values, "params.yaml")
+    assert str(caught.value).startswith(f"params.yaml: {message}")
+
+
+def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text("seed: 0\ntasks:\n  one: {}\n  two: {}\n  one: {}\n")
+    with pytest.raises(ParamsError) as caught:
+        load_params(file)
+    assert str(caught.value) == f"{file}, line 5: one stands twice"
 
 
 def test_an_error_counts_the_others(tmp_path: Path, values: dict[str, Any]) -> None:
@@ -437,13 +500,13 @@ def test_what_does_not_pin_one_commit_of_the_hub_is_refused(
     tmp_path: Path, values: dict[str, Any], key: str, value: object
 ) -> None:
     values["base_model"] = _hub_model(**{key: value})
-    assert f"base_model.hub.{key}: " in _error(tmp_path / "params.yaml", values)
+    assert f"base_model.{key}: " in _error(tmp_path / "params.yaml", values)
     values = _read(Path(__file__).parent.parent / "params.yaml")
     member = {"config": None, "split": "train"}
     member |= {"keys": {"question": "a", "answer": "b", "options": None}}
     source = {"kind": "hub_dataset", "id": "org/name", "revision": "0a" * 20}
     values["sources"]["mine"] = source | {"members": {"mine": member}} | {key: value}
-    assert f"sources.mine.hub_dataset.{key}: " in _error(tmp_path / "params.yaml", values)
+    assert f"sources.mine.{key}: " in _error(tmp_path / "params.yaml", values)
 
 
 @pytest.mark.parametrize("name", ["a", "Z9", "past_tense", "a" * 64, "two__", "base_2", "console"])
@@ -502,9 +565,8 @@ PATHS = [
     ("tasks", "past_tense", "raw"),
     ("unseen_tasks", "object_counting", "raw"),
     ("routers", "mlp", "reads"),
-    ("systems", "dlp_mlp", "artifact"),
-    ("systems", "base", "adapters"),
-    ("systems", "tfidf", "router"),
+    ("systems", "dlp_mlp", "adapters"),
+    ("systems", "joined", "artifact"),
     ("imported_adapters", "past_tense", "path"),
 ]
 
@@ -513,7 +575,8 @@ def _put(values: dict[str, Any], place: tuple[str, str, str], path: str) -> str:
     section, name, field = place
     if section == "imported_adapters":
         del values["adapters"][name]
-    values[section].setdefault(name, {})[field] = path
+    joined = values["systems"]["base"] | {"kind": "fixed"}
+    values[section].setdefault(name, joined if section == "systems" else {})[field] = path
     return ".".join(place)
 
 
@@ -546,5 +609,5 @@ def test_a_path_of_a_model_is_no_part_of_a_command_but_has_no_line_break(
     values["base_model"] = model | {"path": "my $models/one `of` them.gguf"}
     parse_params(values, "params.yaml")
     values["base_model"] = model | {"path": "one\x00.gguf"}
-    with pytest.raises(ParamsError, match=r"base_model\.gguf\.path: .*control characters"):
+    with pytest.raises(ParamsError, match=r"base_model\.path: .*control characters"):
         parse_params(values, "params.yaml")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dlplora.errors import GenerationError
+from dlplora.errors import GenerationError, ParamsError
 from dlplora.words import Policy
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def generate(
     log: Annotated[Path | None, typer.Option(help="Append every decision to this file.")] = None,
     data: DataOption = Path("data"),
 ) -> None:
-    """Answer a prompt, word by word, by the adapters that a router chooses.
+    """Answer a prompt, word by word, by a system: adapters, and a router that chooses them.
 
     Example: dlplora generate "Today I paint. Yesterday I " --trace
     """
@@ -78,7 +78,10 @@ def generate(
         stop=tuple(stop or ()),
     )
     asked = _read(prompt)
-    names = compare.split(",") if compare else []
+    names = [] if compare is None else [name.strip() for name in compare.split(",")]
+    if names and (system is not None or len(set(names)) < len(names)):
+        wrong = "a --system" if system is not None else f"{compare!r}"
+        raise ParamsError(f"--compare takes different systems A,B,… and no --system; found {wrong}")
     systems = Systems(data, names or [system])
     request = Request(asked, sampling, policy=policy)
 

@@ -84,4 +84,4 @@ def expert_training_of(params: Params, cluster: str) -> Adapter:
 
 def _overridden(adapter: Adapter, overrides: dict[str, Any], source: str) -> Adapter:
     merged = adapter.model_dump() | overrides
-    return checked(lambda: Adapter.model_validate(merged), source)
+    return checked(Adapter, merged, "params.yaml", within=source)

@@ -1,7 +1,7 @@
 """What sections of parameters are made of: names, counts, and the frozen section itself."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Collection, Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, TypeVar
 
@@ -13,10 +13,12 @@ from pydantic import (
     Field,
     ValidationError,
 )
+from pydantic_core import ErrorDetails
 
 from dlplora.errors import ParamsError, choices
 
 T = TypeVar("T")
+M = TypeVar("M", bound="Section")
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _UNQUOTABLE = re.compile(r'["$`\\]')  # what a shell reads between double quotes
@@ -100,13 +102,43 @@ def named(section: dict[str, T], name: str, title: str) -> T:
     return section[name]
 
 
-def checked(validate: Callable[[], T], source: str) -> T:
-    """Return what `validate` makes; `ParamsError` says which value of `source` is wrong."""
+def checked(kind: type[M], values: object, source: str, *, within: str = "") -> M:
+    """Make a section of parsed YAML; `ParamsError` says which value of the file is wrong.
+
+    `source` is the file, `within` where in it the values stand.
+    """
     try:
-        return validate()
+        return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        found = repr(first["input"])[:80]
-        raise ParamsError(f"{source}: {where}: {first['msg']}; found {found}{more}") from error
+        where = ".".join(filter(None, [within, *_keys(first["loc"], values)])) or "the whole file"
+        raise ParamsError(f"{source}: {where}: {_told(first)}{more}") from error
+
+
+def _keys(loc: Sequence[int | str], values: object) -> list[str]:
+    """Return where a value stands in a file, without pydantic's names for what it tried there."""
+    parts = []
+    for part in loc:
+        if isinstance(values, dict | list) and part in _keys_of(values):
+            parts.append(part)
+            values = values[part]  # type: ignore[index]
+        elif isinstance(values, dict | list) and part == loc[-1] and part != "[key]":
+            parts.append(part)  # it is missing
+    return [str(part) for part in parts]
+
+
+def _keys_of(values: dict[int | str, object] | list[object]) -> Collection[int | str]:
+    return values.keys() if isinstance(values, dict) else range(len(values))
+
+
+def _told(error: ErrorDetails) -> str:
+    """Say what is wrong with a value, and which it was."""
+    if error["type"] == "missing":
+        return "is missing"
+    if error["type"] == "union_tag_not_found":
+        return "has no kind"
+    if error["type"] == "union_tag_invalid":
+        return f"no kind {error['ctx']['tag']!r}; there are: {error['ctx']['expected_tags']}"
+    found = repr(error["input"])[:80]
+    return f"{error['msg'].removeprefix('Value error, ')}; found {found}"

@@ -3,16 +3,22 @@
 from pathlib import Path
 
 from dlplora.errors import ParamsError, choices
-from dlplora.params.derived import embedder_names, expert_training_of
+from dlplora.params.derived import (
+    adapter_of,
+    embedder_names,
+    expert_training_of,
+    joint_of,
+    router_names,
+)
 from dlplora.params.fields import checked, named
-from dlplora.params.project import PARAMS_FILE, REFERENCE, Params
-from dlplora.params.systems import OverClusters
+from dlplora.params.project import BASE, PARAMS_FILE, REFERENCE, Params
+from dlplora.params.systems import OverClusters, SystemEntry
 from dlplora.params.yaml import read_yaml
 
 
 def parse_params(values: object, source: str) -> Params:
     """Check parsed YAML against the sections; `source` names the file in errors."""
-    params = checked(lambda: Params.model_validate(values), source)
+    params = checked(Params, values, source)
     trained, imported = set(params.adapters), set(params.imported_adapters)
     if both := trained & imported:
         raise ParamsError(f"{source}: {choices(both)}: in adapters and in imported_adapters")
@@ -30,7 +36,11 @@ def parse_params(values: object, source: str) -> Params:
 
 
 def _check_overrides(params: Params, source: str) -> None:
-    """Raise `ParamsError` if items may have another length in one training than in others."""
+    """Raise `ParamsError` on overrides that cannot be, or that give items another length."""
+    for task in params.adapters:
+        adapter_of(params, task)
+    for name in params.joint:
+        joint_of(params, name)
     overrides = {f"adapters.{name}": row for name, row in params.adapters.items()}
     overrides |= {f"joint.{name}": row for name, row in params.joint.items()}
     overrides |= {f"experts.{name}.training": row.training for name, row in params.experts.items()}
@@ -75,6 +85,8 @@ def _check_systems(params: Params, source: str) -> None:
             f"{source}: default_system is {params.default_system}; expected a system that needs no "
             f"task: {choices(known)}"
         )
+    for name, system in params.systems.items():
+        _check_inputs(params, f"{source}: systems.{name}", system)
     reference = named(params.systems, REFERENCE, "systems")
     if "iid" not in reference.settings:
         raise ParamsError(f"{source}: systems.{REFERENCE}.settings: expected iid among them")
@@ -90,6 +102,26 @@ def _check_systems(params: Params, source: str) -> None:
                     f"{source}: systems.{name}.policy is route_once; expected keep or refill: a "
                     f"prompt of {setting} has several tasks"
                 )
+
+
+def _check_inputs(params: Params, where: str, system: SystemEntry) -> None:
+    """Raise `ParamsError` unless a system names the inputs that its kind reads, and no others."""
+    for field in ("adapters", "artifact", "router"):
+        path = getattr(system, field)
+        if field not in system.needs:
+            if path != BASE:
+                raise ParamsError(
+                    f"{where}.{field} is {path}; expected {BASE}: its kind reads no {field}"
+                )
+        elif field == "router":
+            routers = [f"data/routers/{name}" for name in router_names(params)]
+            if path not in routers:
+                raise ParamsError(f"{where}.router is {path}; there are: {choices(routers)}")
+        elif path == BASE:
+            raise ParamsError(
+                f"{where}.{field} is {path}; its kind reads {field}: name a folder that a "
+                f"stage writes"
+            )
 
 
 def _check_embedding(params: Params, source: str) -> None:

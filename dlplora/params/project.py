@@ -19,6 +19,7 @@ from dlplora.params.systems import Evaluation, System
 from dlplora.params.training import Adapter, Experts, ImportedAdapter, LoraHub, Merge
 
 PARAMS_FILE = Path("params.yaml")
+BASE = "data/base"  # stands where a system reads no folder of its own
 REFERENCE = "single"  # the system that others are compared with: each task by its own adapter
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from dlplora.params.fields import Count, DataPath, Name, Section
 from dlplora.words import Policy, Setting
@@ -11,21 +11,29 @@ Weighting = Literal["renormalise", "softmax_probabilities", "softmax_logits", "e
 LogoScore = Literal["norm", "entropy"]
 
 
+def _different(settings: list[Setting]) -> list[Setting]:
+    if len(set(settings)) < len(settings):
+        raise ValueError("expected each setting once")
+    return settings
+
+
 class SystemEntry(Section):
     """What every system says: its inputs, when it routes again, and where it is evaluated.
 
     `adapters` is a folder of one adapter for each task, `artifact` what else the system is built
     from, `router` a trained router. Where a kind needs none of them, `data/base` stands instead.
-    A kind whose `needs_task` is set is an oracle: it needs the task of a question.
+    A kind whose `needs_task` is set is an oracle: it needs the task of a question. `needs` are the
+    inputs that a kind reads.
     """
 
     needs_task: ClassVar[bool] = False
+    needs: ClassVar[tuple[Literal["adapters", "artifact", "router"], ...]] = ()
 
     adapters: DataPath
     artifact: DataPath
     router: DataPath
     policy: Policy
-    settings: list[Setting]
+    settings: Annotated[list[Setting], AfterValidator(_different)]
 
 
 class BaseSystem(SystemEntry):
@@ -38,6 +46,7 @@ class ByTask(SystemEntry):
     """Each task by its own of the `adapters`."""
 
     needs_task = True
+    needs = ("adapters",)
     kind: Literal["by_task"]
 
 
@@ -51,24 +60,28 @@ class ExpertsByTask(OverClusters):
     """CGC-LoRA: each task by its experts, folded into one adapter."""
 
     needs_task = True
+    needs = ("artifact",)
     kind: Literal["experts_by_task"]
 
 
 class Fixed(SystemEntry):
     """The adapter in `artifact` for every prompt."""
 
+    needs = ("artifact",)
     kind: Literal["fixed"]
 
 
 class RandomSystem(SystemEntry):
     """One adapter at random for each prompt."""
 
+    needs = ("adapters",)
     kind: Literal["random"]
 
 
 class UniformSystem(SystemEntry):
     """All adapters for every prompt."""
 
+    needs = ("adapters",)
     kind: Literal["uniform"]
 
 
@@ -89,18 +102,21 @@ class TopK(Section):
 class TopPSystem(SystemEntry, TopP):
     """The likeliest tasks of `router`, down to a sum."""
 
+    needs = ("adapters", "router")
     kind: Literal["top_p"]
 
 
 class TopKSystem(SystemEntry, TopK):
     """The k likeliest tasks of `router`."""
 
+    needs = ("adapters", "router")
     kind: Literal["top_k"]
 
 
 class FusionSystem(SystemEntry):
     """The k likeliest adapters of `router`, their matrices averaged into one."""
 
+    needs = ("adapters", "router")
     kind: Literal["fusion"]
     k: Count
 
@@ -113,6 +129,7 @@ class LogoSystem(SystemEntry):
     over those.
     """
 
+    needs = ("adapters",)
     kind: Literal["logo"]
     score: LogoScore
     k: Count
@@ -124,12 +141,14 @@ class LogoSystem(SystemEntry):
 class GatedExperts(OverClusters):
     """The experts of clusters, mixed by their gate over `router`."""
 
+    needs = ("artifact", "router")
     kind: Literal["gated_experts"]
 
 
 class ArrowSystem(SystemEntry):
     """For each token and layer the `top_k` adapters nearest to it, weighted by a softmax."""
 
+    needs = ("adapters",)
     kind: Literal["arrow"]
     top_k: Count
     temperature: Annotated[float, Field(gt=0)]

@@ -1,5 +1,6 @@
 """YAML by the rules that DVC reads it by: of version 1.2, where `no` and `on` are words."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,14 @@ def read_yaml(file: Path) -> Any:
 def parse_yaml(text: str, source: str) -> Any:
     """Parse a text of YAML; `source` names it in errors. Raises `ParamsError` if it is none."""
     from ruamel.yaml import YAML
+    from ruamel.yaml.constructor import DuplicateKeyError
     from ruamel.yaml.error import YAMLError
 
     try:
         return YAML(typ="safe").load(text)
+    except DuplicateKeyError as error:
+        key = re.findall(r'duplicate key "(.*?)"', error.problem)
+        line = error.problem_mark.line + 1
+        raise ParamsError(f"{source}, line {line}: {key[0]} stands twice") from error
     except (YAMLError, ValueError) as error:  # ValueError: of a date that is none
         raise ParamsError(f"{source}: {' '.join(str(error).split())}") from error

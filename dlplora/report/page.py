@@ -93,11 +93,12 @@ def _learned(inputs: Inputs) -> list[str]:
 
 def _content(inputs: Inputs) -> Mapping[str, Any]:
     comparison = inputs.comparison
+    settings = [comparison, *inputs.multi_question.values()]
     return {
         "reference": comparison.reference,
         "headline": [comparison.summaries[name] for name in _headline(inputs)],
         "default": comparison.summaries.get(comparison.default),
-        "num_systems": len(comparison.summaries),
+        "num_systems": len({name for found in settings for name in found.summaries}),
         "num_items": sum(
             task.n for task in comparison.summaries[comparison.reference].tasks.values()
         ),

@@ -101,6 +101,8 @@ class Systems:
         systems = self._params.systems
         chosen = self._params.default_system if name is None else name
         system, colon, task = chosen.partition(":")
+        if not system or (colon and not task):
+            raise ParamsError(f"the system is {chosen!r}; expected NAME, or NAME:TASK")
         if system not in systems:
             known = [f"{key}:TASK" if row.needs_task else key for key, row in systems.items()]
             raise ParamsError(f"params.yaml: no systems.{system}; there are: {choices(known)}")

@@ -62,10 +62,12 @@ def test_the_caption_of_a_system_follows_its_params(
     values: dict[str, Any], name: str, change: dict[str, Any], expected: str
 ) -> None:
     logo = {"score": "norm", "k": 2, "block": "last", "projection": "q_proj", "neutral": []}
+    values["routers"]["other"] = values["routers"]["mlp"]
+    own = {"adapters": "data/adapters"}
     values["systems"] |= {
-        "fused": system_entry("fusion", k=2),
-        "logo": system_entry("logo", **logo),
-        "arrow": system_entry("arrow", top_k=2, temperature=1.0),
+        "fused": system_entry("fusion", **own, router="data/routers/mlp", k=2),
+        "logo": system_entry("logo", **own, **logo),
+        "arrow": system_entry("arrow", **own, top_k=2, temperature=1.0),
         "joined": system_entry("fixed", artifact="data/joint/all"),
     }
     before = caption(parse_params(values, "params.yaml").systems[name])

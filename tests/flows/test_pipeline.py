@@ -132,7 +132,7 @@ def test_a_target_brings_what_it_needs_and_no_more(tree: Tree) -> None:
             lambda values: values["flow"]["limits"].pop("training"),
             "flow.limits has no training",
         ),
-        ([], lambda values: values.pop("seed"), "params.yaml: seed: Field required"),
+        ([], lambda values: values.pop("seed"), "params.yaml: seed: is missing"),
     ],
 )
 def test_a_mistake_is_one_line(tree: Tree, targets: list[str], change: object, said: str) -> None:

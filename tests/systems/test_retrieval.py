@@ -33,6 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Retriever]:
     (folder / "data/routers/near").mkdir()
     retriever.save(folder / "data/routers/near")
     values = yaml.safe_load((folder / "params.yaml").read_text())
+    values["routers"]["near"] = values["routers"]["mlp"]
     values["systems"]["nearest"] = system_entry(
         "top_k", adapters="data/adapters", router="data/routers/near", **NEAREST.model_dump()
     )
