@@ -3,6 +3,8 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -99,37 +101,41 @@ def _composites(
     examples: Mapping[str, Sequence[Example]], params: Balance, seed: int
 ) -> list[Composite]:
     sizes = [size for size in params.parts if size <= len(examples)]
-    count = params.composites if sizes else 0
-    drawn = []
-    for number in range(count):
-        parts = draw_parts(examples, sizes[number % len(sizes)], seed=seed, number=number)
-        questions = tuple(part.question for part in parts)
-        drawn.append(
-            Composite(
-                text=composite_text(questions),
-                questions=questions,
-                answers=tuple(part.answers[0] for part in parts),
-                tasks=tuple(part.task for part in parts),
-            )
+    drawn = [draw_questions(examples, n, count=params.composites, seed=seed) for n in sizes]
+    return [
+        Composite(
+            text=composite_text([part.question for part in parts]),
+            questions=tuple(part.question for part in parts),
+            answers=tuple(part.answers[0] for part in parts),
+            tasks=tuple(part.task for part in parts),
         )
-    return drawn
+        for parts in islice(chain.from_iterable(zip(*drawn, strict=True)), params.composites)
+    ]
 
 
-def draw_parts(
-    examples: Mapping[str, Sequence[Example]], size: int, *, seed: int, number: int
-) -> list[Example]:
-    """Draw one example of each of so many tasks, for the composite of a number.
+def draw_questions(
+    examples: Mapping[str, Sequence[Example]], size: int, *, count: int, seed: int
+) -> list[list[Example]]:
+    """Draw the questions of `count` composites, each of so many different tasks.
 
-    Tasks and examples are those of the least hashes, so that others change nothing by being there.
+    Tasks take turns to be in one; the others, the questions and their order are drawn by hashes. So
+    another task changes none of the composites that it is not part of.
     """
 
-    def rank(name: str) -> bytes:
-        return hashlib.sha256(f"{seed}\0{size}\0{number}\0{name}".encode()).digest()
+    def rank(*names: object) -> bytes:
+        return hashlib.sha256("\0".join(map(str, (seed, size, *names))).encode()).digest()
 
-    return [
-        min(examples[task], key=lambda example: rank(example.id))
-        for task in sorted(examples, key=rank)[:size]
-    ]
+    turns = sorted(examples, key=rank)
+    drawn = []
+    for number in range(count):
+        turn, place = divmod(number, len(turns))
+        own = turns[place]
+        others = sorted(examples.keys() - {own}, key=partial(rank, own, turn))
+        tasks = sorted([own, *others[: size - 1]], key=partial(rank, own, turn, "order"))
+        drawn.append(
+            [min(examples[task], key=lambda row: rank(own, turn, row.id)) for task in tasks]
+        )
+    return drawn
 
 
 def states_of(composite: Composite) -> list[Labelled]:

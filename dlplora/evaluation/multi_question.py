@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from dlplora.data.balance import composite_text, draw_parts
+from dlplora.data.balance import composite_text, draw_questions
 from dlplora.engine.answers import Request
 from dlplora.engine.runner import Runner
 from dlplora.errors import DataError
@@ -49,13 +49,9 @@ def multi_question_batches(
 def draw_prompts(
     tests: Sequence[TaskItems], *, questions: int, count: int, seed: int
 ) -> list[list[Example]]:
-    """Draw the questions of `count` prompts, each of different tasks.
-
-    Each prompt is drawn by hashes of its own: another task leaves those as they were that it is
-    not part of.
-    """
+    """Draw the questions of `count` prompts, each of different tasks, as router data does."""
     examples = {test.name: test.examples for test in tests}
-    return [draw_parts(examples, questions, seed=seed, number=row) for row in range(count)]
+    return draw_questions(examples, questions, count=count, seed=seed)
 
 
 def _request(parts: Sequence[Example], tasks: Mapping[str, Task], system: System) -> Request:
