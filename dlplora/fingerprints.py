@@ -11,24 +11,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import grimp
-from grimp.exceptions import SourceSyntaxError
+from pydantic import ValidationError
 
 from dlplora.errors import DlpLoraError, one_line
-from dlplora.libraries import CONSTRAINTS, pinned_versions
+from dlplora.libraries import CONSTRAINTS, check_installed, pinned_versions
+from dlplora.records.files import read_json, record_of
 
 PACKAGES = ("dlplora", "tasks")
-# What changes no result: errors, locks, what shows, times and starts, and the sections of params,
-# whose values are tracked.
+# What changes no result: errors, locks, what shows, times, checks and starts, and the sections of
+# params, whose values are tracked.
 _NO_MATTER = {
     "dlplora.errors",
     "dlplora.scratch",
     "dlplora.stage",
     "dlplora.edge",
     "dlplora.libraries",
+    "dlplora.fingerprints",
 }
 _NO_MATTER_PACKAGES = ("dlplora.params.", "dlplora.warm.")
-_DERIVED = "dlplora.params.derived"  # the logic between sections is tracked by nothing else
+# The logic between sections of params is tracked by nothing else.
+_LOGIC = {"dlplora.params.overrides", "dlplora.params.names"}
 _TEMPLATE = ".jinja"
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -50,13 +52,17 @@ def stage_codes(root: Path) -> dict[str, StageCode]:
 
     Raises `DlpLoraError` if a file is not Python, or if no version of a library is pinned.
     """
+    import grimp
+    from grimp.exceptions import SourceSyntaxError
+
     try:
         graph = grimp.build_graph(*PACKAGES, cache_dir=None, include_external_packages=True)
     except SourceSyntaxError as error:
         raise DlpLoraError(f"{error.filename}: not Python: line {error.lineno}") from error
-    for module in graph.find_modules_that_directly_import(_DERIVED):
-        if f"{module}.".startswith(_NO_MATTER_PACKAGES):  # it checks the file, for every stage
-            graph.remove_import(importer=module, imported=_DERIVED)
+    for logic in _LOGIC:
+        for module in graph.find_modules_that_directly_import(logic):
+            if f"{module}.".startswith(_NO_MATTER_PACKAGES):  # checks the file, for every stage
+                graph.remove_import(importer=module, imported=logic)
     found: dict[str, str] = {}
     codes = {}
     for stage in sorted(graph.find_children("tasks")):
@@ -76,10 +82,30 @@ def stage_codes(root: Path) -> dict[str, StageCode]:
     return codes
 
 
+def check_code(file: Path, root: Path) -> None:
+    """Raise `DlpLoraError` if a stage's code or libraries are not those that its file tells.
+
+    Code is compared if it is newer than the file: it may have been edited while a pipeline runs.
+    Without the file there is nothing to compare.
+    """
+    if not file.is_file():
+        return
+    try:
+        code = record_of(StageCode, read_json(file))
+    except ValidationError as error:
+        raise DlpLoraError(f"{file}: of another version; run `dvc repro code` first") from error
+    told = file.stat().st_mtime_ns
+    for name, known in code.files.items():
+        path = root / name
+        if not path.is_file() or (path.stat().st_mtime_ns > told and fingerprint(path) != known):
+            raise DlpLoraError(
+                f"{path}: changed since the stage `code` ran; run `make repro` again"
+            )
+    check_installed(code.libraries)
+
+
 def _matters(module: str) -> bool:
-    if module == _DERIVED:
-        return True
-    return (
+    return module in _LOGIC or (
         module.startswith(tuple(f"{package}." for package in PACKAGES))
         and module not in _NO_MATTER
         and not f"{module}.".startswith(_NO_MATTER_PACKAGES)
@@ -111,7 +137,7 @@ def fingerprint(file: Path) -> str:
         for node in ast.walk(tree):
             if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
                 node.body[0] = ast.Pass()
-        content = repr(_plain(tree)).encode()
+        content = ascii(_plain(tree)).encode()
     return hashlib.sha256(content).hexdigest()
 
 

@@ -1,12 +1,11 @@
 """The libraries that a stage computes with: the versions that are pinned, and those installed."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from dlplora.errors import DlpLoraError, choices
-from dlplora.records.files import read_json
 
 CONSTRAINTS = Path("constraints.txt")
 # Names of packages that are not those of their distributions.
@@ -15,14 +14,13 @@ _DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "vl_convert": "vl-convert-python",
 }
-# Libraries that others compute with, though the stage may not import them itself.
+# Libraries that others compute with, and that no module of ours imports.
 _REQUIRED = {
-    "altair": ("vl-convert-python",),
-    "peft": ("torch", "transformers"),
-    "rouge-score": ("nltk",),
+    "datasets": ("pandas",),
+    "nevergrad": ("bayesian-optimization", "cma"),
+    "sacrebleu": ("ipadic", "mecab-python3"),
     "scikit-learn": ("scipy",),
-    "sentence-transformers": ("torch", "transformers"),
-    "transformers": ("tokenizers",),
+    "transformers": ("jinja2", "tokenizers"),
 }
 _NO_MATTER = {"grimp", "psutil"}  # they read code and processes, and decide no result
 
@@ -49,16 +47,14 @@ def pinned_versions(packages: Iterable[str], constraints: Path) -> dict[str, str
     return {name: pins[name] for name in sorted(found)}
 
 
-def check_installed(code: Path) -> None:
-    """Raise `DlpLoraError` if an installed library is not what a stage's code file pins.
+def check_installed(pins: Mapping[str, str]) -> None:
+    """Raise `DlpLoraError` if an installed library is not of its pinned version.
 
-    Local labels such as +cpu do not count. Without the file there is nothing to compare.
+    Local labels such as +cpu do not count.
     """
-    if not code.is_file():
-        return
     odd = [
         f"{name} {found or 'missing'} (pinned: {pin})"
-        for name, pin in read_json(code)["libraries"].items()
+        for name, pin in pins.items()
         if (found := _installed(name)) != _unlabelled(pin)
     ]
     if odd:

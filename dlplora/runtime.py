@@ -5,13 +5,13 @@ import platform
 import random
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from dlplora.cpu import cpu_flags, cpu_name
 from dlplora.errors import ParamsError
 from dlplora.params.project import Runtime
 
@@ -71,23 +71,16 @@ def _device() -> torch.device:
 
 
 def surroundings(model: nn.Module) -> dict[str, Any]:
-    """Describe what a model's bytes depend on besides weights, inputs and code."""
+    """Describe what a model's bytes depend on besides weights, inputs and code; as JSON."""
     first = next(model.parameters())
+    is_cuda = first.device.type == "cuda"
     return {
         "dtype": str(first.dtype),
         "threads": torch.get_num_threads(),
-        "processor": _processor(first.device),
+        "torch": torch.__version__,  # with its build
+        "device": torch.cuda.get_device_name(first.device) if is_cuda else first.device.type,
+        "processor": [cpu_name(), torch.backends.cpu.get_cpu_capability(), *cpu_flags()],
     }
-
-
-def _processor(device: torch.device) -> str:
-    """Name what computes on a device: other chips and instructions give other bytes."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{next(names, platform.processor())}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -97,8 +90,7 @@ def has_bfloat16(device: torch.device) -> bool:
     if platform.system() == "Darwin":
         asked = ["sysctl", "-n", "hw.optional.arm.FEAT_BF16"]
         return subprocess.run(asked, capture_output=True, check=False).stdout.strip() == b"1"
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and not _BFLOAT16_FLAGS.isdisjoint(cpuinfo.read_text().split())
+    return not _BFLOAT16_FLAGS.isdisjoint(cpu_flags())
 
 
 def is_supported(dtype: str) -> bool:

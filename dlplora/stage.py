@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dlplora import warm
 from dlplora.edge import one_line_errors, refuse_other_code, set_up_process, show_messages
 from dlplora.errors import DlpLoraError
-from dlplora.libraries import check_installed
+from dlplora.fingerprints import check_code
 from dlplora.params.fields import is_plain
 from dlplora.records.files import write_json
 from dlplora.scratch import alone
@@ -42,7 +42,7 @@ def run(main: Callable[..., None]) -> None:
     pipeline, name = _starter(), stage_name()
     with one_line_errors():
         refuse_other_code()
-        check_installed(code_file())
+        check_code(code_file(), Path())
         with alone(name):
             if _starter() != pipeline:
                 raise DlpLoraError(f"{name}: the pipeline that started it has ended; not run")

@@ -10,7 +10,7 @@ from dlplora.models import load_base
 from dlplora.params.fields import named
 from dlplora.params.load import load_params
 from dlplora.records.examples import read_examples
-from dlplora.records.files import file_sha256, written_folder
+from dlplora.records.files import folder_sha256, written_folder
 from dlplora.runtime import set_up, surroundings
 from dlplora.scratch import ANSWERS
 from dlplora.stage import code_file, progress, run, write_timing
@@ -39,13 +39,12 @@ def main(
     store = AnswerStore(
         ANSWERS,
         max_mib=params.answers.max_mib,
-        surroundings=[file_sha256(code_file()), loaded.fingerprint, surroundings(loaded.model)],
+        surroundings=[folder_sha256(code_file()), folder_sha256(base), surroundings(loaded.model)],
     )
     settings = [setting for setting in NUM_QUESTIONS if system in systems_in(setting, params)]
     seconds: dict[str, float] = {}
-    with progress(
-        f"evaluate {system}", total=num_prompts(settings, items, params.evaluation)
-    ) as advance:
+    title, total = f"evaluate {system}", num_prompts(settings, items, params.evaluation)
+    with store, progress(title, total=total) as advance:
         for setting, found in evaluate(
             build(entry, inputs),
             items,
@@ -61,7 +60,6 @@ def main(
     for setting in NUM_QUESTIONS.keys() - seconds.keys():  # DVC wants every folder, none empty
         with written_folder(scores / setting / system) as folder:
             (folder / "not_asked").touch()
-    store.finish()
     write_timing(timing, parts=seconds)
 
 

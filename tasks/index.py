@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from dlplora.params.derived import embedder_names
 from dlplora.params.load import load_params
+from dlplora.params.names import embedder_names
 from dlplora.records.examples import read_examples
 from dlplora.routing.embedding import Embedder
 from dlplora.routing.retriever import embed_adapter, write_index

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from dlplora.models import load_base
-from dlplora.params.derived import joint_of
 from dlplora.params.load import load_params
+from dlplora.params.overrides import joint_of
 from dlplora.records.examples import examples_path, read_examples
 from dlplora.runtime import set_up
 from dlplora.scratch import checkpoint_folder, is_awaited

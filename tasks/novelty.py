@@ -4,9 +4,9 @@ from pathlib import Path
 
 from dlplora.data.ingest import ingest
 from dlplora.evaluation.novelty import measure_novelty
-from dlplora.params.derived import router_names
 from dlplora.params.fields import named
 from dlplora.params.load import load_params
+from dlplora.params.names import router_names
 from dlplora.records.examples import read_examples
 from dlplora.records.novelty import write_novelty
 from dlplora.routing.build import load_classifier

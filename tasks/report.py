@@ -3,10 +3,11 @@
 import logging
 from pathlib import Path
 
-from dlplora.params.derived import router_names, timed_stages
 from dlplora.params.load import load_params
+from dlplora.params.names import router_names
 from dlplora.report.inputs import read_inputs
 from dlplora.report.page import write_report
+from dlplora.report.stages import timed_stages
 from dlplora.stage import run
 
 logger = logging.getLogger(f"dlplora.{__name__}")

@@ -10,10 +10,10 @@ import yaml
 
 from dlplora.evaluation.settings import NUM_QUESTIONS
 from dlplora.fingerprints import PACKAGES
-from dlplora.params.derived import STAGE_SECTIONS
 from dlplora.params.load import load_params
 from dlplora.params.project import Params
 from dlplora.records.comparison import Comparison, write_comparisons
+from dlplora.report.stages import STAGE_SECTIONS
 from dlplora.words import Setting
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +49,7 @@ def test_git_keeps_what_dvc_does_not_cache() -> None:
     assert uncached == {path for path in seen if path.endswith(".json")}
 
 
-DERIVED = {  # the sections that functions of dlplora/params/derived.py read
+DERIVED = {  # the sections that functions of these modules read
     "adapter_of": {"adapter", "adapters"},
     "joint_of": {"adapter", "joint"},
     "expert_training_of": {"adapter", "experts"},
@@ -110,8 +110,11 @@ def test_the_report_shows_the_timings_that_stages_write() -> None:
 
 
 def test_all_that_is_derived_from_params_has_its_sections_here() -> None:
-    tree = ast.parse((ROOT / "dlplora/params/derived.py").read_text())
-    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    files = ("params/overrides.py", "params/names.py", "report/stages.py")
+    trees = [ast.parse((ROOT / "dlplora" / file).read_text()) for file in files]
+    functions = {
+        node.name for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)
+    }
     assert {name for name in functions if not name.startswith("_")} == DERIVED.keys()
 
 

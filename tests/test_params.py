@@ -15,9 +15,9 @@ from pydantic import BaseModel, ValidationError
 
 from dlplora import params as params_package
 from dlplora.errors import ParamsError
-from dlplora.params.derived import adapter_of, expert_training_of
 from dlplora.params.fields import Section, is_identifier, named
 from dlplora.params.load import load_params, parse_params
+from dlplora.params.overrides import adapter_of, expert_training_of
 
 HEADER = ("seed", "runtime", "flow", "answers", "log", "base_model")
 ROUTERS = ("routers", "embedding_routers")

@@ -18,9 +18,9 @@ from dvc.utils.serialize import load_yaml
 
 from dlplora.data.ingest import ingest
 from dlplora.errors import AdapterError, DataError, DlpLoraError, ParamsError
-from dlplora.params.derived import adapter_of
 from dlplora.params.inputs import Splits
 from dlplora.params.load import load_params
+from dlplora.params.overrides import adapter_of
 from dlplora.project import own_tasks
 from dlplora.project.clusters import set_clusters
 from dlplora.project.files import Project, set_dtype

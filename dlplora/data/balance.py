@@ -101,7 +101,8 @@ def _composites(
     examples: Mapping[str, Sequence[Example]], params: Balance, seed: int
 ) -> list[Composite]:
     sizes = [size for size in params.parts if size <= len(examples)]
-    drawn = [draw_questions(examples, n, count=params.composites, seed=seed) for n in sizes]
+    count = -(-params.composites // max(len(sizes), 1))  # of each size
+    drawn = [draw_questions(examples, size, count=count, seed=seed) for size in sizes]
     return [
         Composite(
             text=composite_text([part.question for part in parts]),

@@ -9,11 +9,14 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dlplora.errors import DlpLoraError
 from dlplora.records.files import atomic_write, delete_abandoned, record_of
 from dlplora.records.routes import Route
 from dlplora.records.scores import OptionScores
@@ -40,78 +43,94 @@ class Answered:
         return [*begun, *[("", self.routes[-1])] * (count - len(begun))]
 
 
+@dataclass(frozen=True)
+class AnsweredBatch:
+    """The prompts of a batch as they were answered, and the seconds that it took then."""
+
+    answered: tuple[Answered, ...]
+    seconds: float
+
+
 class AnswerStore:
-    """A folder of answered batches.
+    """A folder of answered batches, used in a `with` block.
 
     Two processes may share it: an entry is written atomically and checked when it is read. If the
     folder cannot be written or read, one warning says so, and no more answers are kept.
 
     Args:
         folder: Where the entries stand.
-        max_mib: What they may take; 0 keeps none.
+        max_mib: What they may take when the block ends; 0 keeps none.
         surroundings: What all answers depend on – base model, code, machine –, as JSON.
     """
 
     def __init__(self, folder: Path, *, max_mib: int, surroundings: Any) -> None:
-        self._folder = folder if max_mib else None
-        self._surroundings = surroundings
+        self._folder = folder
+        self._is_used = max_mib > 0
         self._max_bytes = max_mib * _MIB
+        self._surroundings = surroundings
         self.num_found = 0  # batches that were here
         self.num_answered = 0  # and those that were not
 
-    def batch(self, decides: Any, answer: Callable[[], list[Answered]]) -> list[Answered]:
-        """Return what a batch was answered before, or else answer it and keep that.
+    def __enter__(self) -> "AnswerStore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Say what was found, and delete the entries unused for longest if there are too many."""
+        logger.info(
+            "%d batches answered, %d found in %s", self.num_answered, self.num_found, self._folder
+        )
+        with suppress(OSError):
+            _trim(self._folder, self._max_bytes)
+
+    def batch(self, decides: Any, answer: Callable[[], list[Answered]]) -> AnsweredBatch:
+        """Return how a batch was answered before, or else answer it and keep that.
 
         `decides` is what else the answers depend on, as JSON.
         """
         told = json.dumps([self._surroundings, decides])
         name = hashlib.sha256(told.encode()).hexdigest()
-        found = self._guarded(lambda folder: _read(_file(folder, name)))
+        file = self._folder / name[:2] / f"{name}.json"
+        found = self._guarded(lambda: _read(file))
         if found is not None:
             self.num_found += 1
             return found
-        made = answer()
+        start = time.perf_counter()
+        answered = tuple(answer())
+        made = AnsweredBatch(answered, time.perf_counter() - start)
         self.num_answered += 1
-        self._guarded(lambda folder: _write(_file(folder, name), made))
+        self._guarded(lambda: _write(file, made))
         return made
 
-    def finish(self) -> None:
-        """Say what was found, and delete the entries unused for longest if there are too many."""
-        told = f"{self.num_answered} batches answered"
-        if self._folder is not None:
-            told += f", {self.num_found} found in {self._folder}"
-        logger.info(told)
-        self._guarded(lambda folder: _trim(folder, self._max_bytes))
-
-    def _guarded(self, action: Callable[[Path], T]) -> T | None:
-        if self._folder is None:
+    def _guarded(self, action: Callable[[], T]) -> T | None:
+        if not self._is_used:
             return None
         try:
-            return action(self._folder)
+            return action()
         except OSError as error:
             logger.warning("%s: %s; answers are not kept", self._folder, error.strerror or error)
-            self._folder = None
+            self._is_used = False
             return None
 
 
-def _file(folder: Path, name: str) -> Path:
-    return folder / name[:2] / f"{name}.json"
-
-
-def _read(file: Path) -> list[Answered] | None:
+def _read(file: Path) -> AnsweredBatch | None:
     """Read an entry and note its use; None if there is none, or a damaged one."""
     try:
         checksum, _, content = file.read_bytes().partition(b"\n")
-        os.utime(file)
     except FileNotFoundError:
         return None
     if hashlib.sha256(content).hexdigest().encode() != checksum:
         return None
-    return record_of(list[Answered], json.loads(content))
+    try:
+        found = record_of(AnsweredBatch, json.loads(content))
+    except (ValueError, DlpLoraError):  # of another version
+        return None
+    with suppress(OSError):  # another user's, perhaps
+        os.utime(file)
+    return found
 
 
-def _write(file: Path, answered: list[Answered]) -> None:
-    content = json.dumps([asdict(one) for one in answered], ensure_ascii=False).encode()
+def _write(file: Path, batch: AnsweredBatch) -> None:
+    content = json.dumps(asdict(batch), ensure_ascii=False).encode()
     with atomic_write(file) as aside:
         aside.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import Any
 
 from dlplora.engine.answers import Request
 from dlplora.engine.runner import Runner
-from dlplora.evaluation.answer_store import Answered, AnswerStore
+from dlplora.evaluation.answer_store import Answered, AnsweredBatch, AnswerStore
 from dlplora.evaluation.items import Prompt
-from dlplora.lora.layout import PairsByPath, pairs_sha256
 from dlplora.records.routes import Route
 from dlplora.routing.base import Probe
 from dlplora.systems.system import System
@@ -25,31 +25,36 @@ class Answering:
         self._runner = runner
         self._system = system
         self._store = store
-        self._hashes: dict[int, tuple[PairsByPath, str]] = {}
 
-    def answer(self, prompts: Sequence[Prompt]) -> list[Answered]:
-        """Return the answer to each prompt of a batch, and the scores of its options."""
+    @cached_property
+    def _whole_system(self) -> str:
+        return self._system.sha256()
+
+    def answer(self, prompts: Sequence[Prompt]) -> AnsweredBatch:
+        """Return the answers to the prompts of a batch, with the scores of options."""
         requests = self._routed([prompt.request for prompt in prompts])
+        ids = [self._runner.base.chat.prompt(request.prompt) for request in requests]
         is_known = all(_is_known(request) for request in requests)
         asked = [
             (
                 request.prompt,
-                self._runner.base.chat.prompt(request.prompt),
+                tokens,
                 asdict(request.sampling),
                 request.policy,
                 request.num_answers,
                 prompt.options,
             )
-            for request, prompt in zip(requests, prompts, strict=True)
+            for request, tokens, prompt in zip(requests, ids, prompts, strict=True)
         ]
-        by = self._adapters(requests) if is_known else self._system.sha256()
-        answered = self._store.batch([asked, by], lambda: self._ask(requests, prompts))
+        by = self._adapters(requests) if is_known else self._whole_system
+        batch = self._store.batch([asked, by], lambda: self._ask(requests, ids, prompts))
         if not is_known:
-            return answered
-        return [  # by equal adapters, but another router may be more or less sure of them
+            return batch
+        answered = [  # by equal adapters, but another router may be more or less sure of them
             replace(one, routes=_routes_of(request, len(one.texts)))
-            for one, request in zip(answered, requests, strict=True)
+            for one, request in zip(batch.answered, requests, strict=True)
         ]
+        return replace(batch, answered=tuple(answered))
 
     def _routed(self, requests: Sequence[Request]) -> list[Request]:
         """Give requests the routes and policies that can be told before the model reads them."""
@@ -70,19 +75,25 @@ class Answering:
             for request, policy in zip(told, policies, strict=True)
         ]
 
-    def _ask(self, requests: Sequence[Request], prompts: Sequence[Prompt]) -> list[Answered]:
-        ids = [self._runner.base.chat.prompt(request.prompt) for request in requests]
+    def _ask(
+        self,
+        requests: Sequence[Request],
+        ids: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt],
+    ) -> list[Answered]:
         batch = self._runner.begin(requests, ids)
         firsts = batch.routes
-        scored = iter(batch.score_options([p.options for p in prompts if p.options]))
+        scored = batch.score_options([prompt.options for prompt in prompts])
         answers = self._runner.finish(batch, ids, requests)
         return [
             Answered(
                 tuple(part.text for part in answer.parts),
-                (first,) if prompt.is_single else tuple(part.route for part in answer.parts),
-                next(scored) if prompt.options else None,
+                (first,) if len(prompt.examples) == 1 else tuple(p.route for p in answer.parts),
+                scored[place] if prompt.options else None,
             )
-            for prompt, answer, first in zip(prompts, answers, firsts, strict=True)
+            for place, (prompt, answer, first) in enumerate(
+                zip(prompts, answers, firsts, strict=True)
+            )
         ]
 
     def _adapters(self, requests: Sequence[Request]) -> list[Any]:
@@ -91,18 +102,13 @@ class Answering:
         return [
             [
                 [
-                    (numbers.setdefault(id(pairs), len(numbers)), self._sha256(pairs), weight)
+                    (numbers.setdefault(id(pairs), len(numbers)), pairs.sha256, weight)
                     for pairs, weight in self._runner.pool.row(route)
                 ]
                 for route in request.routes
             ]
             for request in requests
         ]
-
-    def _sha256(self, pairs: PairsByPath) -> str:
-        if id(pairs) not in self._hashes:
-            self._hashes[id(pairs)] = pairs, pairs_sha256(pairs)  # kept: its id stays its own
-        return self._hashes[id(pairs)][1]
 
 
 def _is_known(request: Request) -> bool:

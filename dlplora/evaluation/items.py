@@ -37,11 +37,6 @@ class Prompt:
     item_ids: Sequence[str]
     options: tuple[str, ...] = ()
 
-    @property
-    def is_single(self) -> bool:
-        """Tell whether it is one question."""
-        return len(self.examples) == 1
-
 
 def score_answer(
     example: Example,

@@ -1,6 +1,5 @@
 """One system in all its settings: answers, scores, seconds."""
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,10 @@ from dlplora.words import Advance, Setting
 
 @dataclass(frozen=True)
 class Scores:
-    """What one system scored in one setting: its items, their summary, and the seconds taken."""
+    """What one system scored in one setting: its items, their summary, the seconds of answering.
+
+    Seconds of answers that were found are those that they once took.
+    """
 
     items: list[ItemScore]
     summary: Summary
@@ -47,16 +49,17 @@ def evaluate(
     with system.running(places=evaluation.batch_size) as runner:
         answering = Answering(runner, system, store)
         for setting in settings:
-            start = time.perf_counter()
+            seconds = 0.0
             left = num_prompts([setting], tests, evaluation)
             items: list[ItemScore] = []
             for batch in _batches(runner, system, tests, setting, evaluation, seed):
-                items += _score(batch, answering.answer(batch), tests, setting)
+                found = answering.answer(batch)
+                seconds += found.seconds
+                items += _score(batch, found.answered, tests, setting)
                 advance(len(batch), setting=setting, task=items[-1].task)
                 left -= len(batch)
             if left:  # prompts that do not fit
                 advance(left)
-            seconds = time.perf_counter() - start
             yield setting, _scores(items, tests, setting, name, seed, seconds)
 
 

@@ -188,15 +188,18 @@ def attached(
 
 def _lay_out(adapter: LoraAdapter, layers: Mapping[str, nn.Module]) -> PairsByPath:
     """Put the matrices of an adapter where its layers are, and in their dtype."""
-    return {
-        path: Pair(
-            pair.down_RI.to(_weight(layers[path])),
-            pair.up_OR.T.contiguous().to(_weight(layers[path])),
-            len(pair.down_RI),
-            pair.scaling,
+    return PairsByPath(
+        (
+            path,
+            Pair(
+                pair.down_RI.to(_weight(layers[path])),
+                pair.up_OR.T.contiguous().to(_weight(layers[path])),
+                len(pair.down_RI),
+                pair.scaling,
+            ),
         )
         for path, pair in adapter.pairs.items()
-    }
+    )
 
 
 def found(adapters: Mapping[str, T], name: str) -> T:

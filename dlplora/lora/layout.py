@@ -6,7 +6,7 @@ Shapes as in `lora.fused`; U adapters that any prompt of the batch uses.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -47,19 +47,19 @@ class Pair:
     scaling: float
 
 
-PairsByPath = Mapping[str, Pair]
+class PairsByPath(dict[str, Pair]):
+    """An adapter as batches use it: its pairs by the paths of their layers. It is never changed."""
 
-
-def pairs_sha256(pairs: PairsByPath) -> str:
-    """Hash an adapter as batches use it: its layers, matrices and scalings."""
-    digest = hashlib.sha256()
-    for path in sorted(pairs):
-        pair = pairs[path]
-        for tensor in (pair.down_RI, pair.up_RO):
-            told = f"{path} {tuple(tensor.shape)} {tensor.dtype} {pair.scaling}\n"
-            digest.update(told.encode())
-            digest.update(tensor.contiguous().cpu().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of its layers, matrices and scalings."""
+        digest = hashlib.sha256()
+        for path, pair in sorted(self.items()):
+            for tensor in (pair.down_RI, pair.up_RO):
+                told = f"{path} {tuple(tensor.shape)} {tensor.dtype} {pair.scaling}\n"
+                digest.update(told.encode())
+                digest.update(tensor.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
 
 _Scaled = tuple[tuple[int, int, float], ...]  # adapters: number, rank and scaling on a layer

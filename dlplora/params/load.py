@@ -3,14 +3,9 @@
 from pathlib import Path
 
 from dlplora.errors import ParamsError, choices
-from dlplora.params.derived import (
-    adapter_of,
-    embedder_names,
-    expert_training_of,
-    joint_of,
-    router_names,
-)
 from dlplora.params.fields import checked, named
+from dlplora.params.names import embedder_names, router_names
+from dlplora.params.overrides import adapter_of, expert_training_of, joint_of
 from dlplora.params.project import BASE, PARAMS_FILE, REFERENCE, Params
 from dlplora.params.systems import OverClusters, SystemEntry
 from dlplora.params.yaml import read_yaml

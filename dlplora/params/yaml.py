@@ -26,8 +26,8 @@ def parse_yaml(text: str, source: str) -> Any:
     try:
         return YAML(typ="safe").load(text)
     except DuplicateKeyError as error:
-        key = re.findall(r'duplicate key "(.*?)"', error.problem)
+        key = " ".join(re.sub(r'(?s).*duplicate key "(.*?)".*', r"\1", error.problem).split())
         line = error.problem_mark.line + 1
-        raise ParamsError(f"{source}, line {line}: {key[0]} stands twice") from error
+        raise ParamsError(f"{source}, line {line}: {key} stands twice") from error
     except (YAMLError, ValueError) as error:  # ValueError: of a date that is none
         raise ParamsError(f"{source}: {' '.join(str(error).split())}") from error

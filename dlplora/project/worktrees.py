@@ -55,13 +55,23 @@ def open_worktree(root: Path, name: str) -> Path:
     if not (project / "params.yaml").is_file():
         raise WorktreeError(f"{project}: the commit has no params.yaml; commit the project first")
     os.utime(folder)
-    for folder in _SHARED:
-        (root / folder).mkdir(parents=True, exist_ok=True)
-        (project / folder).parent.mkdir(exist_ok=True)
-        if not (project / folder).exists():
-            (project / folder).symlink_to((root / folder).resolve(), target_is_directory=True)
+    for shared in _SHARED:
+        _link(project / shared, to=root / shared)
     _share_cache(project, of=root)
     return project
+
+
+def _link(place: Path, *, to: Path) -> None:
+    """Make a folder that stands elsewhere appear at a place, unless there is one already."""
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(exist_ok=True)
+        if place.is_symlink() and not place.exists():  # the project was moved
+            place.unlink()
+        if not place.exists():
+            place.symlink_to(to.resolve(), target_is_directory=True)
+    except OSError as error:
+        raise WorktreeError(f"{place}: cannot be a link to {to}: {error.strerror}") from error
 
 
 def commit_all(project: Path, subject: str) -> None:

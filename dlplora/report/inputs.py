@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dlplora.cpu import cpu_flags, cpu_name
 from dlplora.records.comparison import Comparison, read_comparisons, read_novelties
 from dlplora.records.files import read_json
 from dlplora.records.findings import Findings, read_findings
@@ -74,14 +75,10 @@ def read_inputs(
 
 def machine() -> dict[str, str]:
     """Describe this machine: processor, cores, memory, versions."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    flags = {flag for line in lines if line.startswith("flags") for flag in line.split()}
-    wide = [flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    wide = [flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in cpu_flags()]
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     described = {
-        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "processor": cpu_name(),
         "instructions": ", ".join(wide) or "no AVX-512",
         "cores": str(os.cpu_count()),
         "memory": f"{memory_gib:.0f} GiB",

@@ -1,6 +1,7 @@
 """What a system is, once it is built on a base model."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from dlplora.adapters import LoraAdapter, read_adapters
 from dlplora.engine.runner import Runner
 from dlplora.lora.attach import Pool, attached
 from dlplora.models import Base
-from dlplora.records.files import file_sha256
+from dlplora.records.files import folder_sha256
 from dlplora.records.routes import Route
 from dlplora.routing.base import Classifier, Probe, Router
 from dlplora.routing.build import load_classifier
@@ -47,13 +48,11 @@ class Inputs:
         return load_classifier(self.router, base=self.base_folder, tasks=self.tasks)
 
     def sha256(self, entry: BaseModel) -> str:
-        """Hash the params of a system with the content of all folders that it is built from."""
-        folders = {*(self.adapters / task for task in self.tasks), self.artifact, self.router}
-        digest = hashlib.sha256(entry.model_dump_json(exclude={"settings"}).encode())
-        for folder in sorted(folders - {self.base_folder}):
-            for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-                digest.update(f"\0{file.as_posix()}\0{file_sha256(file)}".encode())
-        return digest.hexdigest()
+        """Hash all that a system is made of, the base model apart: params, seed, tasks, files."""
+        inputs = [*(self.adapters / task for task in self.tasks), self.artifact, self.router]
+        files = folder_sha256(*(folder for folder in inputs if folder != self.base_folder))
+        told = [entry.model_dump(exclude={"settings"}), self.seed, list(self.tasks), files]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     def attached(self, adapters: Sequence[LoraAdapter]) -> Callable[[], "Attached"]:
         """Return what attaches adapters to the base model for the time of a `with` block."""

@@ -1,5 +1,6 @@
 """Systems built on one tiny base model as the stage `evaluate` builds them, and test items."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +25,18 @@ class Built:
     params: Params
     base: Base
 
-    def system(self, name: str, *, policy: Policy = "route_once") -> System:
+    def system(
+        self,
+        name: str,
+        *,
+        policy: Policy = "route_once",
+        tasks: Sequence[str] = TASKS,
+        seed: int = 0,
+    ) -> System:
         """Build a system by its name, with a policy of its own."""
         entry = self.params.systems[name].model_copy(update={"policy": policy})
         paths = [self.folder / path for path in (entry.adapters, entry.artifact, entry.router)]
-        return build(entry, Inputs(self.base, self.folder / "data/base", *paths, TASKS, 0))
+        return build(entry, Inputs(self.base, self.folder / "data/base", *paths, tasks, seed))
 
 
 def items_of(*names: str, words: int = 1) -> list[TaskItems]:

@@ -1,10 +1,12 @@
 """Answers that are kept: the same bytes with them, without them, and with damaged ones."""
 
+import hashlib
 import logging
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -139,6 +141,9 @@ def test_a_system_is_hashed_by_what_it_is_built_from(built: Built, tmp_path: Pat
     before = copy.system("dlp_mlp").sha256()
     assert copy.system("dlp_mlp").sha256() == before
     assert copy.system("dlp_mlp", policy="keep").sha256() != before
+    assert copy.system("dlp_mlp", seed=1).sha256() != before
+    fewer = copy.system("uniform", tasks=TASKS[:1]).sha256()
+    assert copy.system("uniform").sha256() != fewer
     card = copy.folder / copy.params.systems["dlp_mlp"].router / "router.json"
     card.write_text(card.read_text() + " ")
     assert copy.system("dlp_mlp").sha256() != before
@@ -147,93 +152,119 @@ def test_a_system_is_hashed_by_what_it_is_built_from(built: Built, tmp_path: Pat
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     for number, answered in enumerate((ONE, OTHER)):
         store = store_at(tmp_path)
-        assert store.batch(number, lambda answered=answered: answered) == answered
-        assert store.batch(number, lambda: pytest.fail("asked again")) == answered
-        assert store.batch([number], list) == []
+        made = store.batch(number, lambda answered=answered: answered)
+        assert made.answered == tuple(answered)
+        assert made.seconds > 0
+        assert store.batch(number, lambda: pytest.fail("asked again")) == made
+        assert store.batch([number], list).answered == ()
 
 
-@pytest.mark.parametrize("damage", ["", "0\n[]", "cut"])
+@pytest.mark.parametrize("damage", ["", "0\n[]", "cut", "other"])
 def test_a_damaged_entry_is_answered_again_and_repaired(tmp_path: Path, damage: str) -> None:
     store_at(tmp_path).batch(1, lambda: ONE)
     (file,) = entries(tmp_path)
-    content = file.read_text()
-    file.write_text(content[:-5] if damage == "cut" else damage)
+    other = '[{"x": 1}]'  # of another version
+    checksum = hashlib.sha256(other.encode()).hexdigest()
+    file.write_text(
+        {"cut": file.read_text()[:-5], "other": f"{checksum}\n{other}"}.get(damage, damage)
+    )
     store = store_at(tmp_path)
-    assert store.batch(1, lambda: ONE) == ONE
+    assert store.batch(1, lambda: ONE).answered == tuple(ONE)
     assert store.num_answered == 1
-    assert file.read_text() == content
+    again = store_at(tmp_path)
+    assert again.batch(1, lambda: OTHER).answered == tuple(ONE)
+    assert again.num_found == 1
 
 
 def test_a_folder_that_cannot_be_used_is_told_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "answers").write_text("a file")
-    store = store_at(tmp_path / "answers")
-    with caplog.at_level(logging.INFO):
-        assert store.batch(1, lambda: ONE) == ONE
-        assert store.batch(1, lambda: OTHER) == OTHER
-        store.finish()
+    with caplog.at_level(logging.INFO), store_at(tmp_path / "answers") as store:
+        assert store.batch(1, lambda: ONE).answered == tuple(ONE)
+        assert store.batch(2, lambda: OTHER).answered == tuple(OTHER)
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert caplog.messages[0] == f"{tmp_path}/answers: Not a directory; answers are not kept"
-    assert caplog.messages[1] == "2 batches answered"
+    assert caplog.messages[1] == f"2 batches answered, 0 found in {tmp_path}/answers"
 
 
-def test_a_full_disk_costs_a_warning_and_no_answer(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [("write_bytes", "No space left on device"), ("mkdir", "Read-only file system")],
+)
+def test_a_full_or_read_only_disk_costs_a_warning_and_no_answer(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    reason: str,
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, reason)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, method, refuse)
     store = store_at(tmp_path)
-    assert store.batch(1, lambda: ONE) == ONE
-    assert store.batch(2, lambda: OTHER) == OTHER
-    assert caplog.messages == [f"{tmp_path}: No space left on device; answers are not kept"]
+    assert store.batch(1, lambda: ONE).answered == tuple(ONE)
+    assert store.batch(2, lambda: OTHER).answered == tuple(OTHER)
+    assert caplog.messages == [f"{tmp_path}: {reason}; answers are not kept"]
     assert entries(tmp_path) == []
 
 
+def test_an_entry_that_cannot_be_touched_is_found_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_at(tmp_path).batch(1, lambda: ONE)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert store_at(tmp_path).batch(1, lambda: OTHER).answered == tuple(ONE)
+
+
 def test_what_was_unused_for_longest_goes_first(tmp_path: Path) -> None:
-    store = store_at(tmp_path)
     long = [Answered(("x" * 300_000,), (Route((), ()),), None)]
-    for number in range(3):
-        store.batch(number, lambda: long)
-    for age, file in enumerate(entries(tmp_path)):
+    made = []
+    with store_at(tmp_path) as store:
+        for number in range(3):
+            store.batch(number, lambda: long)
+            made += [file for file in entries(tmp_path) if file not in made]
+    assert sorted(made) == entries(tmp_path)  # all of them take less than 1 MiB
+    for age, file in enumerate(made):
         os.utime(file, (age + 1, age + 1))
-    oldest = entries(tmp_path)[0]
-    number = next(n for n in range(3) if _is_first_found(tmp_path, n, oldest, long))
-    store.finish()
-    assert len(entries(tmp_path)) == 3  # all of them take less than 1 MiB
-    store.batch(3, lambda: long)
-    store.finish()
+    with store_at(tmp_path) as store:
+        store.batch(0, lambda: pytest.fail("it is there"))  # used again: 1 is the oldest now
+        store.batch(3, lambda: long)
     left = entries(tmp_path)
     assert len(left) == 3
-    assert oldest in left  # used since
-    assert store_at(tmp_path).batch(number, lambda: ONE) == long
-
-
-def _is_first_found(folder: Path, number: int, file: Path, answered: list[Answered]) -> bool:
-    """Ask for an entry; tell whether that used the file."""
-    before = file.stat().st_mtime
-    store_at(folder).batch(number, lambda: answered)
-    return file.stat().st_mtime != before
+    assert [file in left for file in made] == [True, False, True]
+    with store_at(tmp_path, max_mib=0):
+        pass
+    assert entries(tmp_path) == []
 
 
 def test_of_no_mib_nothing_is_kept(tmp_path: Path) -> None:
-    store = store_at(tmp_path / "answers", max_mib=0)
-    assert store.batch(1, lambda: ONE) == ONE
-    store.finish()
+    with store_at(tmp_path / "answers", max_mib=0) as store:
+        assert store.batch(1, lambda: ONE).answered == tuple(ONE)
     assert not (tmp_path / "answers").exists()
 
 
-def test_several_may_write_and_trim_at_once(tmp_path: Path) -> None:
+def work(folder: Path) -> list[str]:
+    """Answer and find the same batches as others do; return what was warned of."""
+    warnings: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: warnings.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("dlplora").addHandler(handler)
     long = [Answered(("x" * 100_000,), (Route((), ()),), None)]
+    with store_at(folder) as store:
+        for number in range(20):
+            assert store.batch(number, lambda: long).answered == tuple(long)
+    return warnings
 
-    def work(_: int) -> bool:
-        store = store_at(tmp_path)
-        good = all(store.batch(number, lambda: long) == long for number in range(20))
-        store.finish()
-        return good
 
-    with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(work, range(8)))
-    assert sum(file.stat().st_size for file in entries(tmp_path)) <= 1 << 20
+def test_several_processes_may_write_and_trim_at_once(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
+        assert list(pool.map(work, [tmp_path] * 8)) == [[]] * 8
+    with store_at(tmp_path):
+        pass
+    assert 0 < sum(file.stat().st_size for file in entries(tmp_path)) <= 1 << 20

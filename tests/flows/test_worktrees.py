@@ -35,7 +35,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
     """A tree with the suite `pairs`, up to date, as the project that experiments begin with."""
     tree = make_tree(tmp_path / "project")
     values = yaml.safe_load((tree.root / "params.yaml").read_text())
-    header = ("seed", "runtime", "flow", "log", "base_model")
+    header = ("seed", "runtime", "flow", "answers", "log", "base_model")
     suite = {name: section for name, section in values.items() if name not in header}
     (tree.root / "suites/pairs.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
     assert tree.flow().state.is_completed()

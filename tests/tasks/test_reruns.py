@@ -92,8 +92,8 @@ CHANGES: dict[str, Callable[[Checkout], None]] = {
         ]
     ),
     "code of one stage, such as `tasks/evaluate.py`": with_code("tasks/evaluate.py", "NEW = 1\n"),
-    "how overrides are merged, in `dlplora/params/derived.py`": with_code(
-        "dlplora/params/derived.py", "NEW = 1\n"
+    "how overrides are merged, in `dlplora/params/overrides.py`": with_code(
+        "dlplora/params/overrides.py", "NEW = 1\n"
     ),
     "a version in `constraints.txt`, such as scikit-learn's": lambda project: project.pin(
         "scikit-learn", f"{version('scikit-learn')}+here"

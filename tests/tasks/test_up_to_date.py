@@ -43,6 +43,21 @@ def test_a_stage_refuses_libraries_that_are_not_the_pinned_ones(project: Checkou
     assert "(pinned: 0.0.1); run `make env`" in line
 
 
+def test_a_stage_refuses_code_that_is_newer_than_its_fingerprint(project: Checkout) -> None:
+    file = project.root / "dlplora/evaluation/metrics.py"
+    words = ("dvc", "repro", "--force", "--single-item", "evaluate@single")
+    file.write_text(file.read_text() + "# a comment\n")
+    project.run(*words)
+    file.write_text(file.read_text() + "NEW = 1\n")
+    done = project.run(*words, check=False)
+    assert done.returncode != 0
+    assert (
+        "error: dlplora/evaluation/metrics.py: changed since the stage `code` ran; run"
+        in done.stderr
+    )
+    project.repro()
+
+
 def test_kept_answers_give_the_same_bytes_also_damaged_ones_and_none(project: Checkout) -> None:
     answers = project.root / ".scratch/answers"
 

@@ -1,6 +1,6 @@
-"""What stages read from several sections at once: overrides laid over a section, names joined.
+"""The parameters of each training: the section `adapter` with the overrides of one training.
 
-This logic decides what a stage computes, so it counts as the stage's code; the sections do not.
+This logic decides what a stage computes, so it counts as the stage's code; sections do not.
 """
 
 from typing import Any
@@ -9,48 +9,6 @@ from dlplora.errors import ParamsError
 from dlplora.params.fields import checked, named
 from dlplora.params.project import Params
 from dlplora.params.training import Adapter
-
-# The sections whose entries a stage runs for; stages that run once have none.
-STAGE_SECTIONS = {
-    "base_model": None,
-    "fetch": "sources",
-    "ingest": "tasks",
-    "adapter": "adapters",
-    "import_adapter": "imported_adapters",
-    "experts": "experts",
-    "joint": "joint",
-    "merge": "merges",
-    "lorahub": "lorahub",
-    "router_data": None,
-    "router": "routers",
-    "embedder": "embedders",
-    "retriever_data": "tuned_embedders",
-    "tuned_embedder": "tuned_embedders",
-    "index": "indexes",
-    "embedding_router": "embedding_routers",
-    "evaluate": "systems",
-    "novelty": "unseen_tasks",
-    "compare": None,
-}
-
-
-def timed_stages(params: Params) -> list[tuple[str, str]]:
-    """Return the stages that are timed, each with the entries of params that it runs for."""
-    return [
-        (stage, entry)
-        for stage, section in STAGE_SECTIONS.items()
-        for entry in (sorted(getattr(params, section)) if section else [""])
-    ]
-
-
-def embedder_names(params: Params) -> list[str]:
-    """Return all embedders, tuned or not."""
-    return sorted({**params.embedders, **params.tuned_embedders})
-
-
-def router_names(params: Params) -> list[str]:
-    """Return all routers, of the base model's tokens or of an embedder's vectors."""
-    return sorted({**params.routers, **params.embedding_routers})
 
 
 def adapter_of(params: Params, task: str) -> Adapter:
