@@ -1,10 +1,15 @@
 """What the process is told about its memory."""
 
+import json
 import platform
 import subprocess
 import sys
 
 import pytest
+import torch
+from torch import nn
+
+from dlplora.runtime import surroundings
 
 FAULTS = """
 import resource
@@ -37,3 +42,19 @@ def faults(*, keeps: bool) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
 def test_freed_memory_is_kept_for_what_is_taken_next() -> None:
     assert 10 * faults(keeps=True) < faults(keeps=False)
+
+
+def test_what_bytes_depend_on_is_told_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Linear(2, 2)
+    told = surroundings(model)
+    assert json.loads(json.dumps(told)) == told
+    assert surroundings(model.bfloat16()) != told
+    model = model.float()
+    torch.set_num_threads(1)  # a fixture sets it back
+    assert surroundings(model) != told
+    torch.set_num_threads(2)
+    assert surroundings(model) == told
+    for name, value in (("cpu_name", "another"), ("cpu_flags", ["amx_bf16"])):
+        with monkeypatch.context() as changed:
+            changed.setattr(f"dlplora.runtime.{name}", lambda value=value: value)
+            assert surroundings(model) != told

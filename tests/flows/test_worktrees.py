@@ -165,6 +165,24 @@ def test_an_own_files_task_is_checked_out_from_the_shared_cache(tree: Tree) -> N
     assert (worktree / "data/raw/mine/mine.json").read_text() == "[]"
 
 
+@pytest.mark.parametrize("shared", ["downloads", "answers"])
+def test_a_worktree_shares_downloads_and_answers_also_when_the_project_moved(
+    tree: Tree, shared: str
+) -> None:
+    place = Path(".scratch", shared)
+    worktree = open_worktree(tree.root, "one")
+    (worktree / place / "kept").touch()
+    assert (tree.root / place / "kept").is_file()
+    (worktree / place).unlink()
+    (worktree / place).symlink_to(tree.root / "where-it-was")
+    assert (open_worktree(tree.root, "one") / place / "kept").is_file()
+
+    shutil.rmtree(tree.root / place)
+    (tree.root / place).touch()
+    with pytest.raises(WorktreeError, match=rf"\.scratch/{shared}: cannot be a link to "):
+        open_worktree(tree.root, "two")
+
+
 def test_an_unknown_task_is_one_line(tree: Tree) -> None:
     state = experiment.experiment("pairs", tasks=["nosuch"], return_state=True)
     assert state.is_failed()
