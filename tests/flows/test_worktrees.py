@@ -18,6 +18,7 @@ from dlplora.errors import DlpLoraError
 from dlplora.project.files import Project
 from dlplora.project.repro import repro_suite
 from dlplora.project.worktrees import (
+    WorktreeError,
     commit_all,
     commit_of,
     delete_old,
