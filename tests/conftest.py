@@ -35,6 +35,7 @@ SLOW = (
     "tests/lora/test_fused.py",
     "tests/engine/test_batch.py",
     "tests/engine/test_probe.py",
+    "tests/evaluation/test_answer_store.py",
     "tests/test_runtime.py",
     "tests/test_cli.py",
     "tests/test_docs.py",
