@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dlplora.data.checksums import data_folder_sha256
 from dlplora.evaluation.answer_store import AnswerStore
 from dlplora.evaluation.items import TaskItems
 from dlplora.evaluation.run import evaluate, num_prompts
@@ -10,7 +11,7 @@ from dlplora.models import load_base
 from dlplora.params.fields import named
 from dlplora.params.load import load_params
 from dlplora.records.examples import read_examples
-from dlplora.records.files import folder_sha256, written_folder
+from dlplora.records.files import file_sha256, written_folder
 from dlplora.runtime import set_up, surroundings
 from dlplora.scratch import ANSWERS
 from dlplora.stage import code_file, progress, run, write_timing
@@ -39,7 +40,11 @@ def main(
     store = AnswerStore(
         ANSWERS,
         max_mib=params.answers.max_mib,
-        surroundings=[folder_sha256(code_file()), folder_sha256(base), surroundings(loaded.model)],
+        surroundings=[
+            file_sha256(code_file()),
+            data_folder_sha256(base),
+            surroundings(loaded.model),
+        ],
     )
     settings = [setting for setting in NUM_QUESTIONS if system in systems_in(setting, params)]
     seconds: dict[str, float] = {}

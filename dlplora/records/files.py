@@ -114,16 +114,6 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def folder_sha256(*paths: Path) -> str:
-    """Return a hash of the names and content of all files in folders, or of files themselves."""
-    digest = hashlib.sha256()
-    for path in paths:
-        files = [path] if path.is_file() else [p for p in sorted(path.rglob("*")) if p.is_file()]
-        for file in files:
-            digest.update(f"{file.relative_to(path)}\0{file_sha256(file)}\0".encode())
-    return digest.hexdigest()
-
-
 def check_sha256(file: Path, expected: str, *, card: str, error: type[DlpLoraError]) -> None:
     """Raise an error unless a file is the one whose hash the card beside it holds."""
     found = file_sha256(file)

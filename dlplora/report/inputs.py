@@ -75,7 +75,8 @@ def read_inputs(
 
 def machine() -> dict[str, str]:
     """Describe this machine: processor, cores, memory, versions."""
-    wide = [flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in cpu_flags()]
+    flags = cpu_flags()
+    wide = [flag for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     described = {
         "processor": cpu_name(),

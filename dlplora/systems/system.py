@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from dlplora.adapters import LoraAdapter, read_adapters
+from dlplora.data.checksums import data_folder_sha256
 from dlplora.engine.runner import Runner
 from dlplora.lora.attach import Pool, attached
 from dlplora.models import Base
-from dlplora.records.files import folder_sha256
 from dlplora.records.routes import Route
 from dlplora.routing.base import Classifier, Probe, Router
 from dlplora.routing.build import load_classifier
@@ -49,8 +49,10 @@ class Inputs:
 
     def sha256(self, entry: BaseModel) -> str:
         """Hash all that a system is made of, the base model apart: params, seed, tasks, files."""
-        inputs = [*(self.adapters / task for task in self.tasks), self.artifact, self.router]
-        files = folder_sha256(*(folder for folder in inputs if folder != self.base_folder))
+        has_adapters = self.adapters != self.base_folder
+        folders = [self.adapters / task for task in self.tasks] if has_adapters else []
+        folders += [path for path in (self.artifact, self.router) if path != self.base_folder]
+        files = [data_folder_sha256(folder) for folder in folders]
         told = [entry.model_dump(exclude={"settings"}), self.seed, list(self.tasks), files]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
