@@ -116,6 +116,7 @@ def alone_in(root: Path) -> Iterator["Tree"]:
     tree = Tree(root, lock)
     try:
         delete_unlisted(project)
+        project.make_raw_folders()
         prepare(root)
         yield tree
     finally:

@@ -1,4 +1,4 @@
-"""Stage `ingest`: validate one task's raw file and split it."""
+"""Stage `ingest`: validate one task's raw files and split them."""
 
 from pathlib import Path
 
@@ -11,8 +11,10 @@ from dlplora.records.findings import write_findings
 from dlplora.stage import run, write_timing
 
 
-def main(task: str, raw: Path, base: Path, examples: Path, findings: Path, timing: Path) -> None:
-    """Split the RAW file of TASK, to be asked of BASE, under EXAMPLES; tell it in FINDINGS."""
+def main(
+    task: str, raw: Path, own: Path, base: Path, examples: Path, findings: Path, timing: Path
+) -> None:
+    """Split the items of TASK in RAW and OWN, to be asked of BASE; write EXAMPLES and FINDINGS."""
     params = load_params()
     settings = named(params.tasks, task, "tasks")
     ingested = ingest(
@@ -21,6 +23,7 @@ def main(task: str, raw: Path, base: Path, examples: Path, findings: Path, timin
         keys=settings.keys,
         on_bad_row=settings.on_bad_row,
         splits=params.splits,
+        more=[own],
         limit=ItemLimit.load(base, max_tokens=params.adapter.max_tokens),
     )
     check_primary(settings.primary, ingested.findings.kind, task=task)

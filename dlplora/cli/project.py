@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -85,7 +85,7 @@ def validate(
             typer.echo(message)
         for name, checked in found.items():
             for row in checked.problems:
-                typer.echo(f"{name}: {checked.unit} {row.item} {row.problem}")
+                typer.echo(row)
             if checked.whole is not None:
                 typer.echo(f"{name}: {checked.whole}")
             for note in (*checked.notes, *(["good"] if checked.is_good else [])):
@@ -97,7 +97,12 @@ def validate(
 def add_task(
     name: Annotated[str, typer.Argument(help="A letter, then up to 63 letters, digits or _.")],
     file: Annotated[
-        Path, typer.Argument(help="Questions and answers: .json, .jsonl, .csv, .tsv or .parquet.")
+        str,
+        typer.Argument(
+            metavar="FILE|URL",
+            help="Questions and answers: .json, .jsonl, .csv, .tsv or .parquet. A URL is imported "
+            "by `dvc import-url`, and `dvc update` fetches it again.",
+        ),
     ],
     primary: Annotated[
         Primary | None,
@@ -134,21 +139,24 @@ def add_task(
     from dlplora.data.ingest import told
     from dlplora.project.files import Project
     from dlplora.project.own_tasks import add_task as add
+    from dlplora.project.own_tasks import import_task
 
-    ingested = add(
-        Project(Path()),
-        name,
-        file,
-        primary=primary,
-        max_new_tokens=max_new_tokens,
-        answer_after=answer_after,
-        keys=_keys(keys, context),
-        on_bad_row="skip" if skip_bad_rows else "refuse",
-        adapter=adapter,
-    )
+    project = Project(Path())
+    options: dict[str, Any] = {
+        "primary": primary,
+        "max_new_tokens": max_new_tokens,
+        "answer_after": answer_after,
+        "keys": _keys(keys, context),
+        "on_bad_row": "skip" if skip_bad_rows else "refuse",
+        "adapter": adapter,
+    }
+    if "://" in file:
+        ingested = import_task(project, name, file, **options)
+    else:
+        ingested = add(project, name, Path(file), **options)
     sizes = ", ".join(f"{size.kept} {split}" for split, size in ingested.findings.splits.items())
     skipped = ingested.findings.skipped
-    left_out = f", {skipped} bad {ingested.findings.unit}s left out" if skipped else ""
+    left_out = f", {skipped} bad rows left out" if skipped else ""
     for note in told(ingested.findings.controls, ingested.findings.stripped):
         typer.echo(note)
     typer.echo(f"added {name}: {sizes}{left_out}; run `make repro` to train and compare")

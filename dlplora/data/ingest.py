@@ -1,16 +1,16 @@
-"""A raw file of questions and answers → validated, distinct examples in three splits.
+"""Raw files of questions and answers → validated, distinct examples in three splits.
 
-One pass over the file, and a second one to leave out contradictions if there are any.
+One pass over the files, and a second one to leave out contradictions if there are any.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from dlplora.data.limits import ItemLimit
-from dlplora.data.raw import raw_file
+from dlplora.data.raw import raw_files
 from dlplora.data.scan import Scan, scan
 from dlplora.data.splits import FirstPlaces
 from dlplora.errors import DataError
@@ -33,10 +33,9 @@ class Ingested:
 class Validation:
     """Every problem of a raw file's rows, and of the file as a whole.
 
-    `unit` is what its format calls a row. `notes` tell of what is read otherwise than it may look.
+    `notes` tell of what is read otherwise than it may look.
     """
 
-    unit: str
     problems: tuple[Problem, ...]
     whole: str | None
     notes: tuple[str, ...]
@@ -55,33 +54,35 @@ def ingest(
     on_bad_row: Literal["refuse", "skip"],
     splits: Splits,
     limit: ItemLimit | None,
+    more: Sequence[Path] = (),
 ) -> Ingested:
-    """Read a task's raw file into validated, distinct examples in three splits.
+    """Read a task's raw files into validated, distinct examples in three splits.
+
+    `raw` and each of `more` is a file, or a folder of files.
 
     Without a `limit` nothing is known of the base model, and no item is too long.
 
     Raises `DataError` on a file that cannot be read, too few items for a split, and, unless
     `on_bad_row` is "skip", on the first bad row.
     """
-    file = raw_file(raw)
-    scanned = partial(scan, file, keys, splits, limit=limit)
+    files = raw_files(raw, *more)
+    scanned = partial(scan, files, keys, splits, limit=limit)
     seen = scanned(most_problems=_NAMED_PROBLEMS)
     if seen.num_bad and on_bad_row == "refuse":
-        first, more = seen.problems[0], seen.num_bad - 1
-        rest = f" (and {more} more: `dlplora validate {file}` lists them)" if more else ""
-        raise DataError(f"{file}: {seen.unit} {first.item} {first.problem}{rest}")
+        first, left = seen.problems[0], seen.num_bad - 1
+        rest = f" (and {left} more: `dlplora validate {first.file}` lists them)" if left else ""
+        raise DataError(f"{first}{rest}")
     kept = _kept(seen, scanned)
     if problem := _too_few(seen, kept, splits):
-        raise DataError(f"{file}: {problem}")
+        raise DataError(f"{', '.join(map(str, files))}: {problem}")
     examples = {split: places.examples(task) for split, places in kept.items()}
     num_distinct = sum(seen.num_found.values())
     every = [example for part in examples.values() for example in part]
     findings = Findings(
         task=task,
-        raw=str(raw),
+        files=tuple(map(str, files)),
         kind=every[0].kind,
         keys={name: value for name, value in seen.keys.model_dump().items() if value},
-        unit=seen.unit,
         read=seen.num_rows,
         distinct=num_distinct,
         merged=seen.num_rows - seen.num_bad - num_distinct,
@@ -104,10 +105,10 @@ def validate(
 
     Raises `DataError` if it cannot be read at all.
     """
-    scanned = partial(scan, raw_file(raw), keys, splits, limit=limit)
+    scanned = partial(scan, raw_files(raw), keys, splits, limit=limit)
     seen = scanned(most_problems=None)
     whole = _too_few(seen, _kept(seen, scanned), splits)
-    return Validation(seen.unit, seen.problems, whole, tuple(told(seen.controls, seen.stripped)))
+    return Validation(seen.problems, whole, tuple(told(seen.controls, seen.stripped)))
 
 
 def told(controls: Mapping[str, int], stripped: int) -> list[str]:
@@ -129,7 +130,9 @@ def _too_few(seen: Scan, kept: Mapping[Split, FirstPlaces], splits: Splits) -> s
     """Say which split has too few items, if one has, or that no item is good."""
     if not any(kept.values()) and seen.problems:
         first = seen.problems[0]
-        return f"all {seen.num_bad} {seen.unit}s are bad, the first: {first.item} {first.problem}"
+        return (
+            f"all {seen.num_bad} rows are bad, the first: {first.unit} {first.item} {first.problem}"
+        )
     for split, least in zip(SPLITS, splits.least, strict=True):
         if len(kept[split]) < least:
             return (

@@ -59,17 +59,25 @@ class Format:
     text_cells: bool = False
 
 
-def raw_file(raw: Path) -> Path:
-    """Return the one file of a task's raw folder, or the file itself."""
-    if not raw.is_dir():
-        return raw
-    files = sorted(path for path in raw.iterdir() if path.suffix.lower() in FORMATS)
-    if len(files) != 1:
+def raw_files(*raws: Path) -> list[Path]:
+    """Return files, and those of folders that hold questions and answers, each once.
+
+    Raises `DataError` if there are none, or if DVC tracks one that is not here.
+    """
+    found = [path for raw in raws for path in (_files_in(raw) if raw.is_dir() else [raw])]
+    if not found:
         raise DataError(
-            f"{raw}: found {len(files)} files of questions and answers "
-            f"({choices(file.name for file in files)}), expected one: {choices(FORMATS)}"
+            f"{choices(raws)}: found no file of questions and answers, expected at least one: "
+            f"{choices(FORMATS)}"
         )
-    return files[0]
+    return list({path.resolve(): path for path in reversed(found)}.values())[::-1]
+
+
+def _files_in(folder: Path) -> list[Path]:
+    for tracked in sorted(folder.glob("*.dvc")):
+        if not tracked.with_suffix("").exists():
+            raise DataError(f"{tracked}: its file is not here; `dvc checkout {tracked}` fetches it")
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in FORMATS)
 
 
 def format_of(file: Path) -> Format:

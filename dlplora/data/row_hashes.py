@@ -1,25 +1,38 @@
-"""What ingest remembers of every row of a file: 16 bytes, a hash of its question and of its choice.
+"""What ingest remembers of every row of a task: 16 bytes, a hash of its question and of its choice.
 
 Two questions of one 64-bit hash would count as one: among a million rows with odds of 1 : 10⁷.
 """
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dlplora.data.items import Item
 from dlplora.errors import DataError
-from dlplora.records.findings import Problem
 
 Hashes = NDArray[np.uint64]
 _NONE, _FREE, _CHOICE = 0, 1, 2
 
 
+class Place(NamedTuple):
+    """Where a row stands: its file, what the format calls a row, its number from 1."""
+
+    file: str
+    unit: str
+    item: int
+
+    def beside(self, other: "Place") -> str:
+        """Name the row in a message about another one."""
+        of = "" if self.file == other.file else f" of {self.file}"
+        return f"{self.unit} {self.item}{of}"
+
+
 class RowHashes:
-    """The hashes of all rows, in file order; a row that is no good item has none."""
+    """The hashes of all rows, in the order of the files; a row that is no good item has none."""
 
     def __init__(self) -> None:
         self._questions = array("Q")
@@ -44,16 +57,19 @@ class RowHashes:
         distinct = distinct[is_first]
         return np.setdiff1d(distinct, without, assume_unique=True) if without.size else distinct
 
-    def check_one_kind(self, file: object, unit: str, *, without: Hashes) -> None:
-        """Raise `DataError` if some rows have options and some have none, but for questions."""
+    def check_one_kind(self, place: Callable[[int], Place], *, without: Hashes) -> None:
+        """Raise `DataError` if some rows have options and some have none, but for questions.
+
+        `place` tells where the row of a number, counted from 0, stands.
+        """
         questions, choices = self._arrays()
         counts = ~np.isin(questions, without)
         has_options, has_none = counts & (choices >= _CHOICE), counts & (choices == _FREE)
         if has_options.any() and has_none.any():
+            one, other = place(int(has_options.argmax())), place(int(has_none.argmax()))
             raise DataError(
-                f"{file}: {unit} {has_options.argmax() + 1} has options and {unit} "
-                f"{has_none.argmax() + 1} has none; a task is either multiple choice or free "
-                f"answers: make two tasks"
+                f"{one.file}: {one.unit} {one.item} has options and {other.beside(one)} has none; "
+                f"a task is either multiple choice or free answers: make two tasks"
             )
 
     def contradicting(self) -> Hashes:
@@ -69,8 +85,10 @@ class RowHashes:
         differ &= in_order[1:] == in_order[:-1]
         return np.unique(in_order[1:][differ])
 
-    def contradictions(self, unit: str, questions: Hashes) -> list[Problem]:
-        """Name the rows of contradicting questions, each with another that it contradicts."""
+    def contradictions(
+        self, place: Callable[[int], Place], questions: Hashes
+    ) -> list[tuple[int, str]]:
+        """Name the rows of contradicting questions, and say which other row each contradicts."""
         mine, choices = self._arrays()
         rows: dict[int, list[int]] = {}
         for row in np.nonzero(np.isin(mine, questions) & (choices != _NONE))[0].tolist():
@@ -80,10 +98,10 @@ class RowHashes:
             first = group[0]
             second = next(row for row in group if choices[row] != choices[first])
             for row in group:
-                other = (second if choices[row] == choices[first] else first) + 1
-                said = f"contradicts {unit} {other}: same question, other answers"
-                problems.append(Problem(row + 1, said))
-        return sorted(problems, key=lambda problem: problem.item)
+                other = place(second if choices[row] == choices[first] else first)
+                said = f"contradicts {other.beside(place(row))}: same question, other answers"
+                problems.append((row, said))
+        return sorted(problems)
 
     def _arrays(self) -> tuple[Hashes, Hashes]:
         return (

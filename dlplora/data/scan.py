@@ -1,9 +1,11 @@
-"""One pass over a raw file: what is good, what is bad, and which items the splits keep.
+"""One pass over the raw files of a task: what is good, what is bad, which items the splits keep.
 
-It keeps 16 bytes of each row. Every rule looks at a row, at rows of the same question or at the
+It keeps 16 bytes of each row. Every rule looks at a row, at rows of the same question or at a
 whole file, never at the order of rows: shuffling changes nothing.
 """
 
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 from dlplora.data.items import BadRowError, Item, Reader
 from dlplora.data.limits import ItemLimit
 from dlplora.data.raw import BLANK, format_of
-from dlplora.data.row_hashes import RowHashes
+from dlplora.data.row_hashes import Place, RowHashes
 from dlplora.data.splits import FirstPlaces, borders_of, count_by_split, places_of
 from dlplora.errors import DataError
 from dlplora.params.inputs import Keys, Splits
@@ -24,9 +26,11 @@ from dlplora.records.findings import Problem
 
 @dataclass(frozen=True)
 class Scan:
-    """What one pass over a file found: of the problems the first ones, sorted."""
+    """What one pass over the files found: of the problems the first ones, in order.
 
-    unit: str
+    `keys` are those of the first file.
+    """
+
     keys: Keys
     num_rows: int
     num_bad: int
@@ -39,7 +43,7 @@ class Scan:
 
 
 def scan(
-    file: Path,
+    files: Sequence[Path],
     keys: Literal["auto"] | Keys,
     splits: Splits,
     *,
@@ -47,38 +51,28 @@ def scan(
     without: frozenset[int] = frozenset(),
     most_problems: int | None,
 ) -> Scan:
-    """Read a file once, keeping no question whose place is in `without`.
+    """Read files once, keeping no question whose place is in `without`.
 
-    `controls` counts the texts that hold each control token, `stripped` the answers and options
-    that ended in the base model's end token.
+    Each file has its own naming of fields. `controls` counts the texts that hold each control
+    token, `stripped` the answers and options that ended in the base model's end token.
     """
-    found = format_of(file)
-    reader = Reader(keys, text_cells=found.text_cells, limit=limit)
     tally = _Tally(splits, without, most_problems)
-    for rows in found.batches(file):
-        tally.add(rows, reader)
-    if tally.num_rows == tally.num_blank:
-        raise DataError(f"{file}: holds no {found.unit}s")
-    if not reader.met_objects:
-        first = tally.problems[0]
-        raise DataError(f"{file}: {found.unit} {first.item} {first.problem}")
-    settled = reader.settled_keys(file)
+    readers = [tally.read(file, keys, limit) for file in files]
     contradicting = tally.row_hashes.contradicting()
-    tally.row_hashes.check_one_kind(file, found.unit, without=contradicting)
-    contradictions = tally.row_hashes.contradictions(found.unit, contradicting)
-    problems = sorted([*tally.problems, *contradictions], key=lambda problem: problem.item)
+    tally.row_hashes.check_one_kind(tally.place, without=contradicting)
+    contradictions = tally.row_hashes.contradictions(tally.place, contradicting)
+    problems = sorted([*tally.problems, *contradictions])[:most_problems]
     good = tally.row_hashes.questions(without=contradicting)
     return Scan(
-        unit=found.unit,
-        keys=settled,
+        keys=readers[0].settled_keys(files[0]),
         num_rows=tally.num_rows - tally.num_blank,
         num_bad=tally.num_bad + len(contradictions),
-        problems=tuple(problems[:most_problems]),
+        problems=tuple(Problem(*tally.place(row), said) for row, said in problems),
         num_found=count_by_split(good, borders_of(splits)),
         kept=dict(zip(SPLITS, tally.kept, strict=True)),
         contradicting=frozenset(contradicting.tolist()),
-        controls=dict(sorted(reader.controls.items())),
-        stripped=reader.stripped,
+        controls=dict(sorted(sum((reader.controls for reader in readers), Counter()).items())),
+        stripped=sum(reader.stripped for reader in readers),
     )
 
 
@@ -87,15 +81,40 @@ class _Tally:
 
     def __init__(self, splits: Splits, without: frozenset[int], most_problems: int | None) -> None:
         self.row_hashes = RowHashes()
-        self.problems: list[Problem] = []
+        self.problems: list[tuple[int, str]] = []
         self.num_rows = self.num_blank = self.num_bad = 0
         self.kept = [FirstPlaces(cap) for cap in (splits.train, splits.validation, splits.test)]
+        self._files: list[Place] = []
+        self._starts: list[int] = []  # the number of each file's first row
         self._borders = borders_of(splits)
         self._without = without
         self._most_problems = most_problems
 
-    def add(self, rows: Sequence[Any], reader: Reader) -> None:
-        """Take the next rows of the file."""
+    def read(self, file: Path, keys: Literal["auto"] | Keys, limit: ItemLimit | None) -> Reader:
+        """Read a file; `DataError` if it holds no rows, or not one naming of their fields."""
+        found = format_of(file)
+        self._files.append(Place(str(file), found.unit, 1))
+        self._starts.append(self.num_rows)
+        reader = Reader(keys, text_cells=found.text_cells, limit=limit)
+        num_blank, first = self.num_blank, None
+        for rows in found.batches(file):
+            num_bad = len(self.problems)
+            self._add(rows, reader)
+            first = first or next(iter(self.problems[num_bad:]), None)
+        if self.num_rows - self._starts[-1] == self.num_blank - num_blank:
+            raise DataError(f"{file}: holds no {found.unit}s")
+        if not reader.met_objects and first is not None:
+            raise DataError(str(Problem(*self.place(first[0]), first[1])))
+        reader.settled_keys(file)
+        return reader
+
+    def place(self, row: int) -> Place:
+        """Return where a row, counted over all files from 0, stands."""
+        number = bisect_right(self._starts, row) - 1
+        return self._files[number]._replace(item=row - self._starts[number] + 1)
+
+    def _add(self, rows: Sequence[Any], reader: Reader) -> None:
+        """Take the next rows of a file."""
         items: list[Item] = []
         is_good = np.ones(len(rows), dtype=bool)
         for number, row in enumerate(rows):
@@ -103,7 +122,7 @@ class _Tally:
                 items.append(reader.item(row))
             except BadRowError as error:
                 is_good[number] = False
-                self._refuse(row, Problem(self.num_rows + number + 1, str(error)))
+                self._refuse(row, self.num_rows + number, str(error))
         self.num_rows += len(rows)
         places = places_of([item.question for item in items])
         self.row_hashes.add(is_good, places, items)
@@ -114,10 +133,10 @@ class _Tally:
             if (place := int(places[number])) not in self._without:
                 self.kept[split[number]].offer(place, items[number])
 
-    def _refuse(self, row: Any, problem: Problem) -> None:
+    def _refuse(self, row: Any, number: int, problem: str) -> None:
         if row is BLANK:
             self.num_blank += 1
             return
         self.num_bad += 1
         if self._most_problems is None or len(self.problems) < self._most_problems:
-            self.problems.append(problem)
+            self.problems.append((number, problem))

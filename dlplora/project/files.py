@@ -15,6 +15,8 @@ from dlplora.params.yaml import parse_yaml
 from dlplora.records.files import atomic_write
 from dlplora.scratch import alone
 
+RAW = Path("data/raw")
+
 
 @dataclass(frozen=True)
 class Project:
@@ -55,6 +57,17 @@ class Project:
         parse_params(parse_yaml(text, str(self.params_file)), str(self.params_file))
         with atomic_write(self.params_file) as aside:
             aside.write_text(text, encoding="utf-8")
+        self.make_raw_folders()
+
+    def raw_folder(self, task: str) -> Path:
+        """Return where the user's own files of a task stand."""
+        return self.root / RAW / task
+
+    def make_raw_folders(self) -> None:
+        """Make the folders of all tasks, which DVC expects; git keeps them by a file in each."""
+        for task in load_params(self.params_file).tasks:
+            self.raw_folder(task).mkdir(parents=True, exist_ok=True)
+            (self.raw_folder(task) / ".gitkeep").touch()
 
 
 def set_dtype(project: Project, dtype: str) -> None:

@@ -4,30 +4,31 @@ import filecmp
 import shutil
 from collections.abc import Mapping
 from math import ceil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from ruamel.yaml.comments import CommentedMap
 
 from dlplora.data.ingest import Ingested, ingest
 from dlplora.data.limits import ItemLimit
-from dlplora.data.raw import FORMATS, raw_file
+from dlplora.data.raw import FORMATS, raw_files
 from dlplora.data.scripts import words_of
-from dlplora.errors import AdapterError, DataError, ParamsError, choices
+from dlplora.errors import AdapterError, DataError, DlpLoraError, ParamsError, choices
 from dlplora.params.fields import is_identifier
 from dlplora.params.inputs import Keys, Splits
 from dlplora.params.load import load_params, parse_params
-from dlplora.params.yaml import parse_yaml
+from dlplora.params.yaml import parse_yaml, read_yaml
 from dlplora.project.clusters import join_cluster, leave_cluster
 from dlplora.project.commands import CommandError, dvc
-from dlplora.project.files import Project, drop, dump, put
+from dlplora.project.files import RAW, Project, drop, dump, put
 from dlplora.project.pruning import delete_unlisted
 from dlplora.records.examples import check_primary
 from dlplora.records.files import atomic_write, written_folder
 from dlplora.records.training import ADAPTER_WEIGHTS
 from dlplora.words import Primary
 
-_RAW, _IMPORTED = Path("data/raw"), Path("data/imported")
+_IMPORTED = Path("data/imported")
 _ADAPTER_FILES = ("adapter_config.json", ADAPTER_WEIGHTS)
 _TRAINING = "training.json"  # of an adapter of this project: it names the base model by its hash
 _LONG_ANSWER_WORDS = 8
@@ -36,6 +37,27 @@ _FINAL = 40  # characters; a longer text is no final answer
 
 
 def add_task(
+    project: Project, name: str, file: Path, *, adapter: Path | None = None, **options: Any
+) -> Ingested:
+    """Copy a file to data/raw/NAME as a new task, track it by DVC and list it in params.yaml.
+
+    `adapter` is PEFT's folder of one that was trained elsewhere; without it one is trained
+    here. `options` and errors are those of `plan_task`.
+    """
+    ingested, text = plan_task(project, name, file, adapter=adapter, **options)
+    file = _one_file(file)
+    add_file(project, file, name, f"{name}{file.suffix.lower()}")
+    if adapter is not None:
+        with written_folder(project.root / _IMPORTED / name) as aside:
+            for part in (*_ADAPTER_FILES, _TRAINING):
+                if (adapter / part).is_file():
+                    shutil.copyfile(adapter / part, aside / part)
+        _dvc(project, "add", str(_IMPORTED / name))
+    project.write(text)
+    return ingested
+
+
+def plan_task(
     project: Project,
     name: str,
     file: Path,
@@ -46,11 +68,10 @@ def add_task(
     keys: Literal["auto"] | Keys = "auto",
     on_bad_row: Literal["refuse", "skip"] = "refuse",
     adapter: Path | None = None,
-) -> Ingested:
-    """Copy a file into the project as a new task, track it by DVC and list it in params.yaml.
+) -> tuple[Ingested, str]:
+    """Return what a new task of a file would hold, and params.yaml with it; nothing is written.
 
-    `adapter` is PEFT's folder of one that was trained elsewhere; without it one is trained
-    here. The metric is accuracy for multiple choice, exact match for short answers and for those
+    The metric is accuracy for multiple choice, exact match for short answers and for those
     that end in a mark and a short answer (`answer_after`), and ROUGE-L for other long ones; the
     token limit is a quarter above the longest training answer. All can be given.
 
@@ -58,7 +79,7 @@ def add_task(
     `AdapterError` for an adapter that does not fit.
     """
     params = project.read()
-    file = raw_file(file)
+    file = _one_file(file)
     _check_new_name(project, params, name, file)
     if adapter is not None:
         _check_adapter(project, name, adapter)
@@ -79,7 +100,7 @@ def add_task(
     if answer_after is None and is_free and primary in (None, "exact_match"):
         answer_after = _mark_of(ingested)
     task = CommentedMap(
-        raw=str(_RAW / name),
+        raw=str(RAW / name),
         keys=keys if keys == "auto" else keys.model_dump(),
         on_bad_row=on_bad_row,
         primary=primary or _fitting_metric(ingested, answer_after),
@@ -97,26 +118,66 @@ def add_task(
         enlist(params, name, task, "imported_adapters", listed)
     text = dump(params)
     parse_params(parse_yaml(text, str(project.params_file)), str(project.params_file))
-    folder = project.root / _RAW / name
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{name}{file.suffix.lower()}"
+    return ingested, text
+
+
+def import_task(project: Project, name: str, url: str, **options: Any) -> Ingested:
+    """Import a file by `dvc import-url` as a new task; `dvc update` fetches it again.
+
+    `options` are those of `add_task`. Nothing of a file stays that cannot be a task.
+    """
+    suffix = PurePosixPath(urlsplit(url).path).suffix.lower()
+    if suffix not in FORMATS:
+        raise DataError(f"{url}: the ending {suffix!r} is none of {choices(FORMATS)}")
+    target = project.raw_folder(name) / f"{name}{suffix}"
+    _check_new_name(project, project.read(), name, target)
+    if target.exists():
+        raise ParamsError(f"{target}: is there already; move that folder away first")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _dvc(project, "import-url", url, str(target.relative_to(project.root)))
+        return add_task(project, name, target, **options)
+    except DlpLoraError:
+        for file in (target, tracker_of(target)):
+            file.unlink(missing_ok=True)
+        raise
+
+
+def add_file(project: Project, file: Path, task: str, name: str) -> None:
+    """Copy a file to the raw folder of a task, under a name, and let DVC track it."""
+    target = project.raw_folder(task) / name
+    target.parent.mkdir(parents=True, exist_ok=True)
     if not target.exists():
         with atomic_write(target) as aside:
             shutil.copyfile(file, aside)
-    _dvc(project, "add", str(_RAW / name))
-    if adapter is not None:
-        with written_folder(project.root / _IMPORTED / name) as aside:
-            for part in (*_ADAPTER_FILES, _TRAINING):
-                if (adapter / part).is_file():
-                    shutil.copyfile(adapter / part, aside / part)
-        _dvc(project, "add", str(_IMPORTED / name))
-    project.write(text)
-    return ingested
+    if not (tracker_of(target).exists() and is_import(tracker_of(target))):
+        _dvc(project, "add", str(target.relative_to(project.root)))
+
+
+def tracker_of(file: Path) -> Path:
+    """Return the file by which DVC tracks another."""
+    return file.with_name(f"{file.name}.dvc")
+
+
+def is_import(tracker: Path) -> bool:
+    """Tell whether a file that DVC tracks comes from elsewhere, by `dvc import-url`."""
+    return "deps" in read_yaml(tracker)
+
+
+def _one_file(file: Path) -> Path:
+    """Return the one file of a folder, or the file itself."""
+    files = raw_files(file)
+    if len(files) > 1:
+        raise DataError(
+            f"{file}: found {len(files)} files ({choices(each.name for each in files)}), expected "
+            f"one; data/inbox takes the others once the task is there"
+        )
+    return files[0]
 
 
 def is_own(task: Mapping[str, Any]) -> bool:
     """Tell whether a task of params.yaml is of the user's own files."""
-    return Path(task["raw"]).parent == _RAW
+    return Path(task["raw"]).parent == RAW
 
 
 def _check_adapter(project: Project, name: str, adapter: Path) -> None:
@@ -137,7 +198,7 @@ def _check_new_name(project: Project, params: Mapping[str, Any], name: str, file
         )
     if name in params["tasks"]:
         raise ParamsError(f"params.yaml: there is a task {name} already; remove it or take another")
-    old = project.root / _RAW / name / f"{name}{file.suffix.lower()}"
+    old = project.raw_folder(name) / f"{name}{file.suffix.lower()}"
     there = sorted(old.parent.iterdir()) if old.parent.is_dir() else []
     if others := [path for path in there if path != old and path.suffix.lower() in FORMATS]:
         raise ParamsError(f"{others[0]}: would stand beside {old.name}; move it out of that folder")
@@ -209,7 +270,9 @@ def remove_task(project: Project, name: str) -> list[Path]:
     unlist(params, name)
     with project.alone():
         project.replace(dump(params))
-        for folder in (_RAW, _IMPORTED):
+        for tracker in project.raw_folder(name).glob("*.dvc"):
+            tracker.unlink()
+        for folder in (RAW, _IMPORTED):
             (project.root / folder / f"{name}.dvc").unlink(missing_ok=True)
             own = project.root / folder / name
             if own.is_dir():  # a copy: what DVC linked itself, its next checkout would delete

@@ -30,6 +30,7 @@ def repro(project: Project, words: Sequence[str]) -> None:
     load_params(project.params_file)  # outside a project nothing is written, no lock either
     handle = take_lock("repro", scratch=project.scratch)
     delete_unlisted(project)
+    project.make_raw_folders()
     prepare(project.root)
     os.set_inheritable(handle, True)
     told = environment(project.root)

@@ -10,10 +10,16 @@ from dlplora.records.files import read_json, record_of, write_json
 
 @dataclass(frozen=True)
 class Problem:
-    """A bad row of a raw file: its number, counted from 1, and what is wrong with it."""
+    """A bad row: its file, what the format calls a row, its number from 1, and what is wrong."""
 
+    file: str
+    unit: str
     item: int
     problem: str
+
+    def __str__(self) -> str:
+        """Say where the row is, and what is wrong with it."""
+        return f"{self.file}: {self.unit} {self.item} {self.problem}"
 
 
 @dataclass(frozen=True)
@@ -28,17 +34,15 @@ class SplitSize:
 class Findings:
     """The counts of an ingest: read = distinct + merged + skipped.
 
-    `unit` is what the file's format calls a row: item, line or row. `controls` counts the texts
-    that hold each control token of the base model, which are read as plain text; `stripped` the
-    answers and options that ended in its end token. The lengths and `most_answers` are of the
-    questions kept.
+    `keys` are those of the first of the files. `controls` counts the texts that hold each control
+    token of the base model, which are read as plain text; `stripped` the answers and options that
+    ended in its end token. The lengths and `most_answers` are of the questions kept.
     """
 
     task: str
-    raw: str
+    files: tuple[str, ...]
     kind: Kind
     keys: dict[str, Any]
-    unit: str
     read: int
     distinct: int
     merged: int

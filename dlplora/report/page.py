@@ -115,7 +115,7 @@ def _content(inputs: Inputs) -> Mapping[str, Any]:
         "routers": tables.router_quality(inputs.routers),
         "findings": tables.data_findings(inputs.findings, inputs.trainings),
         "problems": {
-            task: [f"{found.unit} {row.item} {row.problem}" for row in found.problems[:5]]
+            task: list(map(str, found.problems[:5]))
             for task, found in inputs.findings.items()
             if found.problems
         },
