@@ -15,7 +15,7 @@ export LOGNAME ?= nobody
 endif
 BIN := "$(VENV)"/bin
 
-.PHONY: help env repro compare flow ui test check examples bench pull push
+.PHONY: help env repro compare flow ui retrain test check examples bench pull push gc
 
 help:           ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ flow: env       ## Bring the pipeline up to date by Prefect, without a server
 
 ui: env         ## Open Prefect's pages on 127.0.0.1: watch runs and start them; Ctrl-C ends all
 	@$(BIN)/python -m flows.ui
+
+retrain: env    ## Take new data in, train what changed, judge it, and promote it unless it is worse
+	@$(BIN)/python -m flows.retrain
 
 test: env       ## Run the tests
 	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -70,8 +73,11 @@ bench: $(MADE)-bench  ## Time engine, training and scoring beside PEFT, Trainer,
 	@$(BIN)/python -m benchmarks.roofline
 	@$(BIN)/python -m benchmarks.retrieval
 
-pull: env       ## Fetch results and the run-cache from the DVC remote
-	@$(BIN)/dvc pull --run-cache
+pull: env       ## Fetch results, the run-cache and models from the remotes
+	@$(BIN)/python -m dlplora.cli pull
 
-push: env       ## Send results and the run-cache to the DVC remote
-	@$(BIN)/dvc push --run-cache
+push: env       ## Send results, the run-cache and models to the remotes
+	@$(BIN)/python -m dlplora.cli push
+
+gc: env         ## Free the cache of what no model, branch or worktree needs
+	@$(BIN)/python -m dlplora.cli gc

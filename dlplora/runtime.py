@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from dlplora.cpu import cpu_flags, cpu_name
 from dlplora.errors import ParamsError
@@ -70,15 +69,14 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def surroundings(model: nn.Module) -> dict[str, Any]:
+def surroundings(place: Place) -> dict[str, Any]:
     """Describe what a model's bytes depend on besides weights, inputs and code; as JSON."""
-    first = next(model.parameters())
-    is_cuda = first.device.type == "cuda"
+    is_cuda = place.device.type == "cuda"
     return {
-        "dtype": str(first.dtype),
+        "dtype": str(place.dtype),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,  # with its build
-        "device": torch.cuda.get_device_name(first.device) if is_cuda else first.device.type,
+        "device": torch.cuda.get_device_name(place.device) if is_cuda else place.device.type,
         "processor": [cpu_name(), torch.backends.cpu.get_cpu_capability(), *cpu_flags()],
     }
 

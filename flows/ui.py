@@ -2,8 +2,8 @@
 
     python -m flows.ui [--port 4200]
 
-A server, the deployments of prefect.yaml, a worker that runs them and the reports, at the next
-port. All of them, and what the worker runs, end with it.
+A server, the deployments of prefect.yaml, a worker that runs them, a watcher of data/inbox and the
+reports, at the next port. All of them, and what the worker runs, end with it.
 """
 
 import os
@@ -19,9 +19,11 @@ from pathlib import Path
 from socket import AF_INET, SOCK_STREAM, socket
 
 import psutil
+from prefect.client.orchestration import SyncPrefectClient
 
 from dlplora.edge import one_line_errors
 from dlplora.errors import DlpLoraError
+from dlplora.lifecycle import schedule
 from dlplora.scratch import alone, is_held
 from flows.settings import API_FILE, ROOT, SCRATCH, UI_LOCK
 from flows.shown import REPORTS, REPORTS_URL
@@ -29,6 +31,7 @@ from flows.shown import REPORTS, REPORTS_URL
 _MARK = "DLPLORA_UI"  # in the environment of all that is started here
 _HOST = "127.0.0.1"
 _POOL = "dlplora"
+_POLL_SECONDS = 1.0
 _START_SECONDS = 120.0
 _STOP_SECONDS = 15.0
 
@@ -70,14 +73,26 @@ def serve(port: int, *, tell: Callable[[str], None]) -> None:
             environment,
         )
         _run([*prefect, "deploy", "--all"], environment)
+        running["watcher"] = _start("watcher", ["-m", "flows.watch"], environment)
         worker = [*prefect, "worker", "start", "--pool", _POOL, "--name", "here"]
         running["worker"] = _start("worker", worker, environment)
         tell(address)
+        is_on = None
         while True:
             for name, part in running.items():
                 if part.poll() is not None:
                     raise UiError(f"the {name} has ended; its log is {_log(name)}")
-            time.sleep(0.5)
+            if is_on != (is_on := schedule.is_on(ROOT)):
+                _set_schedules(f"{address}/api", is_on=is_on)
+            time.sleep(_POLL_SECONDS)
+
+
+def _set_schedules(api: str, *, is_on: bool) -> None:
+    """Switch the schedules of all deployments on or off."""
+    with SyncPrefectClient(api) as client:
+        for deployment in client.read_deployments():
+            for row in deployment.schedules:
+                client.update_deployment_schedule(deployment.id, row.id, active=is_on)
 
 
 def _log(name: str) -> Path:

@@ -32,7 +32,8 @@ def main(
     """Answer the TESTS by SYSTEM, made of BASE, ADAPTERS, ARTIFACT and ROUTER; write to SCORES."""
     params = load_params()
     entry, tasks = named(params.systems, system, "systems"), sorted(params.tasks)
-    loaded = load_base(base, place=set_up(params.runtime, seed=params.seed), attention="sdpa")
+    place = set_up(params.runtime, seed=params.seed)
+    loaded = load_base(base, place=place, attention="sdpa")
     inputs = Inputs(loaded, base, adapters, artifact, router, tasks, params.seed)
     items = [
         TaskItems(read_examples(tests / f"{task}.parquet"), params.tasks[task]) for task in tasks
@@ -43,7 +44,7 @@ def main(
         surroundings=[
             file_sha256(code_file()),
             data_folder_sha256(base),
-            surroundings(loaded.model),
+            surroundings(place),
         ],
     )
     settings = [setting for setting in NUM_QUESTIONS if system in systems_in(setting, params)]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dlplora.cli import ask, project
+from dlplora.cli import ask, models, project
 from dlplora.edge import one_line_errors, refuse_other_code, set_up_process, show_messages
 
 app = typer.Typer(
@@ -29,6 +29,14 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     project.find_clusters,
     project.pin,
     project.check_runtime,
+    models.inbox,
+    models.judge,
+    models.promote,
+    models.rollback,
+    models.schedule,
+    models.gc,
+    models.push,
+    models.pull,
 )
 
 
@@ -53,6 +61,7 @@ def _options(
 
 for command in _COMMANDS:
     app.command()(command)
+app.add_typer(models.models, name="models")
 app.command(context_settings={"ignore_unknown_options": True})(project.repro)
 
 

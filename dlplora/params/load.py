@@ -5,8 +5,8 @@ from pathlib import Path
 from dlplora.errors import ParamsError, choices
 from dlplora.params.fields import checked, named
 from dlplora.params.names import embedder_names, router_names
-from dlplora.params.overrides import adapter_of, expert_training_of, joint_of
-from dlplora.params.project import BASE, PARAMS_FILE, REFERENCE, Params
+from dlplora.params.overrides import adapter_of, expert_training_of, is_in_model, joint_of
+from dlplora.params.project import BASE, PARAMS_FILE, REFERENCE, Params, Served
 from dlplora.params.systems import OverClusters, SystemEntry
 from dlplora.params.yaml import read_yaml
 
@@ -80,6 +80,12 @@ def _check_systems(params: Params, source: str) -> None:
             f"{source}: default_system is {params.default_system}; expected a system that needs no "
             f"task: {choices(known)}"
         )
+    if not is_in_model(default):
+        known = [name for name, system in params.systems.items() if is_in_model(system)]
+        raise ParamsError(
+            f"{source}: default_system is {params.default_system}; a model holds adapters and "
+            f"routers alone: expected one of {choices(known)}"
+        )
     for name, system in params.systems.items():
         _check_inputs(params, f"{source}: systems.{name}", system)
     reference = named(params.systems, REFERENCE, "systems")
@@ -146,6 +152,11 @@ def _check_embedding(params: Params, source: str) -> None:
             raise ParamsError(
                 f"{source}: tuned_embedders.{name}.tasks: {choices(unknown)}: not in tasks"
             )
+
+
+def load_served(path: Path) -> Served:
+    """Read the params of a model, which the stage `model` wrote."""
+    return checked(Served, read_yaml(path), str(path))
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:

@@ -7,7 +7,8 @@ from typing import Any
 
 from dlplora.errors import ParamsError
 from dlplora.params.fields import checked, named
-from dlplora.params.project import Params
+from dlplora.params.project import ADAPTERS, BASE, Params, Served
+from dlplora.params.systems import SystemEntry
 from dlplora.params.training import Adapter
 
 
@@ -38,6 +39,18 @@ def expert_training_of(params: Params, cluster: str) -> Adapter:
             f"{training.rank}"
         )
     return training
+
+
+def is_in_model(system: SystemEntry) -> bool:
+    """Tell whether a model, which holds adapters and routers of all tasks, can answer by it."""
+    return system.adapters in (BASE, ADAPTERS) and system.artifact == BASE
+
+
+def served_of(params: Params) -> Served:
+    """Return what a model holds of the params: the systems that it can answer by."""
+    values = {name: getattr(params, name) for name in Served.model_fields}
+    systems = {name: system for name, system in params.systems.items() if is_in_model(system)}
+    return Served.model_construct(**values | {"systems": systems})
 
 
 def _overridden(adapter: Adapter, overrides: dict[str, Any], source: str) -> Adapter:

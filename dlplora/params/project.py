@@ -20,6 +20,7 @@ from dlplora.params.training import Adapter, Experts, ImportedAdapter, LoraHub, 
 
 PARAMS_FILE = Path("params.yaml")
 BASE = "data/base"  # stands where a system reads no folder of its own
+ADAPTERS = "data/adapters"  # those of the tasks
 REFERENCE = "single"  # the system that others are compared with: each task by its own adapter
 
 
@@ -54,17 +55,38 @@ class Log(Section):
     text: bool
 
 
-class Params(Section):
-    """All of params.yaml."""
+class Gate(Section):
+    """When a retrained model replaces the one in production.
+
+    The lower 95 % bound of its mean difference must lie above `margin`, and be of
+    `minimum_items` test items or more. With `approval` a person has the last word.
+    """
+
+    margin: Annotated[float, Field(gt=-1, le=0)]
+    minimum_items: Count
+    max_latency_ratio: Annotated[float, Field(gt=0)]
+    approval: bool
+
+
+class Served(Section):
+    """What it takes to load a system: all params of a model, and a part of params.yaml."""
 
     seed: int
     runtime: Runtime
+    log: Log
+    tasks: dict[Name, Task]
+    systems: dict[SystemName, System]
+    default_system: SystemName
+
+
+class Params(Served):
+    """All of params.yaml."""
+
     flow: Flow
     answers: Answers
-    log: Log
+    gate: Gate
     base_model: Model
     sources: dict[Name, Source]
-    tasks: dict[Name, Task]
     splits: Splits
     adapter: Adapter
     adapters: dict[Name, dict[str, Any]]
@@ -80,7 +102,5 @@ class Params(Section):
     index: Index
     indexes: dict[Name, IndexedTask]
     embedding_routers: dict[Name, EmbeddingRouter]
-    systems: dict[SystemName, System]
-    default_system: SystemName
     unseen_tasks: dict[Name, UnseenTask]
     evaluation: Evaluation

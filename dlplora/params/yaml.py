@@ -1,6 +1,7 @@
 """YAML by the rules that DVC reads it by: of version 1.2, where `no` and `on` are words."""
 
 import re
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,15 @@ def read_yaml(file: Path) -> Any:
         raise
     except (OSError, UnicodeDecodeError) as error:
         raise ParamsError(f"{file}: {' '.join(str(error).split())}") from error
+
+
+def dump_yaml(values: dict[str, Any]) -> str:
+    """Return plain values as YAML."""
+    from ruamel.yaml import YAML
+
+    writer, stream = YAML(), StringIO()
+    writer.dump(values, stream)
+    return stream.getvalue()
 
 
 def parse_yaml(text: str, source: str) -> Any:

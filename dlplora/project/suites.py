@@ -18,6 +18,16 @@ def suite_names(project: Project) -> list[str]:
     return sorted(file.stem for file in (project.root / "suites").glob("*.yaml"))
 
 
+def suite_of(project: Project) -> str:
+    """Name the suite that params.yaml holds: the nearest one, edited if it is not that."""
+    params, names = project.read(), suite_names(project)
+    if not names:
+        return "none"
+    sections = list(read_yaml(_file(project, names[0])))
+    nearest, changed = _nearest(project, params, sections)
+    return f"{nearest}, edited" if changed else nearest
+
+
 def use_suite(project: Project, name: str, *, force: bool) -> list[str]:
     """Replace the sections of params.yaml that a suite holds; return the own tasks kept.
 
@@ -50,6 +60,18 @@ def _file(project: Project, name: str) -> Path:
 
 def _refuse_lost_edits(project: Project, params: Mapping[str, Any], sections: list[str]) -> None:
     """Raise unless the suite's sections, own tasks aside, are those of some suite."""
+    nearest, changed = _nearest(project, params, sections)
+    if changed:
+        raise ParamsError(
+            f"params.yaml: {', '.join(changed)} were edited since suite {nearest}; "
+            f"keep a copy and add --force to lose the edits"
+        )
+
+
+def _nearest(
+    project: Project, params: Mapping[str, Any], sections: list[str]
+) -> tuple[str, list[str]]:
+    """Return the suite that the params, own tasks aside, come nearest, and what differs."""
     now = {section: plain(params[section]) for section in sections}
     own = [key for key, task in now["tasks"].items() if is_own(task)]
     for key in own:
@@ -65,11 +87,7 @@ def _refuse_lost_edits(project: Project, params: Mapping[str, Any], sections: li
         for name, suite in suites.items()
     }
     nearest = min(changed, key=lambda name: len(changed[name]))
-    if changed[nearest]:
-        raise ParamsError(
-            f"params.yaml: {', '.join(changed[nearest])} were edited since suite {nearest}; "
-            f"keep a copy and add --force to lose the edits"
-        )
+    return nearest, changed[nearest]
 
 
 def _header(project: Project, sections: list[str]) -> str:

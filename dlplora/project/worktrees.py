@@ -6,12 +6,15 @@ of those deleted. A worktree is of the whole repository; the project may be a fo
 """
 
 import os
+import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from dlplora.errors import DlpLoraError
 from dlplora.project.commands import CommandError, dvc, git
 from dlplora.scratch import ANSWERS, DOWNLOADS, is_held
 
+RETRAIN = "retrain"  # the run in whose worktree models are retrained
 _RUNS = Path(".scratch/runs")
 _SHARED = (DOWNLOADS, ANSWERS)
 _OURS = ("-c", "core.hooksPath=/dev/null")  # a user's hooks are for a user's commits
@@ -37,19 +40,24 @@ def uncommitted(root: Path) -> list[str]:
     return git(root, "diff", "--relative", "--name-only", "HEAD", "--", ".").splitlines()
 
 
-def open_worktree(root: Path, name: str) -> Path:
-    """Check out the branch `runs/NAME`, made from the commit here, or go on in its worktree.
+def open_worktree(root: Path, name: str, *, start: str = "HEAD", is_ours: bool = False) -> Path:
+    """Check out the branch `runs/NAME`, made from a commit, or go on in its worktree.
 
-    Returns the project's folder there.
+    Returns the project's folder there. One that `is_ours` is made again if it is broken.
     """
     folder = root / _RUNS / name
-    project = folder / _prefix(root)
+    if is_ours and folder.is_dir():
+        try:
+            _refuse_others(folder)
+        except DlpLoraError:
+            shutil.rmtree(folder)
+    project = folder / prefix(root)
     branch = f"runs/{name}"
     if not folder.is_dir() or not any(folder.iterdir()):
         git(root, "worktree", "prune")
         is_there = git(root, "branch", "--list", branch)
         place = str(folder.resolve())
-        made = [place, branch] if is_there else ["-b", branch, place, "HEAD"]
+        made = [place, branch] if is_there else ["-b", branch, place, start]
         git(root, *_OURS, "worktree", "add", "--quiet", *made)
     _refuse_others(folder)
     if not (project / "params.yaml").is_file():
@@ -81,15 +89,60 @@ def commit_all(project: Path, subject: str) -> None:
     """
     _refuse_others(project)
     git(project, "add", "--all", ".")
-    if not git(project, "status", "--porcelain", "."):
-        return
-    author: tuple[str, ...] = ()
+    if git(project, "status", "--porcelain", "."):
+        words = ("commit", "--quiet", "--no-verify", "--no-gpg-sign", "-m", subject)
+        git(project, *_OURS, *author(project), *words)
+
+
+def reset(project: Path, *, to: str) -> None:
+    """Reset a worktree and its branch to a commit; ignored files stay."""
+    _refuse_others(project)
+    git(project, *_OURS, "reset", "--quiet", "--hard", to)
+    git(project, "clean", "--quiet", "--force", "-d")
+
+
+def clear_locks(root: Path, branches: Collection[str], *, tags: str) -> None:
+    """Delete the lock files that a git which was killed has left, of the retrains' own alone."""
+    common = root / git(root, "rev-parse", "--git-common-dir")
+    left = [common / "refs/heads" / f"{branch}.lock" for branch in branches]
+    left += [*(common / "refs/tags").glob(f"{tags}.lock")]
+    left += [*(common / "worktrees" / RETRAIN).glob("*.lock")]
+    for lock in left:
+        lock.unlink(missing_ok=True)
+
+
+def author(root: Path) -> tuple[str, ...]:
+    """Return the words that name an author to git, if it knows of none."""
     try:
-        git(project, "config", "user.email")
-    except CommandError:  # there is none
-        author = ("-c", "user.name=dlplora", "-c", "user.email=dlplora@localhost")
-    words = ("commit", "--quiet", "--no-verify", "--no-gpg-sign", "-m", subject)
-    git(project, *_OURS, *author, *words)
+        git(root, "config", "user.email")
+    except CommandError:
+        return ("-c", "user.name=dlplora", "-c", "user.email=dlplora@localhost")
+    return ()
+
+
+def merge(project: Path, commit: str, *, results: Collection[str]) -> None:
+    """Merge a commit into a worktree's branch; of `results`, which are made again, ours stay.
+
+    Raises `WorktreeError` naming the files that both have changed.
+    """
+    _refuse_others(project)
+    words = ("merge", "--quiet", "--no-edit", "--no-verify", "--no-gpg-sign", commit)
+    try:
+        git(project, *_OURS, *author(project), *words)
+        return
+    except CommandError as error:
+        files = git(project, "diff", "--name-only", "--diff-filter=U", "--relative").splitlines()
+        if not files:
+            raise WorktreeError(str(error)) from error
+    if left := [file for file in files if file not in results]:
+        git(project, "merge", "--abort")
+        raise WorktreeError(
+            f"{', '.join(left)}: changed in different ways on the branch production and in your "
+            f"commit; run `git merge production`, settle them and commit, then try again"
+        )
+    git(project, "checkout", "--ours", "--", *files)
+    git(project, "add", "--", *files)
+    git(project, *_OURS, *author(project), "commit", "--quiet", "--no-edit", "--no-verify")
 
 
 def _refuse_others(project: Path) -> None:
@@ -106,21 +159,29 @@ def _refuse_others(project: Path) -> None:
 
 
 def delete_old(root: Path, *, keep: int) -> list[str]:
-    """Delete all worktrees of runs but the newest ones and those at work; return their names."""
-    runs, prefix = root / _RUNS, _prefix(root)
-    folders = [git_file.parent for git_file in runs.glob("*/.git") if git_file.is_file()]
+    """Delete all worktrees of runs but the newest ones and those at work; return their names.
+
+    That of the retrains stays.
+    """
+    inner = prefix(root)
+    folders = [folder for folder in worktrees(root) if folder.name != RETRAIN]
     folders.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
     old = [
         folder
         for folder in folders[keep:]
-        if not is_held("repro", scratch=folder / prefix / ".scratch")
+        if not is_held("repro", scratch=folder / inner / ".scratch")
     ]
     for folder in old:
         git(root, "worktree", "remove", "--force", str(folder.resolve()))
     return [folder.name for folder in old]
 
 
-def _prefix(root: Path) -> str:
+def worktrees(root: Path) -> list[Path]:
+    """List the worktrees of runs that are there."""
+    return [file.parent for file in (root / _RUNS).glob("*/.git") if file.is_file()]
+
+
+def prefix(root: Path) -> str:
     """Return where in its repository the project stands; it is empty for the repository itself."""
     return git(root, "rev-parse", "--show-prefix")
 

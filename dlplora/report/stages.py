@@ -23,6 +23,7 @@ STAGE_SECTIONS = {
     "evaluate": "systems",
     "novelty": "unseen_tasks",
     "compare": None,
+    "model": None,
 }
 
 

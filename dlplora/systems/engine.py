@@ -31,7 +31,7 @@ class Engine(Runner):
         """Load a system of a folder: the base model, the adapters and router that it names.
 
         Args:
-            folder: The folder that the stages write to; params.yaml stands beside it.
+            folder: The folder that the stages write to, or a model such as `.models/current`.
             system: A name in the params, with the task where it needs one (`single:TASK`); by
                 default `default_system`.
             place: Device and dtype; by default the best that this machine has.

@@ -9,7 +9,7 @@ from dlplora.engine.decisions import DecisionLog
 from dlplora.errors import ParamsError, choices
 from dlplora.models import load_base
 from dlplora.params.fields import named
-from dlplora.params.load import load_params
+from dlplora.params.load import load_params, load_served
 from dlplora.params.project import PARAMS_FILE
 from dlplora.params.systems import System as SystemParams
 from dlplora.routing.simple import ConstantRouter
@@ -42,13 +42,13 @@ BUILDERS: dict[str, Callable[[Any, Inputs], System]] = {
 
 
 class Systems:
-    """The systems of a pipeline's folder over one base model, each asked by its name.
+    """The systems of a pipeline's folder or of a model over one base model, each by its name.
 
     What needs the task is named with it, such as `single:TASK`. The params are those of the
-    params.yaml beside the folder.
+    params.yaml in a model, and beside the folder of a pipeline.
 
     Args:
-        folder: The folder that the stages write to.
+        folder: The folder that the stages write to, or a model such as `.models/current`.
         names: The systems that will be asked; None stands for the default. Each is checked before
             anything is loaded: `ParamsError` says which are wrong.
         place: Device and dtype; by default those of the params.
@@ -58,7 +58,9 @@ class Systems:
         self, folder: str | Path, names: Sequence[str | None], *, place: Place | None = None
     ) -> None:
         self._folder = Path(folder)
-        self._params = load_params(self._folder.parent / PARAMS_FILE)
+        own = self._folder / PARAMS_FILE
+        is_model = own.is_file()
+        self._params = load_served(own) if is_model else load_params(_beside(self._folder))
         for name in names:
             self._entry(name)
         place = place or set_up(self._params.runtime, seed=self._params.seed)
@@ -119,6 +121,10 @@ class Systems:
     def _path(self, path: str) -> Path:
         """Return where an input of a system, a path under data/ in the params, really stands."""
         return self._folder / Path(path).relative_to("data")
+
+
+def _beside(folder: Path) -> Path:
+    return folder.parent / PARAMS_FILE
 
 
 def build(entry: SystemParams, inputs: Inputs) -> System:

@@ -1,0 +1,125 @@
+"""The inbox: files of new questions and answers, named by their task, and what becomes of them.
+
+`data/inbox/<task>.<ext>` is taken into the task's raw folder, as a new task if there is none of
+that name, or refused with its reason beside it. The original stands in `taken/<time>/` afterwards.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from dlplora.data.ingest import Ingested, ingest
+from dlplora.errors import DlpLoraError
+from dlplora.params.inputs import Task
+from dlplora.params.load import load_params
+from dlplora.project.files import Project
+from dlplora.project.own_tasks import add_file, add_task, item_limit, plan_task
+from dlplora.records.files import atomic_write, file_sha256
+
+INBOX = Path("data/inbox")
+_TAKEN, _REFUSED = "taken", "refused"
+_SETTLED_SECONDS = 1.0  # a file that changed since may still be being written
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What a file of the inbox would bring: rows, and distinct questions that are not there yet.
+
+    With a `problem` it would be refused.
+    """
+
+    file: str
+    task: str
+    is_new_task: bool
+    num_rows: int
+    num_new: int
+    problem: str | None
+
+
+def files_in(root: Path) -> list[Path]:
+    """List the files of the inbox, by name, relative to the folder that this process runs in."""
+    inbox = Path(os.path.relpath(root / INBOX))
+    if not inbox.is_dir():
+        return []
+    return sorted(path for path in inbox.iterdir() if path.is_file() and path.name[0] != ".")
+
+
+def wait_until_settled(files: Sequence[Path]) -> None:
+    """Wait until no file has changed for a second; what is still being copied is no bad file."""
+    for file in files:
+        while (age := time.time() - file.stat().st_mtime) < _SETTLED_SECONDS:
+            time.sleep(_SETTLED_SECONDS - max(age, 0.0))
+
+
+def check(project: Project, file: Path) -> Arrival:
+    """Tell what a file would bring to a project whose raw data is there."""
+    tasks = load_params(project.params_file).tasks
+    name = file.stem
+    try:
+        if name not in tasks:
+            found = plan_task(project, name, file)[0].findings
+            return Arrival(file.name, name, True, found.read, found.distinct, None)
+        before = _ingest(project, name, tasks[name], []).findings
+    except DlpLoraError as error:
+        return Arrival(file.name, name, name not in tasks, 0, 0, str(error))
+    try:
+        after = _ingest(project, name, tasks[name], [file]).findings
+    except DlpLoraError as error:
+        return Arrival(file.name, name, False, 0, 0, str(error))
+    new = after.distinct - before.distinct
+    return Arrival(file.name, name, False, after.read - before.read, new, None)
+
+
+def take(project: Project, file: Path) -> None:
+    """Copy a good file into the raw folder of its task, and let DVC track it."""
+    name = file.stem
+    if name in load_params(project.params_file).tasks:
+        add_file(project, file, name, f"{name}-{file_sha256(file)[:12]}{file.suffix.lower()}")
+    else:
+        add_task(project, name, file)
+
+
+def check_task(project: Project, task: str) -> None:
+    """Raise `DataError` if the raw files of a task cannot be ingested."""
+    _ingest(project, task, load_params(project.params_file).tasks[task], [])
+
+
+def is_taken(project: Project, file: Path) -> bool:
+    """Tell whether the raw folder of a file's task holds it already, under whatever name."""
+    trackers = project.raw_folder(file.stem).glob("*.dvc")
+    there = [tracker.with_suffix("") for tracker in trackers]
+    return file_sha256(file) in map(file_sha256, there)
+
+
+def taken_folder(root: Path) -> Path:
+    """Return where files stand that are taken from the inbox now."""
+    return root / INBOX / _TAKEN / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+
+
+def refuse(root: Path, file: Path, reason: str) -> Path:
+    """Move a file to the refused ones, with its reason beside it; return where it is."""
+    target = Path(os.path.relpath(root / INBOX / _REFUSED / file.name))
+    number = 1
+    while target.exists():
+        number += 1
+        target = target.with_name(f"{file.stem}.{number}{file.suffix}")
+    with atomic_write(target.with_name(f"{target.name}.reason.txt")) as aside:
+        aside.write_text(f"{reason}\n", encoding="utf-8")
+    file.replace(target)
+    return target
+
+
+def _ingest(project: Project, name: str, task: Task, more: Sequence[Path]) -> Ingested:
+    params = load_params(project.params_file)
+    return ingest(
+        project.root / task.raw,
+        name,
+        keys=task.keys,
+        on_bad_row=task.on_bad_row,
+        splits=params.splits,
+        limit=item_limit(project),
+        more=[project.raw_folder(name), *more],
+    )

@@ -1,0 +1,123 @@
+"""Candidate and promoted model, asked the same test items by the code that is here."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from statistics import median
+
+from dlplora.engine.answers import Request
+from dlplora.engine.runner import Runner
+from dlplora.evaluation.answer_store import AnswerStore
+from dlplora.evaluation.items import TaskItems
+from dlplora.evaluation.run import evaluate
+from dlplora.lifecycle.gate import compare_items, items_sha256, nothing_in_common, times_judged
+from dlplora.lifecycle.model import question_sha256
+from dlplora.params.load import load_served
+from dlplora.params.project import PARAMS_FILE, Params
+from dlplora.records.examples import examples_path, read_examples
+from dlplora.records.model_card import read_items
+from dlplora.records.scores import ItemScore
+from dlplora.records.verdict import Judgement
+from dlplora.sampling import Sampling
+from dlplora.systems.load import Systems
+from dlplora.systems.system import System
+from dlplora.words import Advance
+
+_NUM_TIMED = 8  # prompts that are asked both in turns
+
+
+def judge(
+    data: Path,
+    promoted: Path,
+    params: Params,
+    *,
+    against: str,
+    earlier: Sequence[Judgement],
+    store: Callable[[Path], AnswerStore],
+    progress: Callable[[str, int], AbstractContextManager[Advance]],
+) -> Judgement:
+    """Compare the pipeline's result in a folder with a model, each by its default system.
+
+    `against` names the model. Test items that either was trained on are left out. `earlier` are
+    the verdicts there were, and `store` gives the answers kept for a base model's folder.
+    """
+    tests, notes = shared_items(data, promoted, params)
+    served = load_served(promoted / PARAMS_FILE)
+    names = (params.default_system, served.default_system)
+    if not tests:
+        told = ("The models have no test item in common.", *notes)
+        return Judgement(against, *names, nothing_in_common(), {}, {}, 0, None, told)
+
+    def answered(system: System, name: str, folder: Path) -> list[ItemScore]:
+        total = sum(len(test.examples) for test in tests)
+        with store(folder / "base") as answers, progress(name, total) as advance:
+            ((_, found),) = evaluate(
+                system,
+                tests,
+                name=name,
+                settings=["iid"],
+                evaluation=params.evaluation,
+                seed=params.seed,
+                store=answers,
+                advance=advance,
+            )
+        return found.items
+
+    candidate, other = (Systems(folder, [None]).named(None) for folder in (data, promoted))
+    mine, theirs = answered(candidate, names[0], data), answered(other, names[1], promoted)
+    primaries = {test.name: test.task.primary for test in tests}
+    overall, tasks = compare_items(mine, theirs, primaries, params.gate, seed=params.seed)
+    ratio = latency_ratio(candidate, other, tests)
+    if ratio > params.gate.max_latency_ratio:
+        notes.append(
+            f"Slower: answers take {ratio:.2f} times as long as those of {against} (limit "
+            f"{params.gate.max_latency_ratio})."
+        )
+    items = {task: items_sha256(mine, task) for task in tasks}
+    before = times_judged(items, earlier)
+    return Judgement(against, *names, overall, tasks, items, before, ratio, tuple(notes))
+
+
+def shared_items(data: Path, promoted: Path, params: Params) -> tuple[list[TaskItems], list[str]]:
+    """Return the test items that both models have and neither was trained on, and notes."""
+    mine, theirs = read_items(data / "model"), read_items(promoted)
+    trained = {item.question_sha256 for item in [*mine, *theirs] if item.split == "train"}
+    known = {(item.task, item.question_sha256) for item in theirs if item.split == "test"}
+    tests, num_leaked = [], 0
+    for task in sorted(params.tasks):
+        examples = read_examples(examples_path(data / "examples", "test", task))
+        both = [row for row in examples if (task, question_sha256(row)) in known]
+        kept = [row for row in both if question_sha256(row) not in trained]
+        num_leaked += len(both) - len(kept)
+        if kept:
+            tests.append(TaskItems(kept, params.tasks[task]))
+    new = sorted(set(params.tasks) - {item.task for item in theirs})
+    gone = sorted({item.task for item in theirs} - set(params.tasks))
+    notes = [f"Not judged, for they are new: {', '.join(new)}."] if new else []
+    notes += [f"No longer there: {', '.join(gone)}."] if gone else []
+    if num_leaked:
+        notes.append(
+            f"Left out: {num_leaked} test items that stand in the training data of one of the two."
+        )
+    return tests, notes
+
+
+def latency_ratio(candidate: System, promoted: System, tests: Sequence[TaskItems]) -> float:
+    """Ask both some prompts in turns; return the median of the ratios of their seconds."""
+    prompts = [
+        Request(test.examples[place].question, Sampling(max_new_tokens=test.task.max_new_tokens))
+        for place in range(_NUM_TIMED)
+        for test in tests
+        if place < len(test.examples)
+    ][:_NUM_TIMED]
+    with candidate.running() as one, promoted.running() as other:
+        for runner in (one, other):
+            runner.generate(prompts[:1])  # what is made once
+        return median(_seconds(one, prompt) / _seconds(other, prompt) for prompt in prompts)
+
+
+def _seconds(runner: Runner, request: Request) -> float:
+    start = time.perf_counter()
+    runner.generate([request])
+    return time.perf_counter() - start
