@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from dlplora.project.files import Project
 from dlplora.scratch import alone
 from tests.answering import system_entry
 from tests.embedders import write_tiny_embedder
@@ -137,6 +138,12 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
         "runtime": {"dtype": "float32", "threads": 2},
         "flow": {"stages_at_once": 2, "limits": {"training": 1, "evaluation": 1}, "keep_runs": 2},
         "answers": {"max_mib": 64},
+        "gate": {
+            "margin": -0.02,
+            "minimum_items": 30,
+            "max_latency_ratio": 1.2,
+            "approval": False,
+        },
         "log": {"embedding": False, "text": False},
         "base_model": {
             "kind": "folder",
@@ -293,6 +300,7 @@ def write_project(root: Path, values: dict[str, Any]) -> Checkout:
     write_tiny_encoder(root / "tiny_encoder", "roberta")
     (root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     project = Checkout(root)
+    Project(root).make_raw_folders()
     project.run("git", "init", "-q")
     project.run("dvc", "init", "-q")
     project.commit("Begin")

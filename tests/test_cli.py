@@ -127,12 +127,33 @@ def test_validate_prints_json_for_programs(run: Run) -> None:
     write_raw(Path("b.json"), opposites(80))
     ended = run("validate", "--json", "a.json", "b.json", "absent.json")
     assert (ended.code, ended.err) == (1, "")
-    problem = {"item": 81, "problem": "has an object as 'A', expected text"}
-    good = {"unit": "item", "problems": [], "whole": None, "notes": []}
+    place = {"file": "a.json", "unit": "item", "item": 81}
+    problem = place | {"problem": "has an object as 'A', expected text"}
+    good = {"problems": [], "whole": None, "notes": []}
     assert json.loads(ended.out) == {
         "files": {"a.json": good | {"problems": [problem]}, "b.json": good},
         "unreadable": {"absent.json": "absent.json: No such file or directory"},
     }
+
+
+@pytest.mark.usefixtures("project")
+def test_a_folder_is_validated_as_one_task_and_a_row_named_with_its_file(run: Run) -> None:
+    write_raw(Path("task/a.json"), [*opposites(40), {"Q": "up", "A": ""}])
+    Path("task/b.jsonl").write_text('{"Q": "left", "A": "right"}\n{"Q": "hot"}\n')
+    few = "of 41 distinct questions fell into the train split"
+    ended = run("validate", "task")
+    assert (ended.code, ended.err) == (1, "")
+    lines = ended.out.splitlines()
+    assert lines[:2] == [
+        "task/a.json: item 41 has an empty 'A'",
+        "task/b.jsonl: line 2 has no answer (keys: Q)",
+    ]
+    assert few not in ended.out
+    told = json.loads(run("validate", "--json", "task").out)["files"]["task"]
+    assert [(row["file"], row["unit"], row["item"]) for row in told["problems"]] == [
+        ("task/a.json", "item", 41),
+        ("task/b.jsonl", "line", 2),
+    ]
 
 
 @pytest.mark.usefixtures("project")
@@ -332,6 +353,10 @@ def test_the_help_of_a_command_describes_it_with_an_example_if_it_takes_words(
         assert f"Example: dlplora {name} " in " ".join(ended.out.split())
 
 
+NEEDING = {"generate", "route", "score", "find-clusters", "repro-suite", "judge"}
+NEEDING |= {"models", "promote", "rollback", "schedule", "gc", "push", "pull"}
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_word_and_option_of_a_command_is_described(name: str) -> None:
     undescribed = [word.name for word in COMMANDS[name].params if not getattr(word, "help", None)]
@@ -345,8 +370,8 @@ def test_the_example_of_each_command_is_right_usage(run: Run, project: Path) -> 
     examples = [
         words.split()
         for name, command in COMMANDS.items()
-        # these need a finished run, and this one a git repository
-        if name not in ("generate", "route", "score", "find-clusters", "repro-suite")
+        # these need a finished run, a git repository, or remotes
+        if name not in NEEDING
         for words in re.findall(r"Example: dlplora ([^\n]+)", command.help or "")
     ]
     assert len(examples) >= 4

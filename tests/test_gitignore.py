@@ -12,7 +12,8 @@ SEEN = [
     "dvc.yaml",
     "dvc.lock",
     "params.yaml",
-    "data/raw/mine.dvc",
+    "data/raw/mine/mine.json.dvc",
+    "data/raw/mine/.gitkeep",
     "data/imported/mine.dvc",
     "data/metrics.json",
     "suites/mine.yaml",
@@ -20,7 +21,9 @@ SEEN = [
 ]
 HIDDEN = [
     "data/base",
-    "data/raw/mine",
+    "data/raw/mine/mine.json",
+    "data/raw/mine/folder/more.json",
+    "data/raw/mine.json",
     "data/adapters/mine",
     ".scratch/locks",
     ".venv/bin",

@@ -19,7 +19,7 @@ from dlplora.params.fields import Section, is_identifier, named
 from dlplora.params.load import load_params, parse_params
 from dlplora.params.overrides import adapter_of, expert_training_of
 
-HEADER = ("seed", "runtime", "flow", "answers", "log", "base_model")
+HEADER = ("seed", "runtime", "flow", "answers", "gate", "log", "base_model")
 ROUTERS = ("routers", "embedding_routers")
 RESERVED = {"con", "prn", "aux", "nul", "default", "base", "single", "none"}
 RESERVED |= {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
@@ -565,7 +565,7 @@ PATHS = [
     ("tasks", "past_tense", "raw"),
     ("unseen_tasks", "object_counting", "raw"),
     ("routers", "mlp", "reads"),
-    ("systems", "dlp_mlp", "adapters"),
+    ("systems", "single", "adapters"),
     ("systems", "joined", "artifact"),
     ("imported_adapters", "past_tense", "path"),
 ]

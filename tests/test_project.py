@@ -1,13 +1,17 @@
 """Edits of a project: nothing lost, nothing half-done, comments kept."""
 
+import hashlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -24,7 +28,16 @@ from dlplora.params.overrides import adapter_of
 from dlplora.project import own_tasks
 from dlplora.project.clusters import set_clusters
 from dlplora.project.files import Project, set_dtype
-from dlplora.project.own_tasks import add_task, answer_limit, item_limit, remove_task
+from dlplora.project.own_tasks import (
+    add_file,
+    add_task,
+    answer_limit,
+    import_task,
+    is_import,
+    item_limit,
+    remove_task,
+    tracker_of,
+)
 from dlplora.project.pruning import prune
 from dlplora.project.repro import repro
 from dlplora.project.suites import suite_names, use_suite
@@ -41,7 +54,7 @@ from tests.tiny import (
 
 ROOT = Path(__file__).parent.parent
 SUITES = sorted(path.stem for path in (ROOT / "suites").glob("*.yaml"))
-HEADER = ("seed", "runtime", "flow", "answers", "log", "base_model")
+HEADER = ("seed", "runtime", "flow", "answers", "gate", "log", "base_model")
 
 
 @pytest.fixture(scope="module")
@@ -150,12 +163,15 @@ def test_an_added_task_is_copied_tracked_and_listed(own: Project, template: Path
     assert after == before
     assert adapter_of(load_params(own.params_file), "mine").model_dump() == before["adapter"]
     copied = own.root / "data/raw/mine"
-    assert [path.name for path in copied.iterdir()] == ["mine.json"]
+    names = {path.name for path in copied.iterdir()}
+    assert names == {".gitkeep", "mine.json", "mine.json.dvc"}
     assert json.loads((copied / "mine.json").read_text()) == opposites(60)
-    (out,) = yaml.safe_load((own.root / "data/raw/mine.dvc").read_text())["outs"]
-    assert (out["path"], out["nfiles"]) == ("mine", 1)
+    assert tracker_of(copied / "mine.json") == copied / "mine.json.dvc"
+    assert not is_import(copied / "mine.json.dvc")
+    (out,) = yaml.safe_load((copied / "mine.json.dvc").read_text())["outs"]
+    assert out["path"] == "mine.json"
     cached = own.root / ".dvc/cache/files/md5" / out["md5"][:2] / out["md5"][2:]
-    assert json.loads(cached.read_text())[0]["relpath"] == "mine.json"
+    assert json.loads(cached.read_text()) == opposites(60)
 
 
 @pytest.mark.usefixtures("no_dvc")
@@ -312,6 +328,57 @@ def test_the_folder_of_one_file_may_be_added(project: Project) -> None:
     assert copied.read_bytes() == (folder / "any.json").read_bytes()
 
 
+@pytest.mark.usefixtures("no_dvc")
+def test_a_folder_of_several_files_is_refused_and_nothing_changed(project: Project) -> None:
+    folder = project.root.parent / "folder"
+    for name in ("a.json", "b.json"):
+        write_raw(folder / name, opposites(60))
+    before = _tree(project)
+    with pytest.raises(
+        DataError, match=r"folder: found 2 files \(a\.json, b\.json\), expected one"
+    ):
+        add_task(project, "mine", folder)
+    assert _tree(project) == before
+
+
+@pytest.mark.usefixtures("no_dvc")
+def test_each_task_has_a_folder_for_files_of_ones_own(project: Project) -> None:
+    raw = project.root / "data/raw"
+    _add(project, "mine", opposites(60))
+    names = _values(project)["tasks"]
+    assert {folder.name for folder in raw.iterdir()} == set(names)
+    assert all((raw / name / ".gitkeep").is_file() for name in names)
+    shutil.rmtree(raw)
+    project.make_raw_folders()
+    assert {folder.name for folder in raw.iterdir()} == set(names)
+    use_suite(project, "toy", force=False)
+    assert {folder.name for folder in raw.iterdir()} >= set(_values(project)["tasks"])
+
+
+def test_a_second_file_of_a_task_is_tracked_by_itself_and_goes_with_the_task(own: Project) -> None:
+    folder = own.raw_folder("mine")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    add_file(own, _raw(own, opposites(30, start=60)), "mine", "more.json")
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert after.keys() - before.keys() == {"more.json", "more.json.dvc"}
+    assert before.items() <= after.items()
+    assert not is_import(folder / "more.json.dvc")
+    found = ingest(folder, "mine", **_settings(own))
+    whole = ingest(_raw(own, opposites(90)), "mine", **_settings(own))
+    assert found.examples == whole.examples
+
+    (folder / "more.json").unlink()
+    with pytest.raises(DataError, match=r"more\.json\.dvc: its file is not here; `dvc pull "):
+        ingest(folder, "mine", **_settings(own))
+    words = [sys.executable, "-m", "dvc", "checkout", "-q", "data/raw/mine/more.json.dvc"]
+    subprocess.run(words, cwd=own.root, check=True)
+    assert ingest(folder, "mine", **_settings(own)).examples == whole.examples
+
+    remove_task(own, "mine")
+    left = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert left == {name: content for name, content in after.items() if ".dvc" not in name}
+
+
 @pytest.mark.parametrize("name", ["../x", "a b", "", "con", "base", "9lives", "x" * 300, "a/b"])
 def test_a_name_that_is_no_identifier_is_refused(project: Project, name: str) -> None:
     before = _tree(project)
@@ -343,6 +410,164 @@ def test_a_bad_file_is_refused_and_nothing_changed(
     before = _tree(project)
     with pytest.raises(DataError, match=message):
         _add(project, "mine", items)
+    assert _tree(project) == before
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
+    """A folder and where a web server of this machine shows it."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = partial(_Handler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    """Tells the hash of a file as its ETag, as servers of data do."""
+
+    def end_headers(self) -> None:
+        file = Path(self.translate_path(self.path))
+        if file.is_file():
+            self.send_header("ETag", f'"{hashlib.sha256(file.read_bytes()).hexdigest()}"')
+        super().end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def _without_dvc(project: Project) -> dict[str, bytes | None]:
+    """Return the files and folders of a project but for DVC's own."""
+    return {name: content for name, content in _tree(project).items() if ".dvc/" not in name}
+
+
+@pytest.mark.parametrize("by_path", [True, False])
+def test_an_imported_task_is_listed_and_an_update_brings_new_rows(
+    project: Project, served: tuple[Path, str], by_path: bool
+) -> None:
+    folder, address = served
+    write_raw(folder / "a.json", opposites(60))
+    plain = _raw(project, opposites(60))
+    expected = ingest(plain, "mine", **_settings(project))
+    url = str(folder / "a.json") if by_path else f"{address}/a.json?download=1"
+    ingested = import_task(project, "mine", url, max_new_tokens=7)
+    assert ingested.examples == expected.examples
+    task = _values(project)["tasks"]["mine"]
+    assert (task["raw"], task["max_new_tokens"]) == ("data/raw/mine", 7)
+    assert _values(project)["adapters"]["mine"] == {}
+    file = project.raw_folder("mine") / "mine.json"
+    assert {path.name for path in file.parent.iterdir()} == {
+        ".gitkeep",
+        "mine.json",
+        "mine.json.dvc",
+    }
+    assert file.read_bytes() == (folder / "a.json").read_bytes()
+    assert is_import(tracker_of(file))
+    (dep,) = yaml.safe_load(tracker_of(file).read_text())["deps"]
+    assert dep["path"] == url
+    add_file(project, file, "mine", "mine.json")  # stays an import
+    assert is_import(tracker_of(file))
+
+    write_raw(folder / "a.json", opposites(90))
+    words = ["update", "-q", str(tracker_of(file).relative_to(project.root))]
+    subprocess.run([sys.executable, "-m", "dvc", *words], cwd=project.root, check=True)
+    found = ingest(file.parent, "mine", **_settings(project))
+    whole = ingest(folder / "a.json", "mine", **_settings(project))
+    assert found.examples == whole.examples
+    assert found.findings.read == 90
+
+    remove_task(project, "mine")
+    assert {path.name for path in file.parent.iterdir()} == {".gitkeep", "mine.json"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("bad.json", r"item 61 has no answer \(keys: Q\)$"),
+        ("few.json", "of 5 distinct questions fell into the train split"),
+        ("broken.json", "not JSON: "),
+        ("absent.json", "dvc import-url: failed to import .*absent.json' does not exist"),
+    ],
+)
+def test_an_imported_file_that_can_be_no_task_is_refused_and_nothing_stays(
+    project: Project, served: tuple[Path, str], name: str, message: str
+) -> None:
+    folder, address = served
+    write_raw(folder / "bad.json", [*opposites(60), {"Q": "up"}])
+    write_raw(folder / "few.json", opposites(5))
+    (folder / "broken.json").write_text("[1")
+    before = _without_dvc(project)
+    with pytest.raises(DataError, match=message):
+        import_task(project, "mine", f"{address}/{name}")
+    files = {
+        path: content for path, content in _without_dvc(project).items() if content is not None
+    }
+    assert files == {path: content for path, content in before.items() if content is not None}
+    assert not project.raw_folder("mine").exists()
+
+
+def test_a_metric_that_does_not_fit_an_import_is_refused_and_no_file_stays(
+    project: Project, served: tuple[Path, str]
+) -> None:
+    write_raw(served[0] / "a.json", opposites(60))
+    before = project.params_file.read_bytes()
+    with pytest.raises(ParamsError, match="primary is accuracy, but the task has free answers"):
+        import_task(project, "mine", f"{served[1]}/a.json", primary="accuracy")
+    assert not list((project.root / "data").rglob("mine*.*"))
+    assert project.params_file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "http://127.0.0.1:9/a.txt",
+        "http://127.0.0.1:9/",
+        "/data/a",
+        "http://127.0.0.1:9/?a.json",
+    ],
+)
+def test_an_address_that_names_no_format_is_refused_and_nothing_changed(
+    project: Project, url: str
+) -> None:
+    before = _tree(project)
+    with pytest.raises(DataError) as caught:
+        import_task(project, "mine", url)
+    assert str(caught.value).startswith(f"{url}: the ending ")
+    assert str(caught.value).endswith(" is none of .csv, .json, .jsonl, .ndjson, .parquet, .tsv")
+    assert _tree(project) == before
+
+
+def test_an_address_that_is_none_is_refused_in_one_line(project: Project) -> None:
+    before = _tree(project)
+    with pytest.raises(DlpLoraError) as caught:
+        import_task(project, "mine", "http://[bad/a.json")
+    assert "\n" not in str(caught.value)
+    assert _tree(project) == before
+
+
+@pytest.mark.parametrize("name", ["past_tense", "a b", "con"])
+def test_a_name_that_cannot_be_is_refused_before_anything_is_imported(
+    project: Project, name: str
+) -> None:
+    before = _tree(project)
+    with pytest.raises(ParamsError, match=r"cannot name a task|there is a task past_tense already"):
+        import_task(project, name, "http://127.0.0.1:9/a.json")
+    assert _tree(project) == before
+
+
+@pytest.mark.parametrize("name", ["mine.json", "other.json"])
+def test_an_import_overwrites_no_file_and_stands_beside_none(project: Project, name: str) -> None:
+    source = _raw(project, opposites(60))
+    write_raw(project.raw_folder("mine") / name, opposites(70))
+    before = _tree(project)
+    with pytest.raises(ParamsError, match=rf"data/raw/mine/{re.escape(name)}: "):
+        import_task(project, "mine", str(source))
     assert _tree(project) == before
 
 
@@ -387,7 +612,7 @@ def test_a_removed_own_task_leaves_its_file_and_no_results(own: Project) -> None
         "data/adapters/mine",
     }
     assert (own.root / "data/raw/mine/mine.json").read_bytes() == raw
-    assert not (own.root / "data/raw/mine.dvc").exists()
+    assert not list((own.root / "data/raw").rglob("*.dvc"))
     assert _values(own) == yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
 
@@ -397,7 +622,7 @@ def test_a_removed_task_may_come_back_from_its_file(own: Project) -> None:
     file = own.root / "data/raw/mine/mine.json"
     add_task(own, "mine", file, primary=None, max_new_tokens=None)
     assert own.params_file.read_bytes() == before
-    assert (own.root / "data/raw/mine.dvc").exists()
+    assert (own.root / "data/raw/mine/mine.json.dvc").exists()
 
 
 @pytest.fixture(scope="module")
@@ -776,7 +1001,7 @@ def test_own_tasks_stay_when_the_suite_changes(own: Project) -> None:
     use_suite(own, "toy", force=False)
     use_suite(own, "default", force=False)
     assert own.params_file.read_bytes() == with_own
-    assert (own.root / "data/raw/mine.dvc").exists()
+    assert (own.root / "data/raw/mine/mine.json.dvc").exists()
 
 
 def test_the_overrides_of_an_own_task_are_no_edit_and_stay(own: Project) -> None:
@@ -983,6 +1208,8 @@ def test_a_task_may_have_a_name_that_yaml_knows(project: Project, no_dvc: None, 
 def test_the_reason_of_dvc_is_told(project: Project) -> None:
     with (project.root / ".gitignore").open("a") as ignored:
         ignored.write("*.dvc\n")
-    with pytest.raises(DataError, match=r"^dvc add: bad DVC file name .*mine\.dvc' is git-ignored"):
+    with pytest.raises(
+        DataError, match=r"^dvc add: bad DVC file name .*mine\.json\.dvc' is git-ignored"
+    ):
         _add(project, "mine", opposites(60))
     assert "mine" not in load_params(project.params_file).tasks

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -9,26 +10,30 @@ from rich.text import Text
 from dlplora.lifecycle.registry import Assignment, Version
 
 
-def versions(listed: Sequence[Version], promoted: str | None) -> None:
+def versions(listed: Sequence[Version], entries: Sequence[Assignment]) -> None:
     """Print the versions of a model, that in production in colour."""
-    table = Table()
-    for head, side in (("version", "left"), ("created", "left"), ("score", "right")):
-        table.add_column(head, justify=side, no_wrap=True)  # type: ignore[arg-type]
-    for head, side in (("tasks", "right"), ("examples", "right"), ("verdict", "left")):
-        table.add_column(head, justify=side)  # type: ignore[arg-type]
-    table.add_column("now")
+    promoted = entries[-1].version if entries else None
+    earlier = {entry.version for entry in entries}
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("version", no_wrap=True)
+    table.add_column("created", no_wrap=True)
+    for head in ("score", "tasks", "examples"):
+        table.add_column(head, justify="right")
+    table.add_column("verdict")
+    table.add_column("now", no_wrap=True)
     for each in listed:
-        card, is_promoted = each.card, each.name == promoted
+        card = each.card
         num_examples = sum(task.train for task in card.card.tasks.values())
+        was = "replaced" if each.name in earlier else card.decision
         table.add_row(
             each.name,
-            card.created[:16].replace("T", " "),
+            card.created[:10],
             f"{card.score:.3f}",
             str(len(card.card.tasks)),
             f"{num_examples:,}",
-            card.verdict.overall.verdict if card.verdict else "first version",
-            "production" if is_promoted else card.decision,
-            style="bold cyan" if is_promoted else "",
+            card.verdict.overall.verdict if card.verdict else "the first",
+            "production" if each.name == promoted else was,
+            style="bold cyan" if each.name == promoted else "",
         )
     Console().print(table)
 
@@ -48,12 +53,12 @@ def version(found: Version, promoted: str | None) -> None:
     _print(f"created {card.created}, commit {found.commit}, suite {card.suite}")
     _print(f"answers by {card.card.system}; base model {card.card.base[:12]}")
     _print("The first version." if card.verdict is None else str(card.verdict))
-    table = Table("task", "train", "validation", "test", "sha256")
+    table = Table("task", "train", "validation", "test", "sha256", box=SIMPLE_HEAD, pad_edge=False)
     for task, data in card.card.tasks.items():
         sizes = (f"{size:,}" for size in (data.train, data.validation, data.test))
         table.add_row(task, *sizes, data.sha256[:12])
     Console().print(table)
-    scores = Table("setting", "system", "score")
+    scores = Table("setting", "system", "score", box=SIMPLE_HEAD, pad_edge=False)
     for setting, systems in card.scores.items():
         for system, score in systems.items():
             scores.add_row(setting, system, f"{score:.3f}")

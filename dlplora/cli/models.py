@@ -108,7 +108,7 @@ def list_models(context: typer.Context, as_json: JsonOption = False) -> None:
     if as_json:
         typer.echo(json.dumps(rows, ensure_ascii=False))
     elif rows:
-        display_models.versions(versions, promoted)
+        display_models.versions(versions, history)
         display_models.history(history)
     else:
         typer.echo("no model is registered yet; `make retrain` registers one")

@@ -70,7 +70,8 @@ def ingest(
     seen = scanned(most_problems=_NAMED_PROBLEMS)
     if seen.num_bad and on_bad_row == "refuse":
         first, left = seen.problems[0], seen.num_bad - 1
-        rest = f" (and {left} more: `dlplora validate {first.file}` lists them)" if left else ""
+        hint = f": `dlplora validate {first.file}` lists them" if len(files) == 1 else ""
+        rest = f" (and {left} more{hint})" if left else ""
         raise DataError(f"{first}{rest}")
     kept = _kept(seen, scanned)
     if problem := _too_few(seen, kept, splits):

@@ -70,13 +70,16 @@ def raw_files(*raws: Path) -> list[Path]:
             f"{choices(raws)}: found no file of questions and answers, expected at least one: "
             f"{choices(FORMATS)}"
         )
-    return list({path.resolve(): path for path in reversed(found)}.values())[::-1]
+    distinct: dict[Path, Path] = {}
+    for path in found:
+        distinct.setdefault(path.resolve(), path)
+    return list(distinct.values())
 
 
 def _files_in(folder: Path) -> list[Path]:
     for tracked in sorted(folder.glob("*.dvc")):
         if not tracked.with_suffix("").exists():
-            raise DataError(f"{tracked}: its file is not here; `dvc checkout {tracked}` fetches it")
+            raise DataError(f"{tracked}: its file is not here; `dvc pull {tracked}` fetches it")
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in FORMATS)
 
 

@@ -84,6 +84,7 @@ class _Tally:
         self.problems: list[tuple[int, str]] = []
         self.num_rows = self.num_blank = self.num_bad = 0
         self.kept = [FirstPlaces(cap) for cap in (splits.train, splits.validation, splits.test)]
+        self._first_bad: Problem | None = None  # of the file that is read
         self._files: list[Place] = []
         self._starts: list[int] = []  # the number of each file's first row
         self._borders = borders_of(splits)
@@ -96,15 +97,13 @@ class _Tally:
         self._files.append(Place(str(file), found.unit, 1))
         self._starts.append(self.num_rows)
         reader = Reader(keys, text_cells=found.text_cells, limit=limit)
-        num_blank, first = self.num_blank, None
+        num_blank, self._first_bad = self.num_blank, None
         for rows in found.batches(file):
-            num_bad = len(self.problems)
             self._add(rows, reader)
-            first = first or next(iter(self.problems[num_bad:]), None)
         if self.num_rows - self._starts[-1] == self.num_blank - num_blank:
             raise DataError(f"{file}: holds no {found.unit}s")
-        if not reader.met_objects and first is not None:
-            raise DataError(str(Problem(*self.place(first[0]), first[1])))
+        if not reader.met_objects and self._first_bad is not None:
+            raise DataError(str(self._first_bad))
         reader.settled_keys(file)
         return reader
 
@@ -138,5 +137,6 @@ class _Tally:
             self.num_blank += 1
             return
         self.num_bad += 1
+        self._first_bad = self._first_bad or Problem(*self.place(number), problem)
         if self._most_problems is None or len(self.problems) < self._most_problems:
             self.problems.append((number, problem))

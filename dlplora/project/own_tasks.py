@@ -3,6 +3,7 @@
 import filecmp
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from math import ceil
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from dlplora.data.ingest import Ingested, ingest
 from dlplora.data.limits import ItemLimit
 from dlplora.data.raw import FORMATS, raw_files
 from dlplora.data.scripts import words_of
-from dlplora.errors import AdapterError, DataError, DlpLoraError, ParamsError, choices
+from dlplora.errors import AdapterError, DataError, ParamsError, choices
 from dlplora.params.fields import is_identifier
 from dlplora.params.inputs import Keys, Splits
 from dlplora.params.load import load_params, parse_params
@@ -126,7 +127,11 @@ def import_task(project: Project, name: str, url: str, **options: Any) -> Ingest
 
     `options` are those of `add_task`. Nothing of a file stays that cannot be a task.
     """
-    suffix = PurePosixPath(urlsplit(url).path).suffix.lower()
+    try:
+        path = urlsplit(url).path
+    except ValueError as error:
+        raise DataError(f"{url}: no URL: {error}") from error
+    suffix = PurePosixPath(path).suffix.lower()
     if suffix not in FORMATS:
         raise DataError(f"{url}: the ending {suffix!r} is none of {choices(FORMATS)}")
     target = project.raw_folder(name) / f"{name}{suffix}"
@@ -134,12 +139,17 @@ def import_task(project: Project, name: str, url: str, **options: Any) -> Ingest
     if target.exists():
         raise ParamsError(f"{target}: is there already; move that folder away first")
     target.parent.mkdir(parents=True, exist_ok=True)
+    source = path if url.startswith("file://") else url  # DVC takes a file: as its path
     try:
-        _dvc(project, "import-url", url, str(target.relative_to(project.root)))
+        _dvc(project, "import-url", source, str(target.relative_to(project.root)))
         return add_task(project, name, target, **options)
-    except DlpLoraError:
+    except BaseException as error:
         for file in (target, tracker_of(target)):
             file.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty
+            target.parent.rmdir()
+        if isinstance(error, DataError):
+            raise DataError(f"{url}: {error}") from error
         raise
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlplora.data.ingest import Ingested, ingest, validate
-from dlplora.data.raw import raw_file
+from dlplora.data.raw import raw_files
 from dlplora.errors import DataError
 from dlplora.params.inputs import Keys, Splits
 from dlplora.records.examples import SPLITS, Example, example_id
@@ -111,23 +111,19 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert _error(tmp_path / "absent.json") == "No such file or directory"
 
 
-def test_a_task_folder_stands_for_its_one_file(tmp_path: Path) -> None:
+def test_a_task_folder_stands_for_its_files(tmp_path: Path) -> None:
     write_raw(tmp_path / "task/any.json", opposites(40))
     (tmp_path / "task/notes.txt").write_text("where it came from")
-    assert raw_file(tmp_path / "task") == tmp_path / "task/any.json"
+    assert raw_files(tmp_path / "task") == [tmp_path / "task/any.json"]
     from_folder, from_file = (_ingest(tmp_path / path) for path in ("task", "task/any.json"))
     assert from_folder.examples == from_file.examples
 
 
-@pytest.mark.parametrize("names", [[], ["a.json", "b.json"]])
-def test_a_task_folder_with_another_number_of_files_is_refused(
-    tmp_path: Path, names: list[str]
-) -> None:
-    for name in names:
-        write_raw(tmp_path / name, opposites(40))
+def test_a_task_folder_without_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("where it came from")
     assert _error(tmp_path) == (
-        f"found {len(names)} files of questions and answers ({', '.join(names) or 'none'}), "
-        "expected one: .csv, .json, .jsonl, .ndjson, .parquet, .tsv"
+        "found no file of questions and answers, expected at least one: "
+        ".csv, .json, .jsonl, .ndjson, .parquet, .tsv"
     )
 
 
@@ -503,12 +499,14 @@ def test_too_few_items_are_counted_without_repetitions_and_bad_rows(file: Path) 
 
 def test_only_bad_rows_are_too_few(file: Path) -> None:
     write_raw(file, [{"Q": "", "A": "x"}] * 40)
-    assert _error(file, on_bad_row="skip") == "all 40 items are bad, the first: 1 has an empty 'Q'"
+    assert _error(file, on_bad_row="skip") == (
+        "all 40 rows are bad, the first: item 1 has an empty 'Q'"
+    )
 
 
 def test_enough_items_are_accepted(file: Path) -> None:
     findings = _of_items(file, opposites(120), splits=USUAL).findings
-    assert (findings.task, findings.raw, findings.kind) == ("task", str(file), "qa")
+    assert (findings.task, findings.files, findings.kind) == ("task", (str(file),), "qa")
     assert findings.longest_question_chars == max(len(str(row["Q"])) for row in opposites(120))
     assert findings.longest_answer_chars == len("right")
     assert findings.most_answers == 1

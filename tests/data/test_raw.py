@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dlplora.data.ingest import Ingested, ingest, validate
-from dlplora.data.raw import BLANK, FORMATS, Unreadable, format_of, raw_file
+from dlplora.data.raw import BLANK, FORMATS, Unreadable, format_of, raw_files
 from dlplora.errors import DataError
 from dlplora.params.inputs import Splits
 from tests.tiny import choices, opposites, write_raw
@@ -140,7 +140,7 @@ def test_an_ending_may_be_in_capitals(tmp_path: Path, ending: str) -> None:
     file = tmp_path / f"RAW{ending.upper()}"
     WRITERS[ending](file, [{"Q": "up", "A": "down"}])
     assert _rows(file) == [{"Q": "up", "A": "down"}]
-    assert raw_file(tmp_path) == file
+    assert raw_files(tmp_path) == [file]
 
 
 @pytest.mark.parametrize("name", ["raw.txt", "raw", "raw.json.gz", ".json"])
@@ -252,7 +252,8 @@ def test_blank_lines_are_counted_and_are_no_rows(tmp_path: Path, ending: str) ->
     assert _ingest_error(file) == "line 121 has no question and no answer (keys: none)"
     findings = _ingest(file, "skip").findings
     assert (findings.read, findings.distinct, findings.skipped) == (41, 40, 1)
-    assert findings.unit == "line"
+    (problem,) = findings.problems
+    assert (problem.file, problem.unit, problem.item) == (str(file), "line", 121)
 
 
 @pytest.mark.parametrize("content", ["\n", " \n\n\t\n"])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlplora.data.items import Item
-from dlplora.data.row_hashes import RowHashes
+from dlplora.data.row_hashes import Place, RowHashes
 from dlplora.errors import DataError
 
 NONE = np.empty(0, dtype=np.uint64)
@@ -35,14 +35,19 @@ def _row_hashes(rows: Rows) -> RowHashes:
     return row_hashes
 
 
+def _place(row: int) -> Place:
+    """Number the rows of one file from 1."""
+    return Place("x", "row", row + 1)
+
+
 def _problems(rows: Rows) -> list[tuple[int, int]]:
     """Return who contradicts whom, by number."""
     row_hashes = _row_hashes(rows)
     found = []
-    for problem in row_hashes.contradictions("row", row_hashes.contradicting()):
-        said, other = problem.problem.removeprefix("contradicts row ").split(": ")[::-1]
+    for row, problem in row_hashes.contradictions(_place, row_hashes.contradicting()):
+        said, other = problem.removeprefix("contradicts row ").split(": ")[::-1]
         assert said == "same question, other answers"
-        found.append((problem.item, int(other)))
+        found.append((row + 1, int(other)))
     return found
 
 
@@ -50,8 +55,8 @@ def test_without_good_rows_there_are_no_questions() -> None:
     for row_hashes in (RowHashes(), _row_hashes([None, None])):
         assert row_hashes.questions(without=NONE).tolist() == []
         assert row_hashes.contradicting().tolist() == []
-        assert row_hashes.contradictions("row", NONE) == []
-        row_hashes.check_one_kind("x", "row", without=NONE)
+        assert row_hashes.contradictions(_place, NONE) == []
+        row_hashes.check_one_kind(_place, without=NONE)
 
 
 def test_questions_are_distinct_and_sorted_and_those_of_bad_rows_left_out() -> None:
@@ -95,14 +100,31 @@ def test_both_kinds_in_one_file_are_refused_with_their_first_rows(mcq_first: boo
         rows = [None, (3, RED), (4, RED), (1, FREE), (2, FREE)]
         expected = "x: row 2 has options and row 4 has none; "
     with pytest.raises(DataError) as caught:
-        _row_hashes(rows).check_one_kind("x", "row", without=NONE)
+        _row_hashes(rows).check_one_kind(_place, without=NONE)
     assert str(caught.value).startswith(expected)
+
+
+def _place_in_two(row: int) -> Place:
+    """Put two rows into a first file and the others into a second one."""
+    return Place("a", "line", row + 1) if row < 2 else Place("b", "item", row - 1)
+
+
+def test_a_row_of_another_file_is_named_with_its_file() -> None:
+    row_hashes = _row_hashes([(5, RED), (6, RED), (5, GREEN), (5, RED)])
+    other = "same question, other answers"
+    assert row_hashes.contradictions(_place_in_two, row_hashes.contradicting()) == [
+        (0, f"contradicts item 1 of b: {other}"),
+        (2, f"contradicts line 1 of a: {other}"),
+        (3, f"contradicts item 1: {other}"),
+    ]
+    with pytest.raises(DataError, match=r"^b: item 1 has options and line 2 of a has none; "):
+        _row_hashes([None, (1, FREE), (2, RED)]).check_one_kind(_place_in_two, without=NONE)
 
 
 def test_contradicting_questions_do_not_make_two_kinds() -> None:
     row_hashes = _row_hashes([(1, RED), (2, RED), (2, FREE), None])
     assert row_hashes.contradicting().tolist() == [2]
-    row_hashes.check_one_kind("x", "row", without=row_hashes.contradicting())
+    row_hashes.check_one_kind(_place, without=row_hashes.contradicting())
 
 
 hashes = st.integers(0, 6) | st.integers(LAST - 2, LAST)

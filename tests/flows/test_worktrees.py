@@ -28,7 +28,7 @@ from dlplora.project.worktrees import (
 from dlplora.scratch import alone
 from flows import experiment, shown
 from flows.experiment import Lora, Router
-from tests.flows.dummies import Ended, Tree, ended, make_tree
+from tests.flows.dummies import ROOT, Ended, Tree, ended, make_tree
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
     """A tree with the suite `pairs`, up to date, as the project that experiments begin with."""
     tree = make_tree(tmp_path / "project")
     values = yaml.safe_load((tree.root / "params.yaml").read_text())
-    header = ("seed", "runtime", "flow", "answers", "log", "base_model")
+    header = ("seed", "runtime", "flow", "answers", "gate", "log", "base_model")
     suite = {name: section for name, section in values.items() if name not in header}
     (tree.root / "suites/pairs.yaml").write_text(yaml.safe_dump(suite, sort_keys=False))
     assert tree.flow().state.is_completed()
@@ -156,11 +156,8 @@ def test_an_own_files_task_is_checked_out_from_the_shared_cache(tree: Tree) -> N
     raw = tree.root / "data/raw/mine"
     raw.mkdir(parents=True)
     (raw / "mine.json").write_text("[]")
-    tree.run("dvc", "add", "-q", "data/raw/mine", check=False)
-    (tree.root / ".gitignore").write_text(
-        "/data/*\n!/data/raw/\n/data/raw/*\n!/data/raw/*.dvc\n/.scratch/\n"
-    )
-    tree.run("dvc", "add", "-q", "data/raw/mine")
+    shutil.copyfile(ROOT / ".gitignore", tree.root / ".gitignore")
+    tree.run("dvc", "add", "-q", "data/raw/mine/mine.json")
     tree.commit()
     worktree = open_worktree(tree.root, "one")
     assert (worktree / "data/raw/mine/mine.json").read_text() == "[]"

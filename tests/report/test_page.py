@@ -88,15 +88,17 @@ def samples() -> tuple[Sample, ...]:
 def findings(task: str) -> Findings:
     return Findings(
         task=task,
-        raw=f"data/raw/{task}.json",
+        files=(f"data/raw/{task}.json",),
         kind="qa" if TASKS[task] == "qa" else "mcq",
         keys={"question": "Q", "answer": "A"},
-        unit="line",
         read=1234,
         distinct=1200,
         merged=30,
         skipped=4,
-        problems=(Problem(7, f"has the answer {HOSTILE}"), Problem(9, "has no Q")),
+        problems=(
+            Problem("a.json", "item", 7, f"has the answer {HOSTILE}"),
+            Problem("a.json", "item", 9, "has no Q"),
+        ),
         splits={
             "train": SplitSize(900, 400),
             "validation": SplitSize(120, 50),
@@ -391,6 +393,11 @@ def test_routing_data_routers_and_costs_have_their_figures(report: Report) -> No
     assert row_of(data, "opposites") == ["opposites", "free answers", *counts]
     assert row_of(costs, "adapter") == ["adapter", "2", "1,261.5", "1,200.0", "950"]
     assert costs[2][0] == "adapter"  # the costliest first
+
+
+def test_skipped_rows_are_named_with_their_file(report: Report, page: Page) -> None:
+    assert "a.json: item 9 has no Q" in report.markdown
+    assert f"a.json: item 7 has the answer {HOSTILE}" in "".join(page.text)
 
 
 def test_every_markdown_table_has_the_same_number_of_columns_in_every_row(report: Report) -> None:

@@ -11,13 +11,18 @@ from typing import Any
 import pytest
 
 from dlplora import warm
+from dlplora.data.ingest import ingest
 from dlplora.data.splits import places_of
+from dlplora.params.load import load_params
+from dlplora.records.examples import examples_path, read_examples
+from dlplora.records.findings import read_findings
 from tests.project import ROOT, Checkout
 from tests.tiny import opposites, write_raw, write_tiny_folder
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 (TABLE,) = re.findall(r"^\| change \| reruns \|\n\|[-|]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)
 ROWS = dict(line.strip("| ").split(" | ") for line in TABLE.splitlines())
+MORE = "data/raw/opposites/more.json"
 NAMES = {"<task>": "opposites", "<new>": "new"}  # what stands for a name in the table
 
 
@@ -145,3 +150,32 @@ def test_what_reruns(project: Checkout, change: str) -> None:
     told = project.run("dvc", "repro").stdout
     always, perhaps = stages_in(ROWS[change], set(re.findall(r"(?i)stage '(.+?)'", told)))
     assert set(re.findall(r"Running stage '(.+?)'", told)) - perhaps == always
+
+
+def test_a_file_beside_that_of_a_task_reruns_what_its_rows_would_in_that_file(
+    project: Checkout,
+) -> None:
+    old, new = opposites(70), opposites(30, start=500)
+    write_raw(project.root / MORE, new)
+    project.run("dvc", "add", MORE)
+    told = project.run("dvc", "repro").stdout
+    stages = set(re.findall(r"(?i)stage '(.+?)'", told))
+    expected = set[str]()
+    for split in ("training", "test"):
+        expected |= stages_in(ROWS[f"a {split} row is added to a task's file"], stages)[0]
+    assert set(re.findall(r"Running stage '(.+?)'", told)) == expected
+    assert {stage for stage in expected if "adapter" in stage} == {"adapter@opposites"}
+
+    whole = project.root.parent / "whole.json"
+    write_raw(whole, [*old, *new])
+    splits = load_params(project.root / "params.yaml").splits
+    ingested = ingest(
+        whole, "opposites", keys="auto", on_bad_row="refuse", splits=splits, limit=None
+    )
+    for split, examples in ingested.examples.items():
+        found = read_examples(examples_path(project.root / "data/examples", split, "opposites"))
+        assert found == examples
+        assert {row["Q"] for row in new} & {row.question for row in found}, split
+    findings = read_findings(project.root / "data/findings/opposites.json")
+    assert findings.files == ("suites/opposites.json", MORE)
+    assert findings.read == len(old) + len(new)
