@@ -83,12 +83,20 @@ def one_line_errors() -> Iterator[None]:
     """End the process with one line and exit code 1 on a user's mistake or a full disk."""
     try:
         yield
-    except DlpLoraError as error:
-        fail(error)
     except Exception as error:
-        if not is_disk_full(error):
+        mistake = as_mistake(error)
+        if mistake is None:
             raise
-        fail(DlpLoraError(f"no space left on the disk: {error}; free some and run again"))
+        fail(mistake)
+
+
+def as_mistake(error: Exception) -> DlpLoraError | None:
+    """Return what a user can act on: a mistake in the inputs, or a full disk; None of a defect."""
+    if isinstance(error, DlpLoraError):
+        return error
+    if is_disk_full(error):
+        return DlpLoraError(f"no space left on the disk: {error}; free some and run again")
+    return None
 
 
 def fail(error: DlpLoraError) -> None:

@@ -13,6 +13,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from dlplora.edge import as_mistake
 from dlplora.errors import DlpLoraError
 from dlplora.lifecycle import retrain as lifecycle
 from flows.pipeline import worktree
@@ -29,8 +30,11 @@ def retrain() -> State[None]:
     """
     try:
         outcome = lifecycle.retrain(ROOT, _run_pipeline)
-    except DlpLoraError as error:
-        return Failed(message=str(error))
+    except Exception as error:
+        mistake = as_mistake(error)
+        if mistake is None:
+            raise
+        return Failed(message=str(mistake))
     if outcome.version is None:
         return Completed(message=outcome.message)
     _show(outcome)
