@@ -47,30 +47,29 @@ def files_in(root: Path) -> list[Path]:
     return sorted(path for path in inbox.iterdir() if path.is_file() and path.name[0] != ".")
 
 
-def wait_until_settled(files: Sequence[Path]) -> None:
+def settled(files: Sequence[Path]) -> list[Path]:
     """Wait until no file has changed for a second; what is still being copied is no bad file."""
     for file in files:
-        while (age := time.time() - file.stat().st_mtime) < _SETTLED_SECONDS:
+        while file.exists() and (age := time.time() - file.stat().st_mtime) < _SETTLED_SECONDS:
             time.sleep(_SETTLED_SECONDS - max(age, 0.0))
+    return [file for file in files if file.exists()]
 
 
 def check(project: Project, file: Path) -> Arrival:
-    """Tell what a file would bring to a project whose raw data is there."""
+    """Tell what a file would bring to a project; `DlpLoraError` if its raw data is not there."""
     tasks = load_params(project.params_file).tasks
     name = file.stem
+    is_new = name not in tasks
+    before = None if is_new else _ingest(project, name, tasks[name], []).findings
     try:
-        if name not in tasks:
+        if before is None:
             found = plan_task(project, name, file)[0].findings
-            return Arrival(file.name, name, True, found.read, found.distinct, None)
-        before = _ingest(project, name, tasks[name], []).findings
-    except DlpLoraError as error:
-        return Arrival(file.name, name, name not in tasks, 0, 0, str(error))
-    try:
+            return Arrival(file.name, name, is_new, found.read, found.distinct, None)
         after = _ingest(project, name, tasks[name], [file]).findings
     except DlpLoraError as error:
-        return Arrival(file.name, name, False, 0, 0, str(error))
+        return Arrival(file.name, name, is_new, 0, 0, str(error))
     new = after.distinct - before.distinct
-    return Arrival(file.name, name, False, after.read - before.read, new, None)
+    return Arrival(file.name, name, is_new, after.read - before.read, new, None)
 
 
 def take(project: Project, file: Path) -> None:

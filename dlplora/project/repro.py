@@ -55,10 +55,20 @@ def repro_suite(project: Project, suite: str) -> Path:
     folder = open_worktree(project.root, name)
     use_suite(Project(folder), suite, force=True)
     commit_all(folder, f"Use the suite {suite}")
-    words = [sys.executable, "-m", "dlplora.cli", "repro"]
-    done = subprocess.run(words, cwd=folder, env=environment(folder), check=False)
-    if code := done.returncode:
-        raise DlpLoraError(f"{folder}: the pipeline ended with exit code {code}")
+    run_repro(folder)
     commit_all(folder, f"Keep the results of the suite {suite}")
     delete_old(project.root, keep=load_params(project.params_file).flow.keep_runs)
     return folder
+
+
+def run_repro(folder: Path) -> None:
+    """Bring another working tree up to date; raises `DlpLoraError` if it fails."""
+    run_cli(folder, "repro")
+
+
+def run_cli(folder: Path, *words: str) -> None:
+    """Run a command of a folder's own code there; raises `DlpLoraError` if it fails."""
+    command = [sys.executable, "-m", "dlplora.cli", *words]
+    done = subprocess.run(command, cwd=folder, env=environment(folder), check=False)
+    if code := done.returncode:
+        raise DlpLoraError(f"{folder}: `dlplora {words[0]}` ended with exit code {code}")
