@@ -20,7 +20,6 @@ from dlplora.words import Primary
 _ALPHA = 0.05
 _NUM_PERMUTATIONS = 9_999
 _PASSING = ("better", "within noise")
-_WORSE = ("worse within noise", "significantly worse")
 
 
 def compare_items(
@@ -60,18 +59,20 @@ def compare_items(
 
 def _overall(tasks: Mapping[str, Difference], resampled: Numbers, gate: Gate) -> Difference:
     num_items = sum(task.n for task in tasks.values())
+    candidate, promoted = (
+        float(np.mean([getattr(task, name) for task in tasks.values()]))
+        for name in ("candidate", "promoted")
+    )
     low, high = interval(resampled)
     verdict: Verdict = "better" if low > 0 else "within noise"
     if num_items < gate.minimum_items:
         verdict = "cannot judge"
     elif any(task.verdict == "significantly worse" for task in tasks.values()):
         verdict = "significantly worse"
-    elif low <= gate.margin:
-        verdict = "significantly worse" if high < 0 else "worse within noise"
-    candidate, promoted = (
-        float(np.mean([getattr(task, name) for task in tasks.values()]))
-        for name in ("candidate", "promoted")
-    )
+    elif low <= gate.margin and high < 0:
+        verdict = "significantly worse"
+    elif low <= gate.margin:  # a loss beyond the margin cannot be ruled out
+        verdict = "worse within noise" if candidate < promoted else "cannot judge"
     return Difference(verdict, num_items, candidate, promoted, candidate - promoted, low, high)
 
 
@@ -131,7 +132,7 @@ def decide(judgement: Judgement | None, *, approval: bool) -> Decision:
     if judgement is None:
         return "promoted"
     verdict = judgement.overall.verdict
-    if verdict in _WORSE:
+    if verdict == "significantly worse":
         return "refused"
     if approval:
         return "awaiting approval"

@@ -26,7 +26,7 @@ _VERDICT = Path(".scratch/verdict.json")
 _STATES: dict[Decision, str] = {
     "promoted": "",
     "refused": ", which was refused",
-    "kept": ", which could not be judged",
+    "kept": ", which was not promoted",
     "awaiting approval": ", which awaits approval",
 }
 
