@@ -64,12 +64,11 @@ def _overall(tasks: Mapping[str, Difference], resampled: Numbers, gate: Gate) ->
         for name in ("candidate", "promoted")
     )
     low, high = interval(resampled)
+    is_worse = low <= gate.margin and high < 0
     verdict: Verdict = "better" if low > 0 else "within noise"
     if num_items < gate.minimum_items:
         verdict = "cannot judge"
-    elif any(task.verdict == "significantly worse" for task in tasks.values()):
-        verdict = "significantly worse"
-    elif low <= gate.margin and high < 0:
+    elif is_worse or any(task.verdict == "significantly worse" for task in tasks.values()):
         verdict = "significantly worse"
     elif low <= gate.margin:  # a loss beyond the margin cannot be ruled out
         verdict = "worse within noise" if candidate < promoted else "cannot judge"
