@@ -51,13 +51,13 @@ def judge(
     Example: dlplora judge
     """
     from dlplora.data.checksums import data_folder_sha256
-    from dlplora.errors import DlpLoraError
+    from dlplora.errors import DlpLoraError, unreadable
     from dlplora.evaluation.answer_store import AnswerStore
     from dlplora.lifecycle.judging import judge as run
     from dlplora.lifecycle.registry import Registry
     from dlplora.params.load import load_params
-    from dlplora.records.files import file_sha256, read_json, write_json
-    from dlplora.records.model_card import MODEL_FILE
+    from dlplora.records.files import file_sha256, write_json
+    from dlplora.records.model_card import read_version_name
     from dlplora.runtime import set_up, surroundings
     from dlplora.scratch import ANSWERS
     from dlplora.stage import progress
@@ -67,7 +67,11 @@ def judge(
     if promoted is None:
         raise DlpLoraError("no model is in production yet; `make retrain` registers one")
     place = set_up(params.runtime, seed=params.seed)
-    code = file_sha256(data / "code/evaluate.json")
+    against_version = read_version_name(promoted)
+    try:
+        code = file_sha256(data / "code/evaluate.json")
+    except OSError as error:
+        raise DlpLoraError(f"data: no results of the pipeline: {unreadable(error)}") from error
 
     def store(base: Path) -> AnswerStore:
         return AnswerStore(
@@ -80,7 +84,7 @@ def judge(
         data,
         promoted,
         params,
-        against=read_json(promoted / MODEL_FILE).get("version", promoted.name),
+        against=against_version,
         earlier=[each.card.verdict for each in registry.versions() if each.card.verdict],
         store=store,
         progress=lambda name, total: progress(f"judge {name}", total=total),

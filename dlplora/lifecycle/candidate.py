@@ -20,6 +20,7 @@ from dlplora.project.repro import run_cli
 from dlplora.project.worktrees import (
     RETRAIN,
     WorktreeError,
+    check_out_files,
     clear_locks,
     commit_all,
     commit_of,
@@ -94,6 +95,7 @@ class Candidate:
             if file.suffix != ".dvc" and not tracker_of(file).exists():
                 file.unlink()  # copied, and not tracked when it was cut off
         merge(folder, self._head, results=_RESULTS)
+        check_out_files(folder)
         self.project.make_raw_folders()
         commit_all(folder, "Add the folders of tasks")
 

@@ -11,7 +11,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dlplora.evaluation.metrics import Numbers, interval, mean_over_tasks, resampled_tasks
+from dlplora.evaluation.metrics import (
+    Numbers,
+    bleu_counts,
+    bleu_of_counts,
+    interval,
+    mean_over_tasks,
+    resampled_tasks,
+)
 from dlplora.params.project import Gate
 from dlplora.records.scores import ItemScore
 from dlplora.records.verdict import Decision, Difference, Judgement, Verdict
@@ -34,26 +41,29 @@ def compare_items(
 
     A task of fewer than `minimum_items` cannot be judged, but counts in the mean.
     """
+    by_id = {item.id: item for item in promoted}
+    paired = [by_id[item.id] for item in candidate]
     mine = {task: [item for item in candidate if item.task == task] for task in primaries}
-    theirs = {task: [item for item in promoted if item.task == task] for task in primaries}
+    theirs = {task: [item for item in paired if item.task == task] for task in primaries}
     scores = resampled_tasks(candidate, primaries, seed=seed)
-    references = resampled_tasks(promoted, primaries, seed=seed)
+    references = resampled_tasks(paired, primaries, seed=seed)
     judged = [task for task, items in mine.items() if len(items) >= gate.minimum_items]
     worse = holm(
         {task: _p_of_worse(_scores(mine[task]) - _scores(theirs[task]), seed) for task in judged}
     )
     tasks = {}
     for task, items in mine.items():
-        means = (float(_scores(items).mean()), float(_scores(theirs[task]).mean()))
+        mean = _task_score(items, primaries[task])
+        reference = _task_score(theirs[task], primaries[task])
         low, high = interval(scores[task] - references[task])
-        verdict: Verdict = "within noise" if means[0] >= means[1] else "worse within noise"
+        verdict: Verdict = "within noise" if mean >= reference else "worse within noise"
         if task not in judged:
             verdict = "cannot judge"
         elif task in worse:
             verdict = "significantly worse"
         elif low > 0:
             verdict = "better"
-        tasks[task] = Difference(verdict, len(items), *means, means[0] - means[1], low, high)
+        tasks[task] = Difference(verdict, len(items), mean, reference, mean - reference, low, high)
     return _overall(tasks, mean_over_tasks(scores) - mean_over_tasks(references), gate), tasks
 
 
@@ -105,6 +115,13 @@ def _p_of_worse(differences: Numbers, seed: int) -> float:
         rng=np.random.default_rng(seed),
     )
     return float(tested.pvalue)
+
+
+def _task_score(items: Sequence[ItemScore], primary: Primary) -> float:
+    """Return what `resampled_scores` resamples: of BLEU the corpus's."""
+    if primary == "bleu":
+        return bleu_of_counts(bleu_counts(items).sum(0).tolist())
+    return float(_scores(items).mean())
 
 
 def _scores(items: Sequence[ItemScore]) -> Numbers:

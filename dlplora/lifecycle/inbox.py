@@ -50,8 +50,8 @@ def files_in(root: Path) -> list[Path]:
 def settled(files: Sequence[Path]) -> list[Path]:
     """Wait until no file has changed for a second; what is still being copied is no bad file."""
     for file in files:
-        while file.exists() and (age := time.time() - file.stat().st_mtime) < _SETTLED_SECONDS:
-            time.sleep(_SETTLED_SECONDS - max(age, 0.0))
+        while file.exists() and 0 <= (age := time.time() - file.stat().st_mtime) < _SETTLED_SECONDS:
+            time.sleep(_SETTLED_SECONDS - age)
     return [file for file in files if file.exists()]
 
 
@@ -90,7 +90,7 @@ def is_taken(project: Project, file: Path) -> bool:
     """Tell whether the raw folder of a file's task holds it already, under whatever name."""
     trackers = project.raw_folder(file.stem).glob("*.dvc")
     there = [tracker.with_suffix("") for tracker in trackers]
-    return file_sha256(file) in map(file_sha256, there)
+    return file_sha256(file) in [file_sha256(path) for path in there if path.is_file()]
 
 
 def taken_folder(root: Path) -> Path:
@@ -102,13 +102,17 @@ def refuse(root: Path, file: Path, reason: str) -> Path:
     """Move a file to the refused ones, with its reason beside it; return where it is."""
     target = Path(os.path.relpath(root / INBOX / _REFUSED / file.name))
     number = 1
-    while target.exists():
+    while target.exists() or (_reason_of(target).exists() and _reason_of(target) != target):
         number += 1
         target = target.with_name(f"{file.stem}.{number}{file.suffix}")
-    with atomic_write(target.with_name(f"{target.name}.reason.txt")) as aside:
+    with atomic_write(_reason_of(target)) as aside:
         aside.write_text(f"{reason}\n", encoding="utf-8")
     file.replace(target)
     return target
+
+
+def _reason_of(refused: Path) -> Path:
+    return refused.with_name(f"{refused.name}.reason.txt")
 
 
 def _ingest(project: Project, name: str, task: Task, more: Sequence[Path]) -> Ingested:
@@ -120,5 +124,5 @@ def _ingest(project: Project, name: str, task: Task, more: Sequence[Path]) -> In
         on_bad_row=task.on_bad_row,
         splits=params.splits,
         limit=item_limit(project),
-        more=[project.raw_folder(name), *more],
+        more=[*filter(Path.is_dir, [project.raw_folder(name)]), *more],
     )

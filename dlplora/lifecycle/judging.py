@@ -96,6 +96,9 @@ def shared_items(data: Path, promoted: Path, params: Params) -> tuple[list[TaskI
     gone = sorted({item.task for item in theirs} - set(params.tasks))
     notes = [f"Not judged, for they are new: {', '.join(new)}."] if new else []
     notes += [f"No longer there: {', '.join(gone)}."] if gone else []
+    judged = {test.name for test in tests} | set(new)
+    if tests and (apart := sorted(set(params.tasks) - judged)):
+        notes.append(f"Without test items in common: {', '.join(apart)}.")
     if num_leaked:
         notes.append(
             f"Left out: {num_leaked} test items that stand in the training data of one of the two."

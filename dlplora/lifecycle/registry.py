@@ -33,7 +33,7 @@ _MODEL, _BASE = "data/model", "data/base"
 _NAME, _STAGE = "model", "production"
 _VERSION = re.compile(rf"{_NAME}@(v\d+\.\d+\.\d+)")
 _ASSIGNMENT = re.compile(rf"{_NAME}#{_STAGE}#(\d+)")
-_FORMAT = "%(refname:strip=2)%09%(objectname)%09%(*objectname)%09%(creatordate:iso-strict)"
+_FORMAT = "%(refname:strip=2)%09%(*objecttype)%09%(*objectname)%09%(creatordate:iso-strict)"
 
 
 class RegistryError(DlpLoraError):
@@ -78,7 +78,7 @@ class Registry:
 
     def history(self) -> list[Assignment]:
         """List which versions were in production, in order; the last one is now."""
-        names = {commit: name for name, commit, _ in self._tags(_VERSION)}
+        names = {version.commit: version.name for version in self.versions()}
         found = [
             Assignment(int(number), names[commit], time)
             for number, commit, time in self._tags(_ASSIGNMENT)
@@ -107,19 +107,20 @@ class Registry:
         """Tag a commit that holds data/model.json as the next version; return its name."""
         import gto.api
         from gto.exceptions import GTOException
+        from scmrepo.exceptions import SCMError
 
+        name = self._next()
         try:
-            gto.api.register(self._top(), _NAME, commit)
-        except GTOException as error:
-            raise RegistryError(f"{_NAME}: cannot be registered: {error}") from error
-        name = self.at(commit)
-        assert name is not None
+            gto.api.register(self._top(), _NAME, commit, version=name)
+        except (GTOException, SCMError) as error:
+            raise RegistryError(f"{name}: {commit} cannot be registered: {error}") from error
         return name
 
     def promote(self, name: str) -> Version:
         """Put a version into production: check it out, tag it, then switch `.models/current`."""
         import gto.api
         from gto.exceptions import GTOException
+        from scmrepo.exceptions import SCMError
 
         version = self.named(name)
         with self._alone():
@@ -127,7 +128,7 @@ class Registry:
             if self.promoted() != version.name:
                 try:
                     gto.api.assign(self._top(), _NAME, _STAGE, version=version.name, force=True)
-                except GTOException as error:
+                except (GTOException, SCMError) as error:
                     raise RegistryError(f"{version.name}: cannot be promoted: {error}") from error
             self._switch(version.name)
         return version
@@ -161,7 +162,8 @@ class Registry:
         if name is None:
             return None
         link = self._models / CURRENT
-        if not (link.is_symlink() and os.readlink(link) == name and (link / MODEL_FILE).is_file()):
+        is_set = link.is_symlink() and os.readlink(link) == name
+        if not (is_set and self._is_checked_out(self.named(name))):
             self.promote(name)
         return self._models / name
 
@@ -176,13 +178,20 @@ class Registry:
         """Make `.models/<version>/` of what DVC's cache or remote has, unless it is there."""
         folder = self._models / version.name
         delete_abandoned(self._models)
-        if (folder / MODEL_FILE).is_file():
+        if self._is_checked_out(version):
             return
         with atomic_write(folder) as aside:
             self._get(version, _MODEL, aside)
             self._put_base(version, aside / "base")
             told = {"version": version.name, "commit": version.commit, **asdict(version.card)}
             write_json(aside / MODEL_FILE, told)
+
+    def _is_checked_out(self, version: Version) -> bool:
+        try:
+            told = read_json(self._models / version.name / MODEL_FILE)
+        except (OSError, ValueError):
+            return False
+        return bool(told["commit"] == version.commit)
 
     def _put_base(self, version: Version, to: Path) -> None:
         """Link the files of another checkout's base model if it is the same, or get them."""
@@ -214,14 +223,21 @@ class Registry:
             yield
 
     def _tags(self, pattern: re.Pattern[str]) -> list[tuple[str, str, str]]:
-        """List the tags of a pattern: what it asks for, the commit and the time of each."""
+        """List annotated tags of commits: what the pattern asks for, the commit, the time."""
         listed = git(self._root, "for-each-ref", f"--format={_FORMAT}", "refs/tags")
         rows = [line.split("\t") for line in listed.splitlines()]
         return [
-            (match[1], commit or own, time)
-            for name, own, commit, time in rows
-            if (match := pattern.fullmatch(name))
+            (match[1], commit, time)
+            for name, kind, commit, time in rows
+            if kind == "commit" and (match := pattern.fullmatch(name))
         ]
+
+    def _next(self) -> str:
+        """Return the first free version above all tags of that form, whatever they are of."""
+        listed = git(self._root, "tag", "--list", f"{_NAME}@*").splitlines()
+        names = [match[1] for name in listed if (match := _VERSION.fullmatch(name))]
+        major, minor, patch = max(map(_numbers, names), default=(0, 0, 0))
+        return f"v{major}.{minor}.{patch + 1}"
 
     def _top(self) -> Path:
         return Path(git(self._root, "rev-parse", "--show-toplevel"))

@@ -74,14 +74,17 @@ def _check_experts(params: Params, source: str) -> None:
 def _check_systems(params: Params, source: str) -> None:
     """Raise `ParamsError` on a default that needs the task, or a setting without a reference."""
     default = params.systems.get(params.default_system)
+    known = [
+        name
+        for name, system in params.systems.items()
+        if is_in_model(system) and not system.needs_task
+    ]
     if default is None or default.needs_task:
-        known = [name for name, system in params.systems.items() if not system.needs_task]
         raise ParamsError(
             f"{source}: default_system is {params.default_system}; expected a system that needs no "
             f"task: {choices(known)}"
         )
     if not is_in_model(default):
-        known = [name for name, system in params.systems.items() if is_in_model(system)]
         raise ParamsError(
             f"{source}: default_system is {params.default_system}; a model holds adapters and "
             f"routers alone: expected one of {choices(known)}"

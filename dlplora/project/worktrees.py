@@ -194,6 +194,11 @@ def _share_cache(project: Path, *, of: Path) -> None:
         settings.write_text("[core]\n    no_scm = true\n", encoding="utf-8")
     cache = dvc(of, "cache", "dir")
     dvc(project, "cache", "dir", "--local", str((of / cache).resolve()))
+    check_out_files(project)
+
+
+def check_out_files(project: Path) -> None:
+    """Check out the files that DVC tracks one by one, as those of raw data."""
     files = sorted((project / "data").rglob("*.dvc"))
     if files:
         dvc(project, "checkout", *[str(file.relative_to(project)) for file in files])

@@ -1,6 +1,7 @@
 """Models: what the stage `model` writes, and what a registered version adds to it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ def write_items(folder: Path, items: Sequence[SplitItem]) -> None:
 
 def read_items(folder: Path) -> list[SplitItem]:
     """Read which questions a model was trained, validated and tested on."""
-    return record_of(list[SplitItem], read_table(folder / ITEMS_FILE))
+    with _readable(folder):
+        return record_of(list[SplitItem], read_table(folder / ITEMS_FILE))
 
 
 def write_model_card(folder: Path, card: ModelCard) -> None:
@@ -84,9 +86,21 @@ def write_model_card(folder: Path, card: ModelCard) -> None:
 
 def read_model_card(folder: Path) -> ModelCard:
     """Read the card of a model; `ModelError` if there is none."""
-    try:
+    with _readable(folder):
         return record_of(ModelCard, read_json(folder / MODEL_FILE))
-    except (OSError, ValueError) as error:
+
+
+def read_version_name(folder: Path) -> str:
+    """Read which version a checkout is; `ModelError` if it is none."""
+    with _readable(folder):
+        return str(read_json(folder / MODEL_FILE)["version"])
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: no model of this project: {unreadable(error)}") from error
 
 
