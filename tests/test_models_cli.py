@@ -310,7 +310,7 @@ def test_what_a_retrain_would_take_is_shown_and_nothing_is_moved(run: Run) -> No
         "colours.json: for task colours: 10 rows, 5 new questions",
         "mine.json: a new task: 60 rows, 60 new questions",
     ]
-    assert lines[3:] == ["`make retrain` takes them in"]
+    assert lines[3:] == ["`make retrain` takes the good ones in"]
     out = good(run("inbox", "--json"))
     assert "ärger" in out
     *taken, refused = json.loads(out)

@@ -36,7 +36,10 @@ def inbox(as_json: JsonOption = False) -> None:
             told = f"{each.num_rows} rows, {each.num_new} new questions"
             kind = "a new task" if each.is_new_task else f"for task {each.task}"
             typer.echo(f"{each.file}: {kind}: {told}")
-    typer.echo("`make retrain` takes them in" if arrivals else "data/inbox is empty")
+    if not arrivals:
+        typer.echo("data/inbox is empty")
+    elif any(each.problem is None for each in arrivals):
+        typer.echo("`make retrain` takes the good ones in")
 
 
 def judge(

@@ -26,7 +26,7 @@ class Difference:
 
     def __str__(self) -> str:
         """Show the difference with its interval."""
-        return f"{self.difference:+.3f} (95 % interval {self.low:+.3f} to {self.high:+.3f})"
+        return f"{self.difference:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,18 @@ class Judgement:
         told = [
             f"{whole.verdict.capitalize()}: on {whole.n} test items of {len(self.tasks)} tasks, "
             f"{self.candidate} scores {whole.candidate:.3f} and {self.promoted} of "
-            f"{self.against} {whole.promoted:.3f}; the difference is {whole}."
+            f"{self.against} {whole.promoted:.3f}; the difference is "
+            f"{whole.difference:+.3f} (95 % interval {whole.low:+.3f} to {whole.high:+.3f})."
         ]
-        for verdict in ("significantly worse", "better", "cannot judge"):
-            named = [
-                f"{task} ({row}, {row.n} items)"
-                for task, row in self.tasks.items()
-                if row.verdict == verdict
-            ]
-            if named:
-                told.append(f"{verdict.capitalize()}: {', '.join(named)}.")
+        for verdict in ("significantly worse", "better"):
+            rows = {task: row for task, row in self.tasks.items() if row.verdict == verdict}
+            if rows:
+                named = ", ".join(f"{task} {row}" for task, row in rows.items())
+                told.append(f"{verdict.capitalize()}: {named}.")
+        small = {task: row.n for task, row in self.tasks.items() if row.verdict == "cannot judge"}
+        if small:
+            named = ", ".join(f"{task} ({n})" for task, n in small.items())
+            told.append(f"Of too few items to be judged alone: {named}.")
         if self.judged_before:
             times = "once" if self.judged_before == 1 else f"{self.judged_before} times"
             told.append(

@@ -424,8 +424,8 @@ def test_a_judgement_tells_its_verdict_its_numbers_and_what_was_left_out() -> No
     assert told.startswith("Significantly worse: on 83 test items of 3 tasks, mine scores 0.250 ")
     assert "theirs of v0.0.4 0.417" in told
     assert "-0.167 (95 % interval -0.200 to -0.100)" in told
-    assert "bad (-0.500 (95 % interval -0.700 to -0.300), 40 items)" in told
-    assert "Cannot judge: few " in told
+    assert "bad -0.500 (-0.700 to -0.300)" in told
+    assert "Of too few items to be judged alone: few (" in told
     assert "same" not in told
     assert "judged 2 times before" in told
     assert told.endswith("Left out: 5 items.")
