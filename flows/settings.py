@@ -41,7 +41,7 @@ def set_up_prefect() -> None:
         "PREFECT_HOME": str(HOME),
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{HOME / 'prefect.db'}",
     }
-    if is_held(UI_LOCK, scratch=SCRATCH):
+    if is_held(UI_LOCK, scratch=SCRATCH) and API_FILE.is_file():  # it is not while it closes
         chosen["PREFECT_API_URL"] = API_FILE.read_text(encoding="utf-8").strip()
     for name, value in chosen.items():
         os.environ.setdefault(name, value)

@@ -43,7 +43,7 @@ class UiError(DlpLoraError):
 def serve(port: int, *, tell: Callable[[str], None]) -> None:
     """Run all parts until one ends or the process is asked to; `tell` gets the address."""
     if is_held(UI_LOCK, scratch=SCRATCH):
-        api = API_FILE.read_text(encoding="utf-8").strip()
+        api = API_FILE.read_text(encoding="utf-8").strip() if API_FILE.is_file() else "closing"
         raise UiError(f"the pages of this project are open already: {api.removesuffix('/api')}")
     for number in (port, port + 1):
         with closing(socket(AF_INET, SOCK_STREAM)) as tried:
@@ -88,11 +88,11 @@ def serve(port: int, *, tell: Callable[[str], None]) -> None:
 
 
 def _set_schedules(api: str, *, is_on: bool) -> None:
-    """Switch the schedules of all deployments on or off."""
+    """Switch the schedules of the retrains on or off."""
     with SyncPrefectClient(api) as client:
-        for deployment in client.read_deployments():
-            for row in deployment.schedules:
-                client.update_deployment_schedule(deployment.id, row.id, active=is_on)
+        deployment = client.read_deployment_by_name("retrain/scheduled")
+        for row in deployment.schedules:
+            client.update_deployment_schedule(deployment.id, row.id, active=is_on)
 
 
 def _log(name: str) -> Path:

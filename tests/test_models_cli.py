@@ -48,7 +48,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("one", None, "promoted", 0.5),
         ("two", judged("better"), "awaiting approval", 0.625),
         ("three", judged("significantly worse"), "refused", 0.25),
-        ("four", judged("cannot judge"), "kept", 0.75),
+        ("four", judged("cannot judge"), "not promoted", 0.75),
     ]
     for text, verdict, decision, score in made:
         commit = repository.commit_version(
@@ -125,7 +125,7 @@ def test_versions_are_listed_as_json_with_the_one_in_production(
         *(None, "better", "significantly worse", "cannot judge")
     ]
     assert [row["decision"] for row in rows] == [
-        *("promoted", "awaiting approval", "refused", "kept")
+        *("promoted", "awaiting approval", "refused", "not promoted")
     ]
     good(run("promote", "v0.0.2"))
     again = json.loads(good(run("models", "--json")))
@@ -143,7 +143,7 @@ def test_versions_are_listed_in_words_with_the_history(run: Run, repository: Rep
         "v0.0.1": "replaced",
         "v0.0.2": "production",
         "v0.0.3": "refused",
-        "v0.0.4": "kept",
+        "v0.0.4": "not promoted",
     }
     for name, state in states.items():
         assert rows[name].rstrip().endswith(state)
@@ -343,9 +343,6 @@ def test_data_is_judged_against_the_model_in_production(run: Run, tmp_path: Path
     edit(repository.root / "params.yaml", lambda values: values["answers"].update(max_mib=1))
     for name in ("base", "model"):
         shutil.copytree(repository.root / f"data/{name}", repository.root / f"source/{name}")
-    code = repository.root / "data/code/evaluate.json"
-    code.parent.mkdir()
-    code.write_text("{}")
     commit = repository.commit_made()
     os.chdir(repository.root)
     line = mistake(run("judge"))

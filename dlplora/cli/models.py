@@ -53,43 +53,22 @@ def judge(
 
     Example: dlplora judge
     """
-    from dlplora.data.checksums import data_folder_sha256
-    from dlplora.errors import DlpLoraError, unreadable
-    from dlplora.evaluation.answer_store import AnswerStore
+    from dlplora.errors import DlpLoraError
     from dlplora.lifecycle.judging import judge as run
     from dlplora.lifecycle.registry import Registry
     from dlplora.params.load import load_params
-    from dlplora.records.files import file_sha256, write_json
-    from dlplora.records.model_card import read_version_name
-    from dlplora.runtime import set_up, surroundings
-    from dlplora.scratch import ANSWERS
+    from dlplora.records.files import write_json
     from dlplora.stage import progress
 
-    params, data, registry = load_params(), Path("data"), Registry(Path())
+    registry = Registry(Path())
     promoted = against or registry.current()
     if promoted is None:
         raise DlpLoraError("no model is in production yet; `make retrain` registers one")
-    place = set_up(params.runtime, seed=params.seed)
-    against_version = read_version_name(promoted)
-    try:
-        code = file_sha256(data / "code/evaluate.json")
-    except OSError as error:
-        raise DlpLoraError(f"data: no results of the pipeline: {unreadable(error)}") from error
-
-    def store(base: Path) -> AnswerStore:
-        return AnswerStore(
-            ANSWERS,
-            max_mib=params.answers.max_mib,
-            surroundings=[code, data_folder_sha256(base), surroundings(place)],
-        )
-
     found = run(
-        data,
+        Path("data"),
         promoted,
-        params,
-        against=against_version,
+        load_params(),
         earlier=[each.card.verdict for each in registry.versions() if each.card.verdict],
-        store=store,
         progress=lambda name, total: progress(f"judge {name}", total=total),
     )
     if out is not None:

@@ -1,12 +1,12 @@
 """The candidate of a retrain: the branch `runs/retrain` in a worktree of its own.
 
-It is `production` merged with the commit that is checked out here, and the files of the inbox. A
-candidate that was cut off is gone on with, so that every step can be repeated.
+It is `production` merged with the commit that is checked out here, and the files of the inbox. One
+that was cut off is begun anew, with the files that it had taken; what it computed is in the cache.
 """
 
 import hashlib
 import logging
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from dlplora.errors import DlpLoraError
 from dlplora.lifecycle import inbox
@@ -15,7 +15,7 @@ from dlplora.params.load import load_params
 from dlplora.params.yaml import read_yaml
 from dlplora.project.commands import CommandError, dvc, git
 from dlplora.project.files import Project
-from dlplora.project.own_tasks import is_import, tracker_of
+from dlplora.project.own_tasks import is_import
 from dlplora.project.repro import run_cli
 from dlplora.project.worktrees import (
     RETRAIN,
@@ -30,11 +30,14 @@ from dlplora.project.worktrees import (
     reset,
     uncommitted,
 )
+from dlplora.records.files import file_sha256
+from dlplora.scratch import alone
 
 logger = logging.getLogger(__name__)
 _BRANCH = f"runs/{RETRAIN}"
 _RESULTS = ("dvc.lock", "data/metrics.json", str(CARD))  # made again: no inputs
-_TRAILER = "Inbox"
+_TRAILER = "Inbox"  # in messages of commits: where the files that were taken stand
+_CUT_OFF = "refs/dlplora/cut-off"  # a candidate whose files are to be taken again
 
 
 class Candidate:
@@ -48,97 +51,137 @@ class Candidate:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._head = commit_of(root)
-        if git(root, "branch", "--show-current") == BRANCH:
-            raise WorktreeError(
-                f"{root.resolve()}: the branch {BRANCH}, which retrains move on, is checked out "
-                f"here; switch to a branch of your own"
-            )
+        self._check_production()
         clear_locks(root, (_BRANCH, BRANCH), tags="model*")
         for changed in uncommitted(root):
             logger.warning("%s: its uncommitted changes are not part of this retrain", changed)
 
+    def _check_production(self) -> None:
+        """Raise `WorktreeError` if `production` is somebody's own branch, or checked out."""
+        words = ("for-each-ref", "--format=%(worktreepath)", f"refs/heads/{BRANCH}")
+        if place := git(self._root, *words):
+            raise WorktreeError(
+                f"{place}: the branch {BRANCH}, which retrains move on, is checked out there; "
+                f"switch to a branch of your own"
+            )
+        if self._production and not git(self._root, "ls-tree", self._production, "--", str(CARD)):
+            raise WorktreeError(
+                f"the branch {BRANCH} has no {CARD} and was made by no retrain; rename it"
+            )
+
+    @property
+    def _production(self) -> str | None:
+        return _tip(self._root, f"refs/heads/{BRANCH}")
+
+    def tip(self) -> str | None:
+        """Return the candidate's last commit."""
+        return _tip(self._root, f"refs/heads/{_BRANCH}")
+
     def may_have_news(self) -> bool:
         """Tell whether anything may differ from what `production` was made of."""
-        production = _tip(self._root, BRANCH)
+        production = self._production
         return (
             production is None
-            or self.is_unfinished()
+            or self._is_cut_off()
             or bool(inbox.files_in(self._root))
             or self._has_imports(production)
             or not _is_ancestor(self._root, self._head, production)
         )
 
-    def is_unfinished(self) -> bool:
+    def _is_cut_off(self) -> bool:
         """Tell whether a candidate was begun that was neither registered nor accepted."""
-        tip, production = self.tip(), _tip(self._root, BRANCH)
+        if _tip(self._root, _CUT_OFF):
+            return True
+        tip = self.tip()
         if tip is None or Registry(self._root).at(tip):
             return False
-        return production is None or not _is_ancestor(self._root, tip, production)
+        return not (self._production and _is_ancestor(self._root, tip, self._production))
 
-    def tip(self) -> str | None:
-        """Return the candidate's last commit."""
-        return _tip(self._root, _BRANCH)
-
-    def open(self) -> None:
-        """Check it out, as it was cut off or as `production`, and merge what is checked out here.
+    def begin(self) -> None:
+        """Check out `production`, and merge what is checked out here.
 
         Raises `WorktreeError` naming the files that both have changed.
         """
-        start, goes_on = _tip(self._root, BRANCH) or self._head, self.is_unfinished()
-        if goes_on:
-            logger.info("going on with the retrain that was cut off")
+        start = self._production or self._head
+        if self._is_cut_off():
+            logger.info("the last retrain was cut off: its files are taken again")
+            if not _tip(self._root, _CUT_OFF):
+                git(self._root, "update-ref", _CUT_OFF, str(self.tip()))
         folder = open_worktree(self._root, RETRAIN, start=start, is_ours=True)
-        self.project = Project(folder)
-        with self.project.alone():  # what a killed retrain has left running ends first
-            reset(folder, to="HEAD" if goes_on else start)
-        for file in folder.glob("data/raw/*/[!.]*"):
-            if file.suffix != ".dvc" and not tracker_of(file).exists():
-                file.unlink()  # copied, and not tracked when it was cut off
+        with alone("repro", scratch=folder / ".scratch"):  # what a killed one left running ends
+            reset(folder, to=start)
         merge(folder, self._head, results=_RESULTS)
         check_out_files(folder)
+        self.project = Project(folder)
         self.project.make_raw_folders()
         commit_all(folder, "Add the folders of tasks")
 
     def take_inbox(self) -> None:
         """Take the files of the inbox in: copied, tracked and committed, and only then moved."""
-        files = inbox.settled(inbox.files_in(self._root))
-        if not files:
-            return
-        self._fetch_raw()
-        folder = inbox.taken_folder(self._root)
-        moves: dict[Path, Path] = {}
-        for file in files:
-            if inbox.is_taken(self.project, file):
-                moves[file] = self._begun_move(file) or folder / file.name
-                continue
-            arrival = inbox.check(self.project, file)
-            if arrival.problem is None:
-                inbox.take(self.project, file)
-                moves[file] = folder / file.name
-                logger.info("%s: %d new questions of %s", file, arrival.num_new, arrival.task)
-            else:
-                refused = inbox.refuse(self._root, file, arrival.problem)
-                logger.warning("%s: refused: %s", refused, arrival.problem)
-        if moves:
-            names = ", ".join(file.name for file in moves)
-            places = [to.relative_to(self._root / inbox.INBOX) for to in moves.values()]
-            trailers = "\n".join(f"{_TRAILER}: {place}" for place in places)
+        places = {path: path for path in self.taken() if path.is_file()}  # by one that was cut off
+        if places or inbox.files_in(self._root):
+            self._fetch_raw()
+        folder = self._root / inbox.INBOX / inbox.taken_folder()
+        places |= {path: folder / path.name for path in inbox.settled(inbox.files_in(self._root))}
+        taken = {file: digest for file in places if (digest := self._take(file))}
+        if taken:
+            names = ", ".join(file.name for file in taken)
+            inner = [places[file].relative_to(self._root / inbox.INBOX) for file in taken]
+            trailers = "\n".join(f"{_TRAILER}: {path}" for path in inner)
             commit_all(self.project.root, f"Take {names} from the inbox\n\n{trailers}")
-        for file, target in moves.items():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            file.replace(target)
+        for file, digest in taken.items():
+            if file != places[file] and file_sha256(file) == digest:  # else it has changed again
+                places[file].parent.mkdir(parents=True, exist_ok=True)
+                file.replace(places[file])
+        if _tip(self._root, _CUT_OFF):
+            git(self._root, "update-ref", "-d", _CUT_OFF)
+
+    def _take(self, file: Path) -> str | None:
+        """Take a file in, or refuse it; return the hash of what was taken."""
+        digest = file_sha256(file)
+        if inbox.is_taken(self.project, file):
+            return digest
+        arrival = inbox.check(self.project, file)
+        if arrival.problem is not None:
+            refused = inbox.refuse(self._root, file, arrival.problem)
+            logger.warning("%s: refused: %s", refused, arrival.problem)
+            return None
+        inbox.take(self.project, file)
+        logger.info("%s: %d new questions of %s", file, arrival.num_new, arrival.task)
+        return digest
 
     def taken(self) -> list[Path]:
-        """List where the files stand that it took from the inbox."""
-        tip, start = self.tip(), _tip(self._root, BRANCH)
-        words = ("log", f"--format=%(trailers:key={_TRAILER},valueonly)")
-        lines = git(self._root, *words, f"{start}..{tip}" if start else str(tip)).splitlines()
-        return [self._root / inbox.INBOX / line for line in dict.fromkeys(lines) if line]
+        """List where the files stand that were taken from the inbox and are not accepted yet."""
+        tips = [
+            tip for ref in (f"refs/heads/{_BRANCH}", _CUT_OFF) if (tip := _tip(self._root, ref))
+        ]
+        if not tips:
+            return []
+        words = ["log", f"--format=%(trailers:key={_TRAILER},valueonly)", *tips]
+        lines = git(self._root, *words, *(["--not", self._production] if self._production else []))
+        found = [PurePath(line) for line in dict.fromkeys(lines.splitlines())]
+        return [self._root / inbox.INBOX / path for path in found if inbox.is_taken_path(path)]
+
+    def refuse(self, reason: str) -> None:
+        """Refuse the files that were taken."""
+        for file in self.taken():
+            if file.is_file():
+                inbox.refuse(self._root, file, reason)
+
+    def discard(self) -> None:
+        """Go back to `production`."""
+        if self._production:
+            reset(self.project.root, to=self._production)
 
     def update_imports(self) -> None:
         """Fetch imported files again; what there was stays where that fails, or the data is bad."""
         root = self.project.root
-        trackers = sorted(path for path in root.glob("data/raw/*/*.dvc") if is_import(path))
+        tasks = load_params(self.project.params_file).tasks
+        trackers = sorted(
+            path
+            for path in root.glob("data/raw/*/*.dvc")
+            if path.parent.name in tasks and is_import(path)
+        )
         if trackers:
             self._fetch_raw()
         for tracker in trackers:
@@ -156,7 +199,7 @@ class Candidate:
         """Hash all that its commit tracks but results."""
         root = self.project.root
         results = {f"{prefix(root)}{name}" for name in _RESULTS}
-        listed = git(root, "ls-tree", "-r", "--full-tree", "HEAD").splitlines()
+        listed = git(root, "ls-tree", "-r", "-z", "--full-tree", "HEAD").split("\0")
         rows = [row for row in listed if row.partition("\t")[2] not in results]
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
@@ -168,22 +211,22 @@ class Candidate:
         return found
 
     def accept(self) -> None:
-        """Let `production` move on to it, unless that has moved elsewhere."""
-        tip, production = self.tip(), _tip(self._root, BRANCH)
-        if tip and (production is None or _is_ancestor(self._root, production, tip)):
-            git(self._root, "update-ref", f"refs/heads/{BRANCH}", tip, *filter(None, [production]))
+        """Let `production` move on to it; `WorktreeError` if that has moved elsewhere meanwhile."""
+        tip, production = self.tip(), self._production
+        if tip is None or (production and _is_ancestor(self._root, tip, production)):
+            return
+        if production and not _is_ancestor(self._root, production, tip):
+            raise WorktreeError(
+                f"{BRANCH} moved elsewhere while {_BRANCH} was trained; merge {_BRANCH} into it"
+            )
+        git(self._root, "update-ref", f"refs/heads/{BRANCH}", tip, *filter(None, [production]))
 
     def _has_imports(self, production: str) -> bool:
         """Tell whether `production` has imported files, which may have changed elsewhere."""
-        words = ("ls-tree", "-r", "--name-only", production, "--", "data/raw")
-        trackers = [line for line in git(self._root, *words).splitlines() if line.endswith(".dvc")]
-        texts = [git(self._root, "show", f"{production}:./{line}") for line in trackers]
+        words = ("ls-tree", "-r", "-z", "--name-only", production, "--", "data/raw")
+        trackers = [name for name in git(self._root, *words).split("\0") if name.endswith(".dvc")]
+        texts = [git(self._root, "show", f"{production}:./{name}") for name in trackers]
         return any("\ndeps:" in f"\n{text}" for text in texts)
-
-    def _begun_move(self, file: Path) -> Path | None:
-        """Return where a file was to be moved that is committed and still in the inbox."""
-        begun = (path for path in self.taken() if path.name == file.name and not path.exists())
-        return next(begun, None)
 
     def _fetch_raw(self) -> None:
         """Make what is needed to check raw files: those of sources, and the base model."""
@@ -191,10 +234,10 @@ class Candidate:
         run_cli(self.project.root, "repro", "base_model", *(f"fetch@{key}" for key in sources))
 
 
-def _tip(root: Path, branch: str) -> str | None:
-    """Return the commit of a branch, if there is one."""
+def _tip(root: Path, ref: str) -> str | None:
+    """Return the commit of a ref, if there is one."""
     try:
-        return git(root, "rev-parse", "--verify", "--quiet", f"refs/heads/{branch}")
+        return git(root, "rev-parse", "--verify", "--quiet", ref)
     except CommandError:
         return None
 

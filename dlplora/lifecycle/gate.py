@@ -16,7 +16,6 @@ from dlplora.evaluation.metrics import (
     bleu_counts,
     bleu_of_counts,
     interval,
-    mean_over_tasks,
     resampled_tasks,
 )
 from dlplora.params.project import Gate
@@ -39,7 +38,9 @@ def compare_items(
 ) -> tuple[Difference, dict[str, Difference]]:
     """Compare two models on the same items: over all tasks of `primaries`, and on each.
 
-    A task of fewer than `minimum_items` cannot be judged, but counts in the mean.
+    A task of fewer than `minimum_items` cannot be judged alone. All such tasks count in the mean as
+    one, by their items, and not at all if they have too few together: an interval of a few items
+    says nothing.
     """
     by_id = {item.id: item for item in promoted}
     paired = [by_id[item.id] for item in candidate]
@@ -64,19 +65,32 @@ def compare_items(
         elif low > 0:
             verdict = "better"
         tasks[task] = Difference(verdict, len(items), mean, reference, mean - reference, low, high)
-    return _overall(tasks, mean_over_tasks(scores) - mean_over_tasks(references), gate), tasks
+    differences = {task: scores[task] - references[task] for task in tasks}
+    return _overall(tasks, differences, gate), tasks
 
 
-def _overall(tasks: Mapping[str, Difference], resampled: Numbers, gate: Gate) -> Difference:
-    num_items = sum(task.n for task in tasks.values())
-    candidate, promoted = (
-        float(np.mean([getattr(task, name) for task in tasks.values()]))
-        for name in ("candidate", "promoted")
+def _overall(
+    tasks: Mapping[str, Difference], resampled: Mapping[str, Numbers], gate: Gate
+) -> Difference:
+    small = [task for task, row in tasks.items() if row.n < gate.minimum_items]
+    groups = [[task] for task in tasks if task not in small]
+    if sum(tasks[task].n for task in small) >= gate.minimum_items:
+        groups.append(small)
+    can_judge, groups = bool(groups), groups or [small]
+    weights = {
+        task: tasks[task].n / sum(tasks[each].n for each in group) / len(groups)
+        for group in groups
+        for task in group
+    }
+    candidate = sum(weight * tasks[task].candidate for task, weight in weights.items())
+    promoted = sum(weight * tasks[task].promoted for task, weight in weights.items())
+    low, high = interval(
+        np.sum([weight * resampled[task] for task, weight in weights.items()], axis=0)
     )
-    low, high = interval(resampled)
+    num_items = sum(tasks[task].n for task in weights)
     is_worse = low <= gate.margin and high < 0
     verdict: Verdict = "better" if low > 0 else "within noise"
-    if num_items < gate.minimum_items:
+    if not can_judge:
         verdict = "cannot judge"
     elif is_worse or any(task.verdict == "significantly worse" for task in tasks.values()):
         verdict = "significantly worse"
@@ -112,6 +126,7 @@ def _p_of_worse(differences: Numbers, seed: int) -> float:
         permutation_type="samples",
         alternative="less",
         n_resamples=_NUM_PERMUTATIONS,
+        batch=1_000,
         rng=np.random.default_rng(seed),
     )
     return float(tested.pvalue)
@@ -144,12 +159,10 @@ def times_judged(items: Mapping[str, str], earlier: Sequence[Judgement]) -> int:
 
 
 def decide(judgement: Judgement | None, *, approval: bool) -> Decision:
-    """Return what becomes of a candidate; the first model, which nothing judges, is promoted."""
-    if judgement is None:
-        return "promoted"
-    verdict = judgement.overall.verdict
+    """Return what becomes of a candidate; the first model, which nothing judges, passes."""
+    verdict = "better" if judgement is None else judgement.overall.verdict
     if verdict == "significantly worse":
         return "refused"
     if approval:
         return "awaiting approval"
-    return "promoted" if verdict in _PASSING else "kept"
+    return "promoted" if verdict in _PASSING else "not promoted"

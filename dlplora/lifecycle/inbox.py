@@ -7,9 +7,10 @@ that name, or refused with its reason beside it. The original stands in `taken/<
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from dlplora.data.ingest import Ingested, ingest
 from dlplora.errors import DlpLoraError
@@ -49,10 +50,13 @@ def files_in(root: Path) -> list[Path]:
 
 def settled(files: Sequence[Path]) -> list[Path]:
     """Wait until no file has changed for a second; what is still being copied is no bad file."""
+    found = []
     for file in files:
-        while file.exists() and 0 <= (age := time.time() - file.stat().st_mtime) < _SETTLED_SECONDS:
-            time.sleep(_SETTLED_SECONDS - age)
-    return [file for file in files if file.exists()]
+        with suppress(FileNotFoundError):  # taken away again
+            while 0 <= (age := time.time() - file.stat().st_mtime) < _SETTLED_SECONDS:
+                time.sleep(_SETTLED_SECONDS - age)
+            found.append(file)
+    return found
 
 
 def check(project: Project, file: Path) -> Arrival:
@@ -93,16 +97,21 @@ def is_taken(project: Project, file: Path) -> bool:
     return file_sha256(file) in [file_sha256(path) for path in there if path.is_file()]
 
 
-def taken_folder(root: Path) -> Path:
-    """Return where files stand that are taken from the inbox now."""
-    return root / INBOX / _TAKEN / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+def taken_folder() -> Path:
+    """Return where files stand that are taken now, in the inbox."""
+    return Path(_TAKEN, datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ"))
+
+
+def is_taken_path(path: PurePath) -> bool:
+    """Tell whether a path in the inbox is one of files that were taken."""
+    return len(path.parts) == 3 and path.parts[0] == _TAKEN and ".." not in path.parts
 
 
 def refuse(root: Path, file: Path, reason: str) -> Path:
     """Move a file to the refused ones, with its reason beside it; return where it is."""
     target = Path(os.path.relpath(root / INBOX / _REFUSED / file.name))
     number = 1
-    while target.exists() or (_reason_of(target).exists() and _reason_of(target) != target):
+    while target.exists() or _reason_of(target).exists():
         number += 1
         target = target.with_name(f"{file.stem}.{number}{file.suffix}")
     with atomic_write(_reason_of(target)) as aside:

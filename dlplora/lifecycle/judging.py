@@ -6,8 +6,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from statistics import median
 
+from dlplora.data.checksums import data_folder_sha256
 from dlplora.engine.answers import Request
 from dlplora.engine.runner import Runner
+from dlplora.errors import ModelError, unreadable
 from dlplora.evaluation.answer_store import AnswerStore
 from dlplora.evaluation.items import TaskItems
 from dlplora.evaluation.run import evaluate
@@ -16,10 +18,13 @@ from dlplora.lifecycle.model import question_sha256
 from dlplora.params.load import load_served
 from dlplora.params.project import PARAMS_FILE, Params
 from dlplora.records.examples import examples_path, read_examples
-from dlplora.records.model_card import read_items
+from dlplora.records.files import file_sha256
+from dlplora.records.model_card import read_items, read_version_name
 from dlplora.records.scores import ItemScore
 from dlplora.records.verdict import Judgement
+from dlplora.runtime import set_up, surroundings
 from dlplora.sampling import Sampling
+from dlplora.scratch import ANSWERS
 from dlplora.systems.load import Systems
 from dlplora.systems.system import System
 from dlplora.words import Advance
@@ -32,16 +37,15 @@ def judge(
     promoted: Path,
     params: Params,
     *,
-    against: str,
     earlier: Sequence[Judgement],
-    store: Callable[[Path], AnswerStore],
     progress: Callable[[str, int], AbstractContextManager[Advance]],
 ) -> Judgement:
     """Compare the pipeline's result in a folder with a model, each by its default system.
 
-    `against` names the model. Test items that either was trained on are left out. `earlier` are
-    the verdicts there were, and `store` gives the answers kept for a base model's folder.
+    Test items that either was trained on are left out. `earlier` are the verdicts there were.
+    Raises `ModelError` if either is not there.
     """
+    against = read_version_name(promoted)
     tests, notes = shared_items(data, promoted, params)
     served = load_served(promoted / PARAMS_FILE)
     names = (params.default_system, served.default_system)
@@ -51,7 +55,8 @@ def judge(
 
     def answered(system: System, name: str, folder: Path) -> list[ItemScore]:
         total = sum(len(test.examples) for test in tests)
-        with store(folder / "base") as answers, progress(name, total) as advance:
+        kept = _kept_answers(data, folder / "base", params)
+        with kept as answers, progress(name, total) as advance:
             ((_, found),) = evaluate(
                 system,
                 tests,
@@ -79,10 +84,21 @@ def judge(
     return Judgement(against, *names, overall, tasks, items, before, ratio, tuple(notes))
 
 
+def _kept_answers(data: Path, base: Path, params: Params) -> AnswerStore:
+    """Return the answers that evaluation kept, by the code in `data`, of a base model."""
+    try:
+        code = file_sha256(data / "code/evaluate.json")
+    except OSError as error:
+        raise ModelError(f"{data}: no results of the pipeline: {unreadable(error)}") from error
+    place = set_up(params.runtime, seed=params.seed)
+    around = [code, data_folder_sha256(base), surroundings(place)]
+    return AnswerStore(ANSWERS, max_mib=params.answers.max_mib, surroundings=around)
+
+
 def shared_items(data: Path, promoted: Path, params: Params) -> tuple[list[TaskItems], list[str]]:
     """Return the test items that both models have and neither was trained on, and notes."""
     mine, theirs = read_items(data / "model"), read_items(promoted)
-    trained = {item.question_sha256 for item in [*mine, *theirs] if item.split == "train"}
+    trained = {item.question_sha256 for item in [*mine, *theirs] if item.split != "test"}
     known = {(item.task, item.question_sha256) for item in theirs if item.split == "test"}
     tests, num_leaked = [], 0
     for task in sorted(params.tasks):

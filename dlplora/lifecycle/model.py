@@ -2,7 +2,6 @@
 
 import hashlib
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from dlplora.params.project import BASE, PARAMS_FILE, Served
@@ -70,8 +69,3 @@ def question_sha256(example: Example) -> str:
 
 def _sha256(*examples: Example) -> str:
     return hashlib.sha256(repr(examples).encode()).hexdigest()
-
-
-def test_ids(items: Sequence[SplitItem]) -> set[tuple[str, str]]:
-    """Return the task and question of all test items."""
-    return {(item.task, item.question_sha256) for item in items if item.split == "test"}

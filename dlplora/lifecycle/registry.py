@@ -66,7 +66,7 @@ class Registry:
         self._models = root / MODELS
 
     def versions(self) -> list[Version]:
-        """List all versions, the first one first; tags of other commits are left out."""
+        """List all versions, the first one first; those of other commits are left out."""
         found = []
         for name, commit, _ in self._tags(_VERSION):
             try:
@@ -77,14 +77,24 @@ class Registry:
         return sorted(found, key=lambda version: _numbers(version.name))
 
     def history(self) -> list[Assignment]:
-        """List which versions were in production, in order; the last one is now."""
+        """List which versions were in production, in order; the last one is now.
+
+        Raises `RegistryError` if the last one has a card that cannot be read.
+        """
         names = {version.commit: version.name for version in self.versions()}
-        found = [
+        tags = sorted(self._tags(_ASSIGNMENT), key=lambda tag: int(tag[0]))
+        if tags and tags[-1][1] not in names:
+            number, commit, _ = tags[-1]
+            if git(self._root, "ls-tree", commit, "--", str(CARD)):
+                raise RegistryError(
+                    f"{_NAME}#{_STAGE}#{number}: {CARD} of its commit is none of this version of "
+                    f"the project; `git tag -d` deletes the tag"
+                )
+        return [
             Assignment(int(number), names[commit], time)
-            for number, commit, time in self._tags(_ASSIGNMENT)
+            for number, commit, time in tags
             if commit in names
         ]
-        return sorted(found, key=lambda entry: entry.number)
 
     def promoted(self) -> str | None:
         """Return the version in production, if there is one."""
@@ -118,20 +128,32 @@ class Registry:
 
     def promote(self, name: str) -> Version:
         """Put a version into production: check it out, tag it, then switch `.models/current`."""
+        version = self.named(name)
+        with self._alone():
+            self._put_into_production(version)
+        return version
+
+    def promote_after(self, name: str, replaced: str | None) -> bool:
+        """Promote a version if the one that it was compared with is in production; tell if so."""
+        version = self.named(name)
+        with self._alone():
+            if self.promoted() != replaced:
+                return False
+            self._put_into_production(version)
+        return True
+
+    def _put_into_production(self, version: Version) -> None:
         import gto.api
         from gto.exceptions import GTOException
         from scmrepo.exceptions import SCMError
 
-        version = self.named(name)
-        with self._alone():
-            self._check_out(version)
-            if self.promoted() != version.name:
-                try:
-                    gto.api.assign(self._top(), _NAME, _STAGE, version=version.name, force=True)
-                except (GTOException, SCMError) as error:
-                    raise RegistryError(f"{version.name}: cannot be promoted: {error}") from error
-            self._switch(version.name)
-        return version
+        self._check_out(version)
+        if self.promoted() != version.name:
+            try:
+                gto.api.assign(self._top(), _NAME, _STAGE, version=version.name, force=True)
+            except (GTOException, SCMError) as error:
+                raise RegistryError(f"{version.name}: cannot be promoted: {error}") from error
+        self._switch(version.name)
 
     def rollback(self, name: str | None) -> Version:
         """Put an earlier version back into production: a named one, or that before this one.
@@ -158,21 +180,24 @@ class Registry:
 
     def current(self) -> Path | None:
         """Return the checkout of the version in production, made and switched to if need be."""
-        name = self.promoted()
-        if name is None:
-            return None
-        link = self._models / CURRENT
-        is_set = link.is_symlink() and os.readlink(link) == name
-        if not (is_set and self._is_checked_out(self.named(name))):
-            self.promote(name)
-        return self._models / name
+        with self._alone():
+            name = self.promoted()
+            if name is None:
+                return None
+            self._check_out(self.named(name))
+            link = self._models / CURRENT
+            if not (link.is_symlink() and os.readlink(link) == name):
+                self._switch(name)
+            return self._models / name
 
     def delete_old(self) -> None:
         """Delete the checkouts of all versions but that in production; they can be made again."""
         with self._alone():
+            promoted = self.promoted()
             for folder in self._models.glob("v*"):
-                if folder.name != self.promoted():
-                    shutil.rmtree(folder)
+                if folder.name != promoted:
+                    aside = folder.with_name(f".{folder.name}.{os.getpid()}.aside")
+                    shutil.rmtree(folder.rename(aside))
 
     def _check_out(self, version: Version) -> None:
         """Make `.models/<version>/` of what DVC's cache or remote has, unless it is there."""

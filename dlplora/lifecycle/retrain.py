@@ -1,15 +1,15 @@
-"""A retrain: new data and commits → candidate → gate → a version that is promoted, kept or refused.
+"""A retrain: new data and commits → candidate → gate → a version that is promoted or not.
 
 `production` moves on to every candidate that is not refused, so that it holds nothing that made
-answers worse. Each step can be repeated: a retrain that was killed goes on where it was.
+answers significantly worse. Each step can be repeated.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dlplora.lifecycle import inbox
 from dlplora.lifecycle.candidate import Candidate
 from dlplora.lifecycle.gate import decide
 from dlplora.lifecycle.registry import CARD, Registry, Version
@@ -22,11 +22,12 @@ from dlplora.records.model_card import VersionCard, read_model_card
 from dlplora.records.verdict import Decision, Judgement
 from dlplora.scratch import alone
 
+logger = logging.getLogger(__name__)
 _VERDICT = Path(".scratch/verdict.json")
 _STATES: dict[Decision, str] = {
     "promoted": "",
     "refused": ", which was refused",
-    "kept": ", which was not promoted",
+    "not promoted": ", which was not promoted",
     "awaiting approval": ", which awaits approval",
 }
 
@@ -48,38 +49,39 @@ def retrain(root: Path, run_pipeline: Callable[[Path], None]) -> Outcome:
     """
     with alone(RETRAIN, scratch=root / ".scratch"):
         registry, candidate = Registry(root), Candidate(root)
-        _settle(root, registry, candidate)
+        _settle(registry, candidate)
         registry.current()
         if not candidate.may_have_news() and (promoted := registry.promoted()):
             return Outcome(None, f"nothing new since {promoted}")
-        candidate.open()
+        candidate.begin()
         candidate.take_inbox()
         candidate.update_imports()
         inputs = candidate.inputs_sha256()
         if known := _known(registry, lambda version: version.card.inputs == inputs):
-            return _nothing_new(known)
+            return _nothing_new(known, candidate)
         run_pipeline(candidate.project.root)
         commit_all(candidate.project.root, "Keep the results of a retrain")
         model_md5 = candidate.md5_of("data/model")
         if known := _known(registry, lambda version: version.card.model_md5 == model_md5):
-            if known.card.decision != "refused":
-                candidate.accept()
-            return _nothing_new(known)
-        return _register(root, registry, candidate, inputs=inputs)
+            return _nothing_new(known, candidate)
+        return _register(registry, candidate, inputs=inputs)
 
 
 def _known(registry: Registry, is_same: Callable[[Version], bool]) -> Version | None:
     """Return the version in production or the last one, if it is the same."""
-    versions = registry.versions()
-    promoted = [version for version in versions if version.name == registry.promoted()]
-    return next((version for version in [*promoted, *versions[-1:]] if is_same(version)), None)
+    versions, promoted = registry.versions(), registry.promoted()
+    compared = [version for version in versions if version.name == promoted] + versions[-1:]
+    return next((version for version in compared if is_same(version)), None)
 
 
-def _nothing_new(known: Version) -> Outcome:
+def _nothing_new(known: Version, candidate: Candidate) -> Outcome:
+    """End a candidate that is the same as a version, as that ended."""
+    _end(known, candidate)
+    candidate.discard()
     return Outcome(None, f"nothing new since {known.name}{_STATES[known.card.decision]}")
 
 
-def _register(root: Path, registry: Registry, candidate: Candidate, *, inputs: str) -> Outcome:
+def _register(registry: Registry, candidate: Candidate, *, inputs: str) -> Outcome:
     """Judge a candidate, commit and tag it, and let it take its place."""
     folder, promoted = candidate.project.root, registry.current()
     params = load_params(candidate.project.params_file)
@@ -101,7 +103,7 @@ def _register(root: Path, registry: Registry, candidate: Candidate, *, inputs: s
     told = "The first version." if judgement is None else str(judgement)
     commit_all(folder, f"Register a model: {version_card.decision}\n\n{told}")
     registry.register(commit_of(folder))
-    return Outcome(_settle(root, registry, candidate), told)
+    return Outcome(_settle(registry, candidate), told)
 
 
 def _judge(folder: Path, promoted: Path) -> Judgement:
@@ -110,20 +112,25 @@ def _judge(folder: Path, promoted: Path) -> Judgement:
     return record_of(Judgement, read_json(folder / _VERDICT))
 
 
-def _settle(root: Path, registry: Registry, candidate: Candidate) -> Version | None:
+def _settle(registry: Registry, candidate: Candidate) -> Version | None:
     """Let the version that a candidate was registered as take its place, if it has not yet."""
     tip = candidate.tip()
     name = registry.at(tip) if tip else None
     if name is None:
         return None
     version = registry.named(name)
-    if version.card.decision == "refused":
-        for file in candidate.taken():
-            if file.exists():
-                inbox.refuse(root, file, str(version.card.verdict))
-        return version
-    candidate.accept()
+    _end(version, candidate)
     was_promoted = name in {entry.version for entry in registry.history()}
     if version.card.decision == "promoted" and not was_promoted:
-        registry.promote(name)
+        replaced = version.card.verdict.against if version.card.verdict else None
+        if not registry.promote_after(name, replaced):
+            logger.warning("%s: not promoted: it was compared with %s", name, replaced)
     return version
+
+
+def _end(version: Version, candidate: Candidate) -> None:
+    """Accept what a candidate has taken in, or refuse it, as a version says."""
+    if version.card.decision == "refused":
+        candidate.refuse(str(version.card.verdict))
+    else:
+        candidate.accept()

@@ -2,12 +2,13 @@
 
 import os
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
 from dlplora.lifecycle.registry import BRANCH, Registry
 from dlplora.project.commands import dvc, git
 from dlplora.project.worktrees import RETRAIN, WorktreeError, prefix
-from dlplora.scratch import is_held
+from dlplora.scratch import alone, is_held
 
 _REMOVING = re.compile(r"(?m)^Removing (.+)$")
 _TAGS = ("refs/tags/model@*:refs/tags/model@*", "refs/tags/model#*:refs/tags/model#*")
@@ -30,13 +31,14 @@ def delete_unused(root: Path) -> None:
 
 def _gc(root: Path, word: str) -> str:
     others = [folder for folder in _projects(root) if folder.resolve() != root.resolve()]
-    for folder in (root, *others):
-        if is_held("repro", scratch=folder / ".scratch"):
-            raise WorktreeError(f"{folder}: a run is at work there; wait until it has ended")
-    if is_held(RETRAIN, scratch=root / ".scratch"):
-        raise WorktreeError(f"{root}: a retrain is at work; wait until it has ended")
-    projects = [part for folder in others for part in ("--projects", str(folder))]
-    return dvc(root, "gc", "--workspace", "--all-branches", "--all-tags", *projects, word)
+    locks = [(RETRAIN, root), *(("repro", folder) for folder in (root, *others))]
+    with ExitStack() as stack:
+        for name, folder in locks:
+            if is_held(name, scratch=folder / ".scratch"):
+                raise WorktreeError(f"{folder}: a run is at work there; wait until it has ended")
+            stack.enter_context(alone(name, scratch=folder / ".scratch"))
+        projects = [part for folder in others for part in ("--projects", str(folder))]
+        return dvc(root, "gc", "--workspace", "--all-branches", "--all-tags", *projects, word)
 
 
 def _projects(root: Path) -> list[Path]:
@@ -54,19 +56,24 @@ def push(root: Path) -> str | None:
     if remote is not None:
         is_there = git(root, "branch", "--list", BRANCH)
         branches = [f"refs/heads/{BRANCH}:refs/heads/{BRANCH}"] if is_there else []
-        git(root, "push", remote, *branches, *_TAGS)
+        git(root, "push", "--atomic", remote, *branches, *_TAGS)
     return remote
 
 
 def pull(root: Path) -> str | None:
-    """Fetch what `push` sent, and check out the version in production; return git's remote."""
+    """Fetch what `push` sent, and check out the version in production; return git's remote.
+
+    A retrain is waited for.
+    """
     remote = _remote(root)
-    if remote is not None:
-        is_there = git(root, "ls-remote", "--heads", remote, f"refs/heads/{BRANCH}")
-        branches = [f"refs/heads/{BRANCH}:refs/heads/{BRANCH}"] if is_there else []
-        git(root, "fetch", remote, *branches, *_TAGS)
-    dvc(root, "pull", "--run-cache")
-    Registry(root).current()
+    with alone(RETRAIN, scratch=root / ".scratch"):
+        if remote is not None:
+            is_there = git(root, "ls-remote", "--heads", remote, f"refs/heads/{BRANCH}")
+            branches = [f"refs/heads/{BRANCH}:refs/heads/{BRANCH}"] if is_there else []
+            git(root, "fetch", remote, *branches, *_TAGS)
+        dvc(root, "fetch", "--run-cache", "--all-branches", "--all-tags")
+        dvc(root, "checkout")
+        Registry(root).current()
     return remote
 
 

@@ -8,6 +8,7 @@ from math import ceil
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from ruamel.yaml.comments import CommentedMap
 
@@ -139,7 +140,7 @@ def import_task(project: Project, name: str, url: str, **options: Any) -> Ingest
     if target.exists():
         raise ParamsError(f"{target}: is there already; move that folder away first")
     target.parent.mkdir(parents=True, exist_ok=True)
-    source = path if url.startswith("file://") else url  # DVC takes a file: as its path
+    source = url2pathname(path) if url.startswith("file://") else url
     try:
         _dvc(project, "import-url", source, str(target.relative_to(project.root)))
         return add_task(project, name, target, **options)

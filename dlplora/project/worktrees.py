@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dlplora.errors import DlpLoraError
 from dlplora.project.commands import CommandError, dvc, git
+from dlplora.project.files import RAW
 from dlplora.scratch import ANSWERS, DOWNLOADS, is_held
 
 RETRAIN = "retrain"  # the run in whose worktree models are retrained
@@ -46,19 +47,17 @@ def open_worktree(root: Path, name: str, *, start: str = "HEAD", is_ours: bool =
     Returns the project's folder there. One that `is_ours` is made again if it is broken.
     """
     folder = root / _RUNS / name
-    if is_ours and folder.is_dir():
-        try:
-            _refuse_others(folder)
-        except DlpLoraError:
-            shutil.rmtree(folder)
     project = folder / prefix(root)
+    if is_ours and folder.is_dir() and not _is_whole(project):
+        shutil.rmtree(folder)
     branch = f"runs/{name}"
     if not folder.is_dir() or not any(folder.iterdir()):
         git(root, "worktree", "prune")
         is_there = git(root, "branch", "--list", branch)
         place = str(folder.resolve())
         made = [place, branch] if is_there else ["-b", branch, place, start]
-        git(root, *_OURS, "worktree", "add", "--quiet", *made)
+        forced = ["--force", "--force"] if is_ours else []  # also if it is known, and locked
+        git(root, *_OURS, "worktree", "add", "--quiet", *forced, *made)
     _refuse_others(folder)
     if not (project / "params.yaml").is_file():
         raise WorktreeError(f"{project}: the commit has no params.yaml; commit the project first")
@@ -67,6 +66,14 @@ def open_worktree(root: Path, name: str, *, start: str = "HEAD", is_ours: bool =
         _link(project / shared, to=root / shared)
     _share_cache(project, of=root)
     return project
+
+
+def _is_whole(project: Path) -> bool:
+    try:
+        _refuse_others(project)
+    except (DlpLoraError, OSError):
+        return False
+    return (project / "params.yaml").is_file()
 
 
 def _link(place: Path, *, to: Path) -> None:
@@ -95,10 +102,11 @@ def commit_all(project: Path, subject: str) -> None:
 
 
 def reset(project: Path, *, to: str) -> None:
-    """Reset a worktree and its branch to a commit; ignored files stay."""
+    """Reset a worktree and its branch to a commit; of ignored files only those of raw data go."""
     _refuse_others(project)
     git(project, *_OURS, "reset", "--quiet", "--hard", to)
     git(project, "clean", "--quiet", "--force", "-d")
+    git(project, "clean", "--quiet", "--force", "-d", "-x", "--", str(RAW))
 
 
 def clear_locks(root: Path, branches: Collection[str], *, tags: str) -> None:
@@ -126,8 +134,9 @@ def merge(project: Path, commit: str, *, results: Collection[str]) -> None:
     Raises `WorktreeError` naming the files that both have changed.
     """
     _refuse_others(project)
-    words = ("merge", "--quiet", "--no-edit", "--no-verify", "--no-gpg-sign", commit)
+    silent = ("--quiet", "--no-edit", "--no-verify", "--no-gpg-sign")
     try:
+        words = ("merge", *silent, "--ff", "--no-verify-signatures", commit)
         git(project, *_OURS, *author(project), *words)
         return
     except CommandError as error:
@@ -142,7 +151,7 @@ def merge(project: Path, commit: str, *, results: Collection[str]) -> None:
         )
     git(project, "checkout", "--ours", "--", *files)
     git(project, "add", "--", *files)
-    git(project, *_OURS, *author(project), "commit", "--quiet", "--no-edit", "--no-verify")
+    git(project, *_OURS, *author(project), "commit", *silent)
 
 
 def _refuse_others(project: Path) -> None:

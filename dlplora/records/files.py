@@ -61,7 +61,7 @@ def delete_abandoned(folder: Path) -> None:
 
 def remove(path: Path) -> None:
     """Delete a file or folder, if there is one."""
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

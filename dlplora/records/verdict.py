@@ -6,7 +6,7 @@ from typing import Literal
 Verdict = Literal[
     "better", "within noise", "worse within noise", "significantly worse", "cannot judge"
 ]
-Decision = Literal["promoted", "awaiting approval", "kept", "refused"]
+Decision = Literal["promoted", "awaiting approval", "not promoted", "refused"]
 
 
 @dataclass(frozen=True)

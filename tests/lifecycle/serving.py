@@ -18,7 +18,7 @@ from dlplora.records.examples import (
     examples_path,
     write_examples,
 )
-from dlplora.records.files import write_table
+from dlplora.records.files import write_json, write_table
 from tests.answering import TASKS, write_answering_project
 
 ROOT = Path(__file__).parent.parent.parent
@@ -95,6 +95,8 @@ def write_serving_project(folder: Path, asked: Questions | None = None) -> None:
         values["systems"] = {name: row for name, row in values["systems"].items() if name in used}
         values["gate"] |= {"minimum_items": 8, "max_latency_ratio": 1e9}
         values["runtime"] |= {"threads": 2}
+        values["answers"]["max_mib"] = 1
 
     edit(folder / "params.yaml", change)
+    write_json(folder / "data/code/evaluate.json", {})
     write_data(folder, asked or questions())

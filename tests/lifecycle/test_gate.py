@@ -111,14 +111,22 @@ def test_one_bad_task_among_many_good_ones_makes_the_whole_significantly_worse()
     assert compare(without, {task: promoted[task] for task in without})[0].verdict == "better"
 
 
-def test_a_task_of_too_few_items_is_not_judged_but_counts_in_the_mean() -> None:
-    candidate = {"large": right(60, 60), "small": right(0, 10)}
-    promoted = {"large": right(60, 60), "small": right(10, 10)}
+@pytest.mark.parametrize("num_right", [0, 1])
+def test_a_task_of_too_few_items_decides_nothing(num_right: int) -> None:
+    candidate = {"large": right(60, 60), "small": right(num_right, 1)}
+    promoted = {"large": right(60, 60), "small": right(1 - num_right, 1)}
     overall, tasks = compare(candidate, promoted)
     assert tasks["small"].verdict == "cannot judge"
     assert tasks["large"].verdict == "within noise"
-    assert overall.n == 70
-    assert overall.difference == pytest.approx(-0.5)
+    assert (overall.n, overall.difference, overall.verdict) == (60, 0.0, "within noise")
+
+
+def test_small_tasks_count_as_one_by_their_items() -> None:
+    candidate = {"large": right(60, 60), "one": right(0, 10), "two": right(20, 20)}
+    promoted = {"large": right(60, 60), "one": right(10, 10), "two": right(20, 20)}
+    overall, _ = compare(candidate, promoted)
+    assert overall.n == 90
+    assert overall.difference == pytest.approx((0 - 10 / 30) / 2)
     assert overall.verdict == "significantly worse"
 
 
@@ -354,8 +362,8 @@ def test_holm_finds_what_adjusted_p_values_find_between_bonferroni_and_no_correc
 DECISIONS: dict[Verdict, tuple[Decision, Decision]] = {  # without approval and with it
     "better": ("promoted", "awaiting approval"),
     "within noise": ("promoted", "awaiting approval"),
-    "cannot judge": ("kept", "awaiting approval"),
-    "worse within noise": ("kept", "awaiting approval"),
+    "cannot judge": ("not promoted", "awaiting approval"),
+    "worse within noise": ("not promoted", "awaiting approval"),
     "significantly worse": ("refused", "refused"),
 }
 
@@ -377,9 +385,9 @@ def test_what_is_significantly_worse_is_refused_and_with_approval_all_else_await
     assert found == DECISIONS[verdict]
 
 
-@pytest.mark.parametrize("approval", [False, True])
-def test_the_first_model_is_promoted_for_nothing_judges_it(approval: bool) -> None:
-    assert decide(None, approval=approval) == "promoted"
+def test_the_first_model_passes_for_nothing_judges_it() -> None:
+    assert decide(None, approval=False) == "promoted"
+    assert decide(None, approval=True) == "awaiting approval"
 
 
 def test_models_without_a_common_item_cannot_be_judged() -> None:

@@ -18,6 +18,7 @@ from dlplora.lifecycle.inbox import (
     check_task,
     files_in,
     is_taken,
+    is_taken_path,
     refuse,
     settled,
     take,
@@ -347,8 +348,9 @@ def test_a_reason_replaces_no_refused_file(project: Project) -> None:
 
 
 def test_taken_files_stand_in_a_folder_of_their_time(project: Project) -> None:
-    folder = taken_folder(Path())
-    assert folder.parent == Path("data/inbox/taken")
+    folder = taken_folder()
+    assert is_taken_path(folder / "colours.json")
+    assert not is_taken_path(Path("taken/../colours.json"))
     stamp = time.strptime(folder.name, "%Y-%m-%dT%H-%M-%SZ")
     assert abs(time.mktime(stamp) - time.mktime(time.gmtime())) < 60
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from dlplora.evaluation.answer_store import AnswerStore
 from dlplora.evaluation.run import evaluate
 from dlplora.lifecycle.gate import items_sha256
 from dlplora.lifecycle.judging import judge, shared_items
 from dlplora.params.load import load_params
 from dlplora.params.systems import Evaluation
 from dlplora.records.examples import Split
+from dlplora.records.files import read_json, write_json
 from dlplora.records.verdict import Judgement
 from dlplora.systems.load import Systems
 from dlplora.words import Advance
@@ -47,13 +47,7 @@ class Pair:
             self.data,
             self.promoted,
             load_params(self.folder / "params.yaml"),
-            **{
-                "against": "v0.0.4",
-                "earlier": [],
-                "store": lambda base: no_store(),
-                "progress": silent,
-            }
-            | told,
+            **{"earlier": [], "progress": silent} | told,
         )
 
 
@@ -70,12 +64,15 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pair(template: Path, tmp_path: Path) -> Pair:
+def pair(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pair:
     """A model in production, and what made it, unchanged."""
     shutil.copytree(template, tmp_path / "project")
     promoted = tmp_path / "models/v0.0.4"
     shutil.copytree(template / "data/model", promoted)
     shutil.copytree(template / "data/base", promoted / "base")
+    told = read_json(promoted / "model.json")
+    write_json(promoted / "model.json", told | {"version": "v0.0.4"})
+    monkeypatch.chdir(tmp_path)  # where kept answers stand
     return Pair(tmp_path / "project", promoted)
 
 
@@ -129,13 +126,6 @@ def test_items_that_one_of_both_was_trained_on_are_left_out_and_counted(
         "opposites": asked["opposites", "test"],
     }
     assert notes == ["Left out: 2 test items that stand in the training data of one of the two."]
-
-
-def test_what_was_only_validated_on_is_still_judged(pair: Pair) -> None:
-    asked, more = questions(), questions()
-    more["opposites", "validation"].append(asked["colours", "test"][0])
-    write_data(pair.folder, more)
-    assert pair.shared() == ({task: asked[task, "test"] for task in TASKS}, [])
 
 
 def test_new_and_removed_tasks_are_told_and_not_judged(pair: Pair) -> None:
@@ -280,28 +270,24 @@ def test_items_are_named_so_that_a_second_judgement_of_them_is_known(pair: Pair)
     assert first.items["colours"] != items_sha256([], "colours")
 
 
-def test_kept_answers_are_used_by_the_base_model_they_are_of(pair: Pair, tmp_path: Path) -> None:
-    bases: list[Path] = []
-    stores: list[AnswerStore] = []
+def test_kept_answers_are_used_again_also_by_the_other_model(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO", logger="dlplora")
     told: list[tuple[str, int]] = []
-
-    def store(base: Path) -> AnswerStore:
-        bases.append(base)
-        stores.append(AnswerStore(tmp_path / "answers", max_mib=1, surroundings="same"))
-        return stores[-1]
 
     @contextmanager
     def progress(name: str, total: int) -> Iterator[Advance]:
         told.append((name, total))
         yield lambda *_, **__: None
 
-    found = pair.judge(store=store, progress=progress)
-    assert bases == [pair.data / "base", pair.promoted / "base"]
+    found = pair.judge(progress=progress)
     assert told == [("dlp_mlp", 12)] * 2
-    assert stores[0].num_answered > 0
-    assert stores[1].num_answered == 0  # equal adapters of an equal base model
-    again = pair.judge(store=store)
-    assert [row.num_answered for row in stores[2:]] == [0, 0]
+    again = pair.judge()
+    counts = [int(line.split()[0]) for line in caplog.messages if "batches answered" in line]
+    assert counts[0] > 0
+    assert counts[1:] == [0, 0, 0]  # equal adapters of an equal base model
     assert (again.overall, again.tasks) == (found.overall, found.tasks)
 
 
