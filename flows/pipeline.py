@@ -17,7 +17,8 @@ from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.objects import State
 from prefect.concurrency.sync import concurrency
 from prefect.futures import PrefectFuture
@@ -26,7 +27,9 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from dlplora.errors import DlpLoraError
 from dlplora.params.load import load_params
-from flows.settings import ROOT
+from dlplora.project.worktrees import prefix, worktrees
+from dlplora.scratch import is_held
+from flows.settings import ROOT, has_own_server
 from flows.shown import Bar, StageRow, show_report, show_scores, show_stages
 from flows.stages import StageError, Step, Tree, alone_in, limits_of, plan
 
@@ -43,6 +46,7 @@ class Slots:
         self._tree = tree
         self._here = BoundedSemaphore(at_once)
         self._kinds = {name: BoundedSemaphore(limit) for name, limit in limits.items()}
+        self._held: Counter[str] = Counter()
         with get_client(sync_client=True) as client:
             for name, limit in limits.items():
                 client.upsert_global_concurrency_limit_by_name(name, limit)
@@ -62,12 +66,29 @@ class Slots:
             while True:
                 self._tree.check()
                 there = client.read_global_concurrency_limit_by_name(kind)
-                if there.active_slots < there.limit:
+                if there.active_slots >= there.limit and self._is_alone():
+                    self._release_lost(client, kind)
+                elif there.active_slots < there.limit:
                     with suppress(TimeoutError):  # another flow was faster
                         taken = concurrency(kind, timeout_seconds=_TAKE_SECONDS, strict=True)
                         stack.enter_context(taken)
+                        self._held[kind] += 1
+                        stack.callback(self._held.subtract, [kind])
                         return
                 time.sleep(_POLL_SECONDS)
+
+    def _is_alone(self) -> bool:
+        """Tell whether the server is the project's own and no other tree of it is at work."""
+        runs = worktrees(ROOT)
+        trees = [ROOT, *(run / prefix(ROOT) for run in runs)]
+        others = [tree for tree in trees if tree.resolve() != self._tree.root.resolve()]
+        at_work = (is_held("repro", scratch=tree / ".scratch") for tree in others)
+        return has_own_server() and not any(at_work)
+
+    def _release_lost(self, client: SyncPrefectClient, kind: str) -> None:
+        """Give back places that a flow held when it was killed: the server never would."""
+        update = GlobalConcurrencyLimitUpdate(active_slots=self._held[kind])
+        client.update_global_concurrency_limit(kind, update)
 
 
 class Run:

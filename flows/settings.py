@@ -49,6 +49,12 @@ def set_up_prefect() -> None:
     HOME.mkdir(parents=True, exist_ok=True)  # Prefect makes no parents
 
 
+def has_own_server() -> bool:
+    """Tell whether flows talk to a server of this project alone, `flows.ui`'s or their own."""
+    url = os.environ.get("PREFECT_API_URL")
+    return not url or (API_FILE.is_file() and url == API_FILE.read_text(encoding="utf-8").strip())
+
+
 def _refuse_socks(environment: Mapping[str, str]) -> None:
     """Raise if Prefect's client would look for a package that is not there, whatever it asks."""
     for name in (*_PROXIES, *map(str.upper, _PROXIES)):

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 
 from dlplora.scratch import is_held
 from tests.flows.dummies import Tree, make_tree
@@ -153,6 +154,16 @@ def test_the_artifacts_show_stages_scores_report_and_progress(tree: Tree) -> Non
     assert "![Scores](data:image/svg+xml;base64,PHN2Zy8+)" in ended.artifacts["report"]
     assert "index.html" in ended.artifacts["report-page"]
     assert ended.artifacts["adapter-colours"] == 25.0
+
+
+def test_places_that_a_killed_flow_held_are_given_back(tree: Tree) -> None:
+    assert tree.flow().state.is_completed()  # makes the limits
+    with get_client(sync_client=True) as client:
+        lost = GlobalConcurrencyLimitUpdate(active_slots=1)
+        client.update_global_concurrency_limit("training", lost)
+        tree.edit(lambda values: values["adapter"].update(steps=5))
+        assert tree.flow().state.is_completed()
+        assert client.read_global_concurrency_limit_by_name("training").active_slots == 0
 
 
 def test_the_flow_makes_its_limits_itself(tree: Tree) -> None:
