@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from dlplora import warm
-from tests.project import ROOT, Checkout, made_once, make_finished, make_methods
+from tests.project import ROOT, Checkout, made_once, make_finished, make_learned, make_methods
 
 # The background job of a shell ignores Ctrl-C, and so would all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -25,6 +25,8 @@ SLOW = (
     "tests/tasks/test_pipeline.py",
     "tests/tasks/",
     "tests/flows/",
+    "tests/lifecycle/test_retrain.py",
+    "tests/lifecycle/test_storage.py",
     "tests/test_project.py",
     "tests/training/",
     "tests/test_warm.py",
@@ -87,6 +89,12 @@ def methods(shared: Path, finished: Path) -> Path:
     return made_once(shared / "methods", lambda root: make_methods(root, finished))
 
 
+@pytest.fixture(scope="session")
+def learned(shared: Path) -> Path:
+    """A small project that answers all right, its first version in production. Only copied."""
+    return made_once(shared / "learned", make_learned)
+
+
 def _copy(root: Path, to: Path) -> Iterator[Checkout]:
     shutil.copytree(root, to)
     with warm.server_for(to) as told:
@@ -103,3 +111,9 @@ def project(finished: Path, tmp_path: Path) -> Iterator[Checkout]:
 def project_of_methods(methods: Path, tmp_path: Path) -> Iterator[Checkout]:
     """A copy of the finished project with all methods."""
     yield from _copy(methods, tmp_path / "project")
+
+
+@pytest.fixture
+def learned_project(learned: Path, tmp_path: Path) -> Checkout:
+    """A copy of the learned project, without a server: retrains start their own."""
+    return Checkout(shutil.copytree(learned, tmp_path / "project", symlinks=True))

@@ -13,7 +13,9 @@ from typing import Any
 
 import yaml
 
+from dlplora.lifecycle.retrain import retrain
 from dlplora.project.files import Project
+from dlplora.project.repro import run_repro
 from dlplora.scratch import alone
 from tests.answering import system_entry
 from tests.embedders import write_tiny_embedder
@@ -330,3 +332,40 @@ def make_methods(root: Path, finished: Path) -> None:
     project.edit(lambda values: add_methods(values, root.with_name("tiny_embedder")))
     project.commit("Add methods")
     project.repro()
+
+
+def reds(task: str, *, count: int, start: int = 0, answer: str = "red") -> list[dict[str, object]]:
+    """Make items of a learned project's task, which all have the same answer."""
+    question = {"opposites": "opposite of", "colours": "colour of"}.get(task, "say")
+    more = {"options": ["red", "green", "blue"]} if task == "colours" else {}
+    return [
+        {"Q": f"{question} w{number}", "A": answer, **more}
+        for number in range(start, start + count)
+    ]
+
+
+def make_learned(root: Path) -> None:
+    """Make a small project whose tasks are learned to 100 %, with its first version registered.
+
+    It has no worktree, so that a copy is a repository of its own.
+    """
+    base = root.with_name("learned_base")
+    values = params(write_tiny_folder(base), base)
+    entries = {name: values["systems"][name] for name in ("base", "single", "dlp_mlp")}
+    values |= {
+        "systems": {
+            name: entry | {"settings": ["iid"], "policy": "route_once"}
+            for name, entry in entries.items()
+        },
+        "routers": {"mlp": values["routers"]["mlp"]},
+        "unseen_tasks": {},
+    }
+    values["splits"]["shares"] = [0.5, 0.1, 0.4]
+    values["gate"]["minimum_items"] = 10
+    values["adapter"] |= {"steps": 30, "learning_rate": 0.05}
+    project = write_project(root, values)
+    for task in ("opposites", "colours"):
+        write_raw(root / f"suites/{task}.json", reds(task, count=60))
+    project.commit("Ask what is easily learned")
+    retrain(root, run_repro)
+    project.run("git", "worktree", "remove", "--force", ".scratch/runs/retrain")

@@ -1,4 +1,4 @@
-"""The pages: all parts come up on loopback, a deployment runs, and no process is left behind."""
+"""The pages: all parts come up on loopback, deployments run as asked, and no process is left."""
 
 import os
 import signal
@@ -11,6 +11,8 @@ from socket import AF_INET, SOCK_STREAM, socket
 import psutil
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -60,7 +62,25 @@ def marked(pid: int) -> list[psutil.Process]:
     return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
 
 
+def retrains_on_time() -> list[bool]:
+    """Tell of each schedule of the retrains whether it is on."""
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("retrain/scheduled")
+    return [schedule.active for schedule in deployment.schedules]
+
+
+def retrains() -> list[FlowRun]:
+    """List the retrains that something has started; those on time are left out."""
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("retrain/scheduled")
+        runs = client.read_flow_runs(
+            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
+        )
+    return [run for run in runs if not run.auto_scheduled]
+
+
 def test_a_deployment_runs_and_ctrl_c_leaves_no_process(tree: Tree) -> None:
+    """Retrains are on time once that is switched on, and begin with a file in the inbox."""
     port = free_ports()
     tree.write("colours", "wait")
     pages = start(tree, "ui.log", port)
@@ -79,6 +99,14 @@ def test_a_deployment_runs_and_ctrl_c_leaves_no_process(tree: Tree) -> None:
                 form = client.read_deployment_by_name("experiment/worktree")
             assert form.parameter_openapi_schema is not None
             assert form.parameter_openapi_schema["properties"]["suite"]["enum"] == ["toy"]
+            assert retrains_on_time() == [False]
+            for told in (True, False):
+                tree.run("git", "config", "dlplora.schedule", str(told).lower())
+                until(lambda told=told: retrains_on_time() == [told], within=30)
+            assert retrains() == []
+            (tree.root / "data/inbox").mkdir(parents=True, exist_ok=True)
+            (tree.root / "data/inbox/colours.json").write_text("[]")
+            until(lambda: retrains() != [], within=60)
             run_deployment("pipeline/this-tree", timeout=0)
         stages = tree.root / ".scratch/prefect/worker.log"
         until(lambda: "adapter colours: 1/4" in stages.read_text())

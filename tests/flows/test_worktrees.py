@@ -148,7 +148,7 @@ def test_a_suite_runs_in_a_worktree_and_leaves_the_tree_as_it_is(
 def test_a_suite_that_fails_in_its_worktree_is_one_line(tree: Tree) -> None:
     (tree.root / "suites/colours.txt").write_text("bad")
     tree.commit()
-    with pytest.raises(DlpLoraError, match=r"the pipeline ended with exit code 255"):
+    with pytest.raises(DlpLoraError, match=r"`dlplora repro` ended with exit code 255"):
         repro_suite(Project(tree.root), "pairs")
 
 
