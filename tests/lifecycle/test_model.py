@@ -187,7 +187,7 @@ def test_questions_that_differ_in_white_space_alone_are_one() -> None:
         return question_sha256(Example("1", task, question, ("a",), None, None))
 
     assert sha256(" which\n colour ?") == sha256("which colour ?")
-    assert sha256("cafe\u0301 ?") == sha256("caf\u00e9 ?")
+    assert sha256("abe\u0301 ?") == sha256("ab\u00e9 ?")
     assert sha256("which colour ?", "opposites") == sha256("which colour ?")
     assert sha256("Which colour ?") != sha256("which colour ?")
 
