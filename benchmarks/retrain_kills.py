@@ -141,34 +141,36 @@ def main() -> None:
         drop(project, 0)
         whole_seconds = end(project)
         dropped = [0]
-        for number in range(1, options.kills + 1):
+        number = 0
+        while len(blows) < options.kills:
+            number += 1
             file = drop(project, number)
             dropped.append(number)
             sha256, promoted = file_sha256(file), check_whole(project)
             running, seconds = start(project), draw.uniform(0, whole_seconds)
-            time.sleep(seconds)
-            was_running = running.poll() is None
+            with suppress(subprocess.TimeoutExpired):
+                running.wait(seconds)
+            is_late = running.poll() is not None  # it ended before
             everything = number % 2 == 0
-            hit = kill(running, everything=everything) if was_running else "ended before"
-            after = check_whole(project)
-            where = count(project, sha256)
+            hit = None if is_late else kill(running, everything=everything)
+            after, where = check_whole(project), count(project, sha256)
             assert sum(where.values()) == 1, where
             recovery = end(project)
             end_marked()  # a server that lost its flow
-            now = check_whole(project)
-            assert now != promoted, "the file's model was not promoted"
+            assert check_whole(project) != promoted, "the file's model was not promoted"
             assert count(project, sha256) == {"taken": 1}
-            blows.append(
-                {
-                    "after_seconds": round(seconds, 1),
-                    "hit": hit,
-                    "all_processes": everything,
-                    "file_in": next(iter(where)),
-                    "was_promoted": after != promoted,
-                    "next_run_seconds": round(recovery, 1),
-                }
-            )
-            print(json.dumps(blows[-1]), flush=True)
+            if hit is not None:
+                blows.append(
+                    {
+                        "after_seconds": round(seconds, 1),
+                        "hit": hit,
+                        "all_processes": everything,
+                        "file_in": next(iter(where)),
+                        "was_promoted": after != promoted,
+                        "next_run_seconds": round(recovery, 1),
+                    }
+                )
+                print(json.dumps(blows[-1]), flush=True)
         quiet = make(Path(place) / "quiet/project")
         for number in dropped:
             drop(quiet, number).rename(quiet / f"rows{number}.json")
