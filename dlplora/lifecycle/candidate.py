@@ -195,11 +195,15 @@ class Candidate:
                 dvc(root, "checkout", "--force", name)
         commit_all(root, "Update imported data")
 
-    def inputs_sha256(self) -> str:
-        """Hash all that its commit tracks but results."""
+    def is_accepted(self) -> bool:
+        """Tell whether `production` holds the same inputs."""
+        return bool(self._production) and self.inputs_sha256() == self.inputs_sha256(BRANCH)
+
+    def inputs_sha256(self, commit: str = "HEAD") -> str:
+        """Hash all that a commit, by default its own, tracks but results."""
         root = self.project.root
         results = {f"{prefix(root)}{name}" for name in _RESULTS}
-        listed = git(root, "ls-tree", "-r", "-z", "--full-tree", "HEAD").split("\0")
+        listed = git(root, "ls-tree", "-r", "-z", "--full-tree", commit).split("\0")
         rows = [row for row in listed if row.partition("\t")[2] not in results]
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 

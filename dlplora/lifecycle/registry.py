@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dlplora.errors import DlpLoraError, choices
-from dlplora.project.commands import CommandError, dvc, git
+from dlplora.project.commands import CommandError, dvc_of_all_commits, git
 from dlplora.project.worktrees import prefix
 from dlplora.records.files import atomic_write, delete_abandoned, read_json, write_json
 from dlplora.records.model_card import MODEL_FILE, VersionCard, version_card_of
@@ -229,7 +229,7 @@ class Registry:
     def _get(self, version: Version, path: str, to: Path) -> None:
         words = ("get", str(self._top()), self._inner(Path(path)), "--rev", version.commit)
         try:
-            dvc(self._root, *words, "-o", str(to.resolve()))
+            dvc_of_all_commits(self._root, *words, "-o", str(to.resolve()))
         except CommandError as error:
             raise RegistryError(
                 f"{version.name}: {path} of its commit cannot be had (`make pull` fetches it from "

@@ -59,6 +59,8 @@ def retrain(root: Path, run_pipeline: Callable[[Path], None]) -> Outcome:
         inputs = candidate.inputs_sha256()
         if known := _known(registry, lambda version: version.card.inputs == inputs):
             return _nothing_new(known, candidate)
+        if candidate.is_accepted() and (promoted := registry.promoted()):
+            return Outcome(None, f"nothing new since {promoted}")
         run_pipeline(candidate.project.root)
         commit_all(candidate.project.root, "Keep the results of a retrain")
         model_md5 = candidate.md5_of("data/model")

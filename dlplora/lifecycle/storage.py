@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from dlplora.lifecycle.registry import BRANCH, Registry
-from dlplora.project.commands import dvc, git
+from dlplora.project.commands import dvc, dvc_of_all_commits, git
 from dlplora.project.worktrees import RETRAIN, WorktreeError, prefix
 from dlplora.scratch import alone, is_held
 
@@ -51,7 +51,7 @@ def _projects(root: Path) -> list[Path]:
 
 def push(root: Path) -> str | None:
     """Send results, the run-cache and all versions to the remotes; return git's, if it has one."""
-    dvc(root, "push", "--run-cache", "--all-branches", "--all-tags")
+    dvc_of_all_commits(root, "push", "--run-cache", "--all-branches", "--all-tags")
     remote = _remote(root)
     if remote is not None:
         is_there = git(root, "branch", "--list", BRANCH)
@@ -71,7 +71,7 @@ def pull(root: Path) -> str | None:
             is_there = git(root, "ls-remote", "--heads", remote, f"refs/heads/{BRANCH}")
             branches = [f"refs/heads/{BRANCH}:refs/heads/{BRANCH}"] if is_there else []
             git(root, "fetch", remote, *branches, *_TAGS)
-        dvc(root, "fetch", "--run-cache", "--all-branches", "--all-tags")
+        dvc_of_all_commits(root, "fetch", "--run-cache", "--all-branches", "--all-tags")
         dvc(root, "checkout")
         Registry(root).current()
     return remote

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dlplora.edge import cleaned
@@ -19,23 +19,29 @@ class CommandError(DlpLoraError):
     """Git or DVC could not do what it was asked to; the message is its own reason."""
 
 
-def dvc(root: Path, *words: str) -> str:
-    """Run DVC on a project; return what it printed."""
-    return _run(root, [sys.executable, "-m", "dvc", "--wait-for-lock", *words], f"dvc {words[0]}")
+def dvc(root: Path, *words: str, told: Mapping[str, str] | None = None) -> str:
+    """Run DVC on a project, perhaps with more in its environment; return what it printed."""
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *words]
+    return _run(root, command, f"dvc {words[0]}", told or {})
+
+
+def dvc_of_all_commits(root: Path, *words: str) -> str:
+    """Run DVC on other commits of a project by the remotes that it has now, not those of then."""
+    return dvc(root, *words, told={"DVC_SYSTEM_CONFIG_DIR": str(root.resolve() / ".dvc")})
 
 
 def git(root: Path, *words: str) -> str:
     """Run git in a folder; return what it printed."""
     command = next(word for word in words if not word.startswith("-") and "=" not in word)
-    return _run(root, ["git", *words], f"git {command}")
+    return _run(root, ["git", *words], f"git {command}", {})
 
 
-def _run(root: Path, words: Sequence[str], title: str) -> str:
+def _run(root: Path, words: Sequence[str], title: str, told: Mapping[str, str]) -> str:
     try:
         done = subprocess.run(
             words,
             cwd=root,
-            env=environment(root) | {"PYTHONIOENCODING": "utf-8:backslashreplace"},
+            env={**environment(root), "PYTHONIOENCODING": "utf-8:backslashreplace", **told},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",
@@ -46,8 +52,8 @@ def _run(root: Path, words: Sequence[str], title: str) -> str:
         raise CommandError(f"{title}: {error}") from error
     if done.returncode:
         lines = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines()]
-        told = " ".join(" ".join(line for line in lines if _NO_REASON not in line).split())
-        raise CommandError(f"{title}: {told or f'exit code {done.returncode}'}")
+        reason = " ".join(" ".join(line for line in lines if _NO_REASON not in line).split())
+        raise CommandError(f"{title}: {reason or f'exit code {done.returncode}'}")
     return done.stdout.strip()
 
 

@@ -18,7 +18,7 @@ from tests.tiny_encoders import write_tiny_encoder
 
 ROUTING = {"router_data", "router@mlp", "router@tfidf", "router@encoder"}
 SYSTEMS = {f"evaluate@{name}" for name in systems()} | {"novelty@letters"}
-END = {"compare", "report"}
+END = {"compare", "model", "report"}
 
 
 def stages_of(task: str) -> set[str]:

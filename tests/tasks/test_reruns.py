@@ -68,8 +68,8 @@ CHANGES: dict[str, Callable[[Checkout], None]] = {
     "nothing": lambda _: None,
     "a task is added": add_task,
     "a task is removed": lambda project: project.cli("remove-task", "colours") and None,
-    "a training row is added to a task's file": with_row(0, 0.4),
-    "a test row is added to a task's file": with_row(0.85, 1),
+    "a training row is added to a task's files": with_row(0, 0.4),
+    "a test row is added to a task's files": with_row(0.85, 1),
     "`tasks.<task>.max_new_tokens`": with_params(
         lambda values: values["tasks"]["opposites"].update(max_new_tokens=3)
     ),
@@ -89,11 +89,12 @@ CHANGES: dict[str, Callable[[Checkout], None]] = {
     ),
     "`base_model`": change_base_model,
     "`seed`": with_params(lambda values: values.update(seed=1)),
-    "`flow`, `answers` or `log`": with_params(
+    "`log`": with_params(lambda values: values["log"].update(text=True)),
+    "`flow`, `answers` or `gate`": with_params(
         lambda values: [
             values["flow"].update(stages_at_once=1),
             values["answers"].update(max_mib=1),
-            values["log"].update(text=True),
+            values["gate"].update(approval=True),
         ]
     ),
     "code of one stage, such as `tasks/evaluate.py`": with_code("tasks/evaluate.py", "NEW = 1\n"),
@@ -162,7 +163,7 @@ def test_a_file_beside_that_of_a_task_reruns_what_its_rows_would_in_that_file(
     stages = set(re.findall(r"(?i)stage '(.+?)'", told))
     expected = set[str]()
     for split in ("training", "test"):
-        expected |= stages_in(ROWS[f"a {split} row is added to a task's file"], stages)[0]
+        expected |= stages_in(ROWS[f"a {split} row is added to a task's files"], stages)[0]
     assert set(re.findall(r"Running stage '(.+?)'", told)) == expected
     assert {stage for stage in expected if "adapter" in stage} == {"adapter@opposites"}
 
