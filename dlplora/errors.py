@@ -10,7 +10,7 @@
     ├── TrainingError  a training cannot go on: a loss is not finite, or memory is out
     ├── GenerationError  a request asks for what cannot be generated
     └── of commands and flows, each beside what raises it: CommandError, WorktreeError, StageError,
-        UiError
+        RegistryError, UiError
 
 Each message is one line: which file or value, what was found, what was expected.
 They are raised where the value is used and caught only at the edge (`dlplora.stage`, the CLI).

@@ -63,7 +63,7 @@ def test_the_logic_that_merges_params_counts_where_it_is_used_and_no_other_param
     overrides = {
         stage for stage, code in found.items() if "dlplora/params/overrides.py" in code.files
     }
-    assert overrides == {"adapter", "experts", "joint"}
+    assert overrides == {"adapter", "experts", "joint", "model"}
     names = {stage for stage, code in found.items() if "dlplora/params/names.py" in code.files}
     assert names == {"index", "novelty", "report"}
 

@@ -7,9 +7,8 @@ import sys
 
 import pytest
 import torch
-from torch import nn
 
-from dlplora.runtime import surroundings
+from dlplora.runtime import Place, surroundings
 
 FAULTS = """
 import resource
@@ -45,16 +44,15 @@ def test_freed_memory_is_kept_for_what_is_taken_next() -> None:
 
 
 def test_what_bytes_depend_on_is_told_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = nn.Linear(2, 2)
-    told = surroundings(model)
+    place = Place(torch.device("cpu"), torch.float32)
+    told = surroundings(place)
     assert json.loads(json.dumps(told)) == told
-    assert surroundings(model.bfloat16()) != told
-    model = model.float()
+    assert surroundings(Place(place.device, torch.bfloat16)) != told
     torch.set_num_threads(1)  # a fixture sets it back
-    assert surroundings(model) != told
+    assert surroundings(place) != told
     torch.set_num_threads(2)
-    assert surroundings(model) == told
+    assert surroundings(place) == told
     for name, value in (("cpu_name", "another"), ("cpu_flags", ["amx_bf16"])):
         with monkeypatch.context() as changed:
             changed.setattr(f"dlplora.runtime.{name}", lambda value=value: value)
-            assert surroundings(model) != told
+            assert surroundings(place) != told

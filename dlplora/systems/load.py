@@ -58,10 +58,11 @@ class Systems:
         self, folder: str | Path, names: Sequence[str | None], *, place: Place | None = None
     ) -> None:
         self._folder = Path(folder)
-        if self._folder.is_symlink():  # another model may be promoted while this one is read
-            self._folder = self._folder.resolve()
         own = self._folder / PARAMS_FILE
         is_model = own.is_file()
+        if is_model:  # another one may be promoted while this one is read
+            self._folder = self._folder.resolve()
+            own = self._folder / PARAMS_FILE
         self._params = load_served(own) if is_model else load_params(_beside(self._folder))
         for name in names:
             self._entry(name)
