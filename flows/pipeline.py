@@ -222,6 +222,12 @@ def worktree(
     return run_stages(root, targets, force=force, name=name or root.name)
 
 
+def exit_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end this process as an exception does: what it started ends, too."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 def main() -> int:
     """Run the flow on the command line's words; the exit code tells whether all went well."""
     parser = ArgumentParser(
@@ -230,8 +236,7 @@ def main() -> int:
     parser.add_argument("targets", nargs="*", help="stages or groups of them; all if none")
     parser.add_argument("--force", action="store_true", help="run them even if up to date")
     options = parser.parse_args()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(128 + signal.SIGTERM))
+    exit_on_signals()
     state = pipeline(options.targets, force=options.force, return_state=True)
     return 0 if state.is_completed() else 1
 

@@ -3,7 +3,6 @@
 python -m flows.retrain
 """
 
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from prefect.states import Completed, Failed
 from dlplora.edge import as_mistake
 from dlplora.errors import DlpLoraError
 from dlplora.lifecycle import retrain as lifecycle
-from flows.pipeline import worktree
+from flows.pipeline import exit_on_signals, worktree
 from flows.settings import ROOT
 
 _ADVICE = "`git merge production` brings its data into your branch."
@@ -84,8 +83,7 @@ def _show(outcome: lifecycle.Outcome) -> None:
 
 def main() -> int:
     """Run the flow; the exit code tells whether it went well, whatever the gate said."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(128 + signal.SIGTERM))
+    exit_on_signals()
     state = retrain(return_state=True)
     print(state.message)
     return 0 if state.is_completed() else 1

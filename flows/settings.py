@@ -41,8 +41,8 @@ def set_up_prefect() -> None:
         "PREFECT_HOME": str(HOME),
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{HOME / 'prefect.db'}",
     }
-    if is_held(UI_LOCK, scratch=SCRATCH) and API_FILE.is_file():  # it is not while it closes
-        chosen["PREFECT_API_URL"] = API_FILE.read_text(encoding="utf-8").strip()
+    if is_held(UI_LOCK, scratch=SCRATCH) and (api := own_api()):
+        chosen["PREFECT_API_URL"] = api
     for name, value in chosen.items():
         os.environ.setdefault(name, value)
     os.environ.update(without_proxy_on_loopback(os.environ))
@@ -52,7 +52,12 @@ def set_up_prefect() -> None:
 def has_own_server() -> bool:
     """Tell whether flows talk to a server of this project alone, `flows.ui`'s or their own."""
     url = os.environ.get("PREFECT_API_URL")
-    return not url or (API_FILE.is_file() and url == API_FILE.read_text(encoding="utf-8").strip())
+    return not url or url == own_api()
+
+
+def own_api() -> str | None:
+    """Return the address of `flows.ui`'s server; there is none while it opens or closes."""
+    return API_FILE.read_text(encoding="utf-8").strip() if API_FILE.is_file() else None
 
 
 def _refuse_socks(environment: Mapping[str, str]) -> None:

@@ -25,7 +25,7 @@ from dlplora.edge import one_line_errors
 from dlplora.errors import DlpLoraError
 from dlplora.lifecycle import schedule
 from dlplora.scratch import alone, is_held
-from flows.settings import API_FILE, ROOT, SCRATCH, UI_LOCK
+from flows.settings import API_FILE, ROOT, SCRATCH, UI_LOCK, own_api
 from flows.shown import REPORTS, REPORTS_URL
 
 _MARK = "DLPLORA_UI"  # in the environment of all that is started here
@@ -43,7 +43,7 @@ class UiError(DlpLoraError):
 def serve(port: int, *, tell: Callable[[str], None]) -> None:
     """Run all parts until one ends or the process is asked to; `tell` gets the address."""
     if is_held(UI_LOCK, scratch=SCRATCH):
-        api = API_FILE.read_text(encoding="utf-8").strip() if API_FILE.is_file() else "closing"
+        api = own_api() or "closing"
         raise UiError(f"the pages of this project are open already: {api.removesuffix('/api')}")
     for number in (port, port + 1):
         with closing(socket(AF_INET, SOCK_STREAM)) as tried:

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from dlplora.data.checksums import data_folder_sha256
-from dlplora.evaluation.answer_store import AnswerStore
+from dlplora.evaluation.answer_store import kept_answers
 from dlplora.evaluation.items import TaskItems
 from dlplora.evaluation.run import evaluate, num_prompts
 from dlplora.evaluation.settings import NUM_QUESTIONS, systems_in
@@ -11,9 +10,8 @@ from dlplora.models import load_base
 from dlplora.params.fields import named
 from dlplora.params.load import load_params
 from dlplora.records.examples import read_examples
-from dlplora.records.files import file_sha256, written_folder
-from dlplora.runtime import set_up, surroundings
-from dlplora.scratch import ANSWERS
+from dlplora.records.files import written_folder
+from dlplora.runtime import set_up
 from dlplora.stage import code_file, progress, run, write_timing
 from dlplora.systems.load import build
 from dlplora.systems.system import Inputs
@@ -38,15 +36,8 @@ def main(
     items = [
         TaskItems(read_examples(tests / f"{task}.parquet"), params.tasks[task]) for task in tasks
     ]
-    store = AnswerStore(
-        ANSWERS,
-        max_mib=params.answers.max_mib,
-        surroundings=[
-            file_sha256(code_file()),
-            data_folder_sha256(base),
-            surroundings(place),
-        ],
-    )
+    max_mib = params.answers.max_mib
+    store = kept_answers(code=code_file(), base=base, place=place, max_mib=max_mib)
     settings = [setting for setting in NUM_QUESTIONS if system in systems_in(setting, params)]
     seconds: dict[str, float] = {}
     title, total = f"evaluate {system}", num_prompts(settings, items, params.evaluation)

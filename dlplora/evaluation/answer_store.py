@@ -16,10 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dlplora.data.checksums import data_folder_sha256
 from dlplora.errors import DlpLoraError
-from dlplora.records.files import atomic_write, delete_abandoned, record_of
+from dlplora.records.files import atomic_write, delete_abandoned, file_sha256, record_of
 from dlplora.records.routes import Route
 from dlplora.records.scores import OptionScores
+from dlplora.runtime import Place, surroundings
+from dlplora.scratch import ANSWERS
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -110,6 +113,15 @@ class AnswerStore:
             logger.warning("%s: %s; answers are not kept", self._folder, error.strerror or error)
             self._is_used = False
             return None
+
+
+def kept_answers(*, code: Path, base: Path, place: Place, max_mib: int) -> AnswerStore:
+    """Return the answers that are kept of a base model's folder, by the code that a file tells."""
+    return AnswerStore(
+        ANSWERS,
+        max_mib=max_mib,
+        surroundings=[file_sha256(code), data_folder_sha256(base), surroundings(place)],
+    )
 
 
 def _read(file: Path) -> AnsweredBatch | None:

@@ -6,11 +6,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from statistics import median
 
-from dlplora.data.checksums import data_folder_sha256
 from dlplora.engine.answers import Request
 from dlplora.engine.runner import Runner
 from dlplora.errors import ModelError, unreadable
-from dlplora.evaluation.answer_store import AnswerStore
+from dlplora.evaluation.answer_store import AnswerStore, kept_answers
 from dlplora.evaluation.items import TaskItems
 from dlplora.evaluation.run import evaluate
 from dlplora.lifecycle.gate import compare_items, items_sha256, nothing_in_common, times_judged
@@ -18,13 +17,11 @@ from dlplora.lifecycle.model import question_sha256
 from dlplora.params.load import load_served
 from dlplora.params.project import PARAMS_FILE, Params
 from dlplora.records.examples import examples_path, read_examples
-from dlplora.records.files import file_sha256
 from dlplora.records.model_card import read_items, read_version_name
 from dlplora.records.scores import ItemScore
 from dlplora.records.verdict import Judgement
-from dlplora.runtime import set_up, surroundings
+from dlplora.runtime import set_up
 from dlplora.sampling import Sampling
-from dlplora.scratch import ANSWERS
 from dlplora.systems.load import Systems
 from dlplora.systems.system import System
 from dlplora.words import Advance
@@ -86,13 +83,13 @@ def judge(
 
 def _kept_answers(data: Path, base: Path, params: Params) -> AnswerStore:
     """Return the answers that evaluation kept, by the code in `data`, of a base model."""
+    place, max_mib = set_up(params.runtime, seed=params.seed), params.answers.max_mib
     try:
-        code = file_sha256(data / "code/evaluate.json")
+        return kept_answers(
+            code=data / "code/evaluate.json", base=base, place=place, max_mib=max_mib
+        )
     except OSError as error:
         raise ModelError(f"{data}: no results of the pipeline: {unreadable(error)}") from error
-    place = set_up(params.runtime, seed=params.seed)
-    around = [code, data_folder_sha256(base), surroundings(place)]
-    return AnswerStore(ANSWERS, max_mib=params.answers.max_mib, surroundings=around)
 
 
 def shared_items(data: Path, promoted: Path, params: Params) -> tuple[list[TaskItems], list[str]]:

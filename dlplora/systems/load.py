@@ -10,7 +10,7 @@ from dlplora.errors import ParamsError, choices
 from dlplora.models import load_base
 from dlplora.params.fields import named
 from dlplora.params.load import load_params, load_served
-from dlplora.params.project import PARAMS_FILE
+from dlplora.params.project import PARAMS_FILE, Served
 from dlplora.params.systems import System as SystemParams
 from dlplora.routing.simple import ConstantRouter
 from dlplora.runtime import Place, set_up
@@ -58,12 +58,12 @@ class Systems:
         self, folder: str | Path, names: Sequence[str | None], *, place: Place | None = None
     ) -> None:
         self._folder = Path(folder)
-        own = self._folder / PARAMS_FILE
-        is_model = own.is_file()
-        if is_model:  # another one may be promoted while this one is read
-            self._folder = self._folder.resolve()
-            own = self._folder / PARAMS_FILE
-        self._params = load_served(own) if is_model else load_params(_beside(self._folder))
+        self._params: Served
+        if (self._folder / PARAMS_FILE).is_file():
+            self._folder = self._folder.resolve()  # another model may be promoted meanwhile
+            self._params = load_served(self._folder / PARAMS_FILE)
+        else:
+            self._params = load_params(self._folder.parent / PARAMS_FILE)
         for name in names:
             self._entry(name)
         place = place or set_up(self._params.runtime, seed=self._params.seed)
@@ -124,10 +124,6 @@ class Systems:
     def _path(self, path: str) -> Path:
         """Return where an input of a system, a path under data/ in the params, really stands."""
         return self._folder / Path(path).relative_to("data")
-
-
-def _beside(folder: Path) -> Path:
-    return folder.parent / PARAMS_FILE
 
 
 def build(entry: SystemParams, inputs: Inputs) -> System:
