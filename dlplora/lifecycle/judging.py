@@ -13,7 +13,7 @@ from dlplora.evaluation.answer_store import AnswerStore, kept_answers
 from dlplora.evaluation.items import TaskItems
 from dlplora.evaluation.run import evaluate
 from dlplora.lifecycle.gate import compare_items, items_sha256, nothing_in_common, times_judged
-from dlplora.lifecycle.model import question_sha256
+from dlplora.lifecycle.model import answers_sha256, question_sha256
 from dlplora.params.load import load_served
 from dlplora.params.project import PARAMS_FILE, Params
 from dlplora.records.examples import examples_path, read_examples
@@ -96,13 +96,19 @@ def shared_items(data: Path, promoted: Path, params: Params) -> tuple[list[TaskI
     """Return the test items that both models have and neither was trained on, and notes."""
     mine, theirs = read_items(data / "model"), read_items(promoted)
     trained = {item.question_sha256 for item in [*mine, *theirs] if item.split != "test"}
-    known = {(item.task, item.question_sha256) for item in theirs if item.split == "test"}
-    tests, num_leaked = [], 0
+    known = {
+        (item.task, item.question_sha256): item.answers_sha256
+        for item in theirs
+        if item.split == "test"
+    }
+    tests, num_leaked, num_changed = [], 0, 0
     for task in sorted(params.tasks):
         examples = read_examples(examples_path(data / "examples", "test", task))
         both = [row for row in examples if (task, question_sha256(row)) in known]
-        kept = [row for row in both if question_sha256(row) not in trained]
-        num_leaked += len(both) - len(kept)
+        fresh = [row for row in both if question_sha256(row) not in trained]
+        kept = [row for row in fresh if answers_sha256(row) == known[task, question_sha256(row)]]
+        num_leaked += len(both) - len(fresh)
+        num_changed += len(fresh) - len(kept)
         if kept:
             tests.append(TaskItems(kept, params.tasks[task]))
     new = sorted(set(params.tasks) - {item.task for item in theirs})
@@ -116,6 +122,8 @@ def shared_items(data: Path, promoted: Path, params: Params) -> tuple[list[TaskI
         notes.append(
             f"Left out: {num_leaked} test items that stand in the training data of one of the two."
         )
+    if num_changed:
+        notes.append(f"Left out: {num_changed} test items whose answers were changed.")
     return tests, notes
 
 

@@ -43,7 +43,7 @@ def write_model(
             sha256=_sha256(*(example for part in parts.values() for example in part)),
         )
         items += [
-            SplitItem(task, split, question_sha256(example))
+            SplitItem(task, split, question_sha256(example), answers_sha256(example))
             for split, part in parts.items()
             for example in part
         ]
@@ -65,6 +65,11 @@ def write_model(
 def question_sha256(example: Example) -> str:
     """Hash the normalised question of an example, whatever its task."""
     return hashlib.sha256(normalise(example.question).encode()).hexdigest()
+
+
+def answers_sha256(example: Example) -> str:
+    """Hash what counts as a right answer to an example."""
+    return hashlib.sha256(repr((example.answers, example.options)).encode()).hexdigest()
 
 
 def _sha256(*examples: Example) -> str:

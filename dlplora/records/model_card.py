@@ -16,7 +16,9 @@ from dlplora.records.verdict import Decision, Judgement
 MODEL_FILE = "model.json"
 ITEMS_FILE = "items.parquet"
 CALIBRATION_FILE = "calibration.parquet"
-_ITEMS = pa.schema([(name, pa.string()) for name in ("task", "split", "question_sha256")])
+_ITEMS = pa.schema(
+    [(name, pa.string()) for name in ("task", "split", "question_sha256", "answers_sha256")]
+)
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,12 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class SplitItem:
-    """A question of a model's data: its task and split, and the hash of its normalised text."""
+    """A question of a model's data: its task and split, the hashes of its text and answers."""
 
     task: str
     split: Split
     question_sha256: str
+    answers_sha256: str
 
 
 @dataclass(frozen=True)

@@ -56,9 +56,14 @@ def write_data(folder: Path, asked: Questions, *, free: Mapping[str, str] | None
         options = COLOURS if answer is None else None
         rows = [
             Example(
-                example_id(task, text), task, text, (answer or COLOURS[place % 4],), options, None
+                example_id(task, text),
+                task,
+                text,
+                (answer or COLOURS[len(text) % 4],),
+                options,
+                None,
             )
-            for place, text in enumerate(texts)
+            for text in texts
         ]
         write_examples(examples_path(folder / "data/examples", split, task), rows)
     calibration = folder / "data/router_data/validation.parquet"

@@ -128,6 +128,18 @@ def test_items_that_one_of_both_was_trained_on_are_left_out_and_counted(
     assert notes == ["Left out: 2 test items that stand in the training data of one of the two."]
 
 
+def test_items_whose_answers_were_changed_are_left_out_and_counted(pair: Pair) -> None:
+    """Else whoever changes the answers also says what is right."""
+    write_data(pair.folder, questions(), free={"colours": "red"})
+    assert pair.shared() == (
+        {"opposites": questions()["opposites", "test"]},
+        [
+            "Without test items in common: colours.",
+            "Left out: 6 test items whose answers were changed.",
+        ],
+    )
+
+
 def test_new_and_removed_tasks_are_told_and_not_judged(pair: Pair) -> None:
     def rename(values: dict[str, Any]) -> None:
         for section in ("tasks", "adapters"):
@@ -196,6 +208,7 @@ def ask_freely(pair: Pair, primary: str, answer: str) -> None:
 
     edit(pair.folder / "params.yaml", change)
     write_data(pair.folder, questions(), free={"opposites": answer})
+    shutil.copyfile(pair.data / "model/items.parquet", pair.promoted / "items.parquet")
 
 
 def test_a_task_of_bleu_scores_as_its_evaluation_says(pair: Pair) -> None:

@@ -134,7 +134,12 @@ def test_each_default_system_that_is_offered_is_one(own: Path, name: str) -> Non
 def test_its_items_are_the_questions_of_each_split(folder: Path) -> None:
     found = read_items(folder / "data/model")
     expected = [
-        SplitItem(task, split, hashlib.sha256(example.question.encode()).hexdigest())
+        SplitItem(
+            task,
+            split,
+            hashlib.sha256(example.question.encode()).hexdigest(),
+            hashlib.sha256(repr((example.answers, example.options)).encode()).hexdigest(),
+        )
         for task in TASKS
         for split in SPLITS
         for example in read_examples(examples_path(folder / "data/examples", split, task))
