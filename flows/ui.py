@@ -20,6 +20,14 @@ from socket import AF_INET, SOCK_STREAM, socket
 
 import psutil
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
+from prefect.states import Crashed
 
 from dlplora.edge import one_line_errors
 from dlplora.errors import DlpLoraError
@@ -73,6 +81,7 @@ def serve(port: int, *, tell: Callable[[str], None]) -> None:
             environment,
         )
         _run([*prefect, "deploy", "--all"], environment)
+        _end_lost_runs(f"{address}/api")
         running["watcher"] = _start("watcher", ["-m", "flows.watch"], environment)
         worker = [*prefect, "worker", "start", "--pool", _POOL, "--name", "here"]
         running["worker"] = _start("worker", worker, environment)
@@ -85,6 +94,26 @@ def serve(port: int, *, tell: Callable[[str], None]) -> None:
             if is_on != (is_on := schedule.is_on(ROOT)):
                 _set_schedules(f"{address}/api", is_on=is_on)
             time.sleep(_POLL_SECONDS)
+
+
+def _end_lost_runs(api: str) -> None:
+    """Mark runs as crashed that were killed with an earlier server, and free their places.
+
+    The server knows which places are taken, but no longer by whom: it would never free them.
+    """
+    begun = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])
+    lost = FlowRunFilter(state=FlowRunFilterState(type=begun))
+    with SyncPrefectClient(api) as client:
+        for run in client.read_flow_runs(flow_run_filter=lost):
+            client.set_flow_run_state(
+                run.id, Crashed(message="It was killed together with its server."), force=True
+            )
+        for deployment in client.read_deployments():
+            limit = deployment.global_concurrency_limit
+            if limit is not None and limit.active_slots:
+                client.update_global_concurrency_limit(
+                    limit.name, GlobalConcurrencyLimitUpdate(active_slots=0)
+                )
 
 
 def _set_schedules(api: str, *, is_on: bool) -> None:

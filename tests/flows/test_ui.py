@@ -80,7 +80,10 @@ def retrains() -> list[FlowRun]:
 
 
 def test_a_deployment_runs_and_ctrl_c_leaves_no_process(tree: Tree) -> None:
-    """Retrains are on time once that is switched on, and begin with a file in the inbox."""
+    """Retrains are on time once that is switched on, and begin with a file in the inbox.
+
+    Runs that were killed with their server take no places of those that follow.
+    """
     port = free_ports()
     tree.write("colours", "wait")
     pages = start(tree, "ui.log", port)
@@ -107,7 +110,7 @@ def test_a_deployment_runs_and_ctrl_c_leaves_no_process(tree: Tree) -> None:
             (tree.root / "data/inbox").mkdir(parents=True, exist_ok=True)
             (tree.root / "data/inbox/colours.json").write_text("[]")
             until(lambda: retrains() != [], within=60)
-            run_deployment("pipeline/this-tree", timeout=0)
+            lost = run_deployment("pipeline/this-tree", timeout=0)
         stages = tree.root / ".scratch/prefect/worker.log"
         until(lambda: "adapter colours: 1/4" in stages.read_text())
         with urllib.request.urlopen(f"http://127.0.0.1:{port + 1}/") as answer:
@@ -119,6 +122,23 @@ def test_a_deployment_runs_and_ctrl_c_leaves_no_process(tree: Tree) -> None:
             if connection.status == psutil.CONN_LISTEN
         ]
         assert set(listening) == {"127.0.0.1"}
+
+        for process in [psutil.Process(pages.pid), *marked(pages.pid)]:
+            process.kill()
+        pages.wait()
+        until(lambda: marked(pages.pid) == [])
+        pages = start(tree, "again.log", port)
+        until(lambda: "Ctrl-C ends it all" in tree.lines("again.log") or pages.poll() is not None)
+        with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}):
+            with get_client(sync_client=True) as client:
+                state = client.read_flow_run(lost.id).state
+            assert state is not None
+            assert state.is_crashed()
+            again = run_deployment(
+                "pipeline/this-tree", parameters={"targets": ["base_model"]}, timeout=600
+            )
+            assert again.state is not None
+            assert again.state.is_completed(), again.state.message
     finally:
         pages.send_signal(signal.SIGINT)
         assert pages.wait(timeout=120) == 0
