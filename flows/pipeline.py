@@ -5,14 +5,18 @@
 DVC owns the graph, the cache and the truth; this flow says when and how many at once, and shows.
 """
 
+import os
 import signal
+import subprocess
 import sys
 import time
 from argparse import ArgumentParser
 from collections import Counter
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from threading import BoundedSemaphore
+from types import SimpleNamespace
 from typing import Any
 
 from prefect import flow, get_run_logger, task
@@ -22,6 +26,7 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.objects import State
 from prefect.concurrency.sync import concurrency
 from prefect.futures import PrefectFuture
+from prefect.server.api import server
 from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
@@ -223,9 +228,16 @@ def worktree(
 
 
 def exit_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end this process as an exception does: what it started ends, too."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(128 + signal.SIGTERM))
+    """Let signals end this process as an exception does: what it started ends, too.
+
+    A server that Prefect starts for the flow gets a session of its own: Ctrl-C in a terminal would
+    end it before the flow, which still talks to it.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    if "PREFECT_API_URL" not in os.environ:
+        apart = partial(subprocess.Popen, start_new_session=True)
+        vars(server)["subprocess"] = SimpleNamespace(**vars(subprocess) | {"Popen": apart})
 
 
 def main() -> int:

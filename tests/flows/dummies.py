@@ -156,7 +156,9 @@ class Tree:
         change(values)
         file.write_text(yaml.safe_dump(values, sort_keys=False))
 
-    def start(self, log: str, *words: str, with_server: bool = True) -> subprocess.Popen[bytes]:
+    def start(
+        self, log: str, *words: str, with_server: bool = True, own_group: bool = False
+    ) -> subprocess.Popen[bytes]:
         """Start the flow by its command line, PATH bare; its lines go to a file beside here.
 
         Without the tests' server it is as in a fresh clone.
@@ -172,6 +174,7 @@ class Tree:
                 env=environment,
                 stdout=file,
                 stderr=file,
+                start_new_session=own_group,
             )
 
     def lines(self, log: str) -> str:

@@ -1,8 +1,10 @@
 """The flow and `dvc repro` on one tree: same cache, same truth, and what the flow shows of it."""
 
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import psutil
@@ -209,3 +211,18 @@ def test_a_cancelled_flow_leaves_no_process(tree: Tree) -> None:
     assert not is_held("repro", scratch=tree.root / ".scratch")
     (tree.root / ".scratch/go").touch()
     assert tree.flow().told("ran") == ALL - {"base_model"}
+
+
+def test_ctrl_c_in_a_terminal_ends_a_flow_with_its_own_server_and_leaves_no_process(
+    tree: Tree,
+) -> None:
+    tree.write("colours", "wait")
+    running = tree.start("first.log", with_server=False, own_group=True)
+    stages = "adapter colours: 1/4"
+    until(lambda: stages in tree.lines("first.log") or running.poll() is not None)
+    below = psutil.Process(running.pid).children(recursive=True)
+    os.killpg(running.pid, signal.SIGINT)
+    assert running.wait(timeout=60) == 130
+    _, alive = psutil.wait_procs(below, timeout=20)
+    assert alive == []
+    assert "ConnectError" not in tree.lines("first.log")
