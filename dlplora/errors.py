@@ -61,7 +61,8 @@ class GenerationError(DlpLoraError):
 def unreadable(error: Exception) -> str:
     """Say why a file that the pipeline makes cannot be read; an absent one is yet to be made."""
     if isinstance(error, FileNotFoundError):
-        return f"{error.filename} is not there; `dlplora repro` makes it"
+        what = error.filename or str(error)  # pyarrow names the file in its text alone
+        return f"{what} is not there; `dlplora repro` makes it"
     return str(error)
 
 

@@ -277,7 +277,7 @@ def test_a_task_is_added_and_removed_in_words(run: Run, project: Path) -> None:
     ended = run("add-task", "mine", "a.json", "--primary", "bleu", "--max-new-tokens", "9")
     assert (ended.code, ended.err) == (0, "")
     assert re.fullmatch(
-        r"added mine: \d+ train, \d+ validation, \d+ test; run `make repro` [^\n]+\n", ended.out
+        r"added mine: \d+ train, \d+ validation, \d+ test; run `make repro`[^\n]+\n", ended.out
     )
     task = yaml.safe_load((project / "params.yaml").read_text())["tasks"]["mine"]
     assert (task["primary"], task["max_new_tokens"]) == ("bleu", 9)
@@ -296,7 +296,11 @@ def test_pruning_names_what_it_deletes(run: Run, project: Path) -> None:
 
 
 def test_the_suite_changes_and_own_tasks_are_told(run: Run, project: Path) -> None:
-    assert run("use-suite", "toy") == (0, "params.yaml now holds suite toy; run `make repro`\n", "")
+    assert run("use-suite", "toy") == (
+        0,
+        "params.yaml now holds suite toy; run `make repro`, or commit it and run `make retrain`\n",
+        "",
+    )
     write_raw(Path("a.json"), opposites(60))
     assert run("add-task", "mine", "a.json").code == 0
     assert run("use-suite", "smoke").out.endswith("your own tasks stay: mine\n")

@@ -27,6 +27,8 @@ ContextOption = Annotated[
     ),
 ]
 
+_NEXT = "run `make repro`, or commit it and run `make retrain`"
+
 
 def _keys(names: str | None, context: str | None) -> "Keys | Literal['auto']":
     from dlplora.params.inputs import Keys
@@ -159,7 +161,7 @@ def add_task(
     left_out = f", {skipped} bad rows left out" if skipped else ""
     for note in told(ingested.findings.controls, ingested.findings.stripped):
         typer.echo(note)
-    typer.echo(f"added {name}: {sizes}{left_out}; run `make repro` to train and compare")
+    typer.echo(f"added {name}: {sizes}{left_out}; {_NEXT}")
 
 
 def remove_task(name: Annotated[str, typer.Argument(help="A task of params.yaml.")]) -> None:
@@ -265,7 +267,7 @@ def use_suite(
     from dlplora.project.suites import use_suite as use
 
     kept = use(Project(Path()), name, force=force)
-    typer.echo(f"params.yaml now holds suite {name}; run `make repro`")
+    typer.echo(f"params.yaml now holds suite {name}; {_NEXT}")
     if kept:
         typer.echo(f"your own tasks stay: {', '.join(kept)}")
 
