@@ -36,9 +36,10 @@ from transformers import (
 from dlplora.adapters import read_adapter
 from dlplora.conversion import make_base
 from dlplora.data.checksums import folder_sha256
-from dlplora.engine import batch
-from dlplora.engine.batch import Batch
+from dlplora.engine import grouping
 from dlplora.engine.check import check_reading
+from dlplora.engine.option_scoring import score_options
+from dlplora.engine.reading import prefill
 from dlplora.errors import DlpLoraError
 from dlplora.lora.attach import attached
 from dlplora.models import Base, load_base, quiet_transformers
@@ -353,9 +354,9 @@ def compare_reading(base: Base, adapters: Path, reference: Reference) -> dict[st
     assert len({token for ids in prompts for token in ids}) > 9  # the tokenizer knows the letters
     gaps, same, option_gaps = [0.0], True, [0.0]
     with attached(base.model, pool) as attached_pool:
-        read = Batch.read(base, attached_pool, prompts, ROUTES)
+        read = prefill(base, attached_pool, prompts, ROUTES)
         for scores, ids, route in zip(
-            read.score_options([OPTIONS] * len(prompts)), prompts, ROUTES, strict=True
+            score_options(read, [OPTIONS] * len(prompts)), prompts, ROUTES, strict=True
         ):
             for option, found in zip(OPTIONS, scores.logprobs, strict=True):
                 answer = base.chat.answer(option)
@@ -420,7 +421,7 @@ def attempt(name: str, folder: Path) -> Outcome:
     whole = base if family.kind == "multimodal" else source  # whose layers have other paths
     loaded, reference = load_base(base, place=PLACE, attention="sdpa"), Reference(whole, adapters)
     found = compare_reading(loaded, adapters, reference)
-    with patched(batch, "_APART_TOKENS", 1):  # as if the common beginning were long
+    with patched(grouping, "PASS_TOKENS", 1):  # as if the common beginning were long
         in_parts = compare_reading(loaded, adapters, reference)
     found = {name: max(found[name], in_parts[name]) for name in ("logits", "options")} | {
         "same_tokens": found["same_tokens"] and in_parts["same_tokens"]

@@ -46,10 +46,11 @@ from benchmarks.lora_rivals import (
 )
 from benchmarks.record import RESULTS, write_results
 from benchmarks.timing import Steps, Work, in_turns, interleaved, ratios
-from dlplora.engine.answers import Request
 from dlplora.engine.batch import Batch
+from dlplora.engine.requests import Request
 from dlplora.engine.runner import Runner
 from dlplora.lora.attach import Pool
+from dlplora.lora.layers import FusedLayers
 from dlplora.models import Base, load_base
 from dlplora.records.routes import BASE_ROUTE
 from dlplora.runtime import best_place
@@ -72,26 +73,22 @@ def generate(rival: Rival, ids: Tensor) -> Iterator[None]:
 def steps(batch: Batch) -> None:
     """Take a few decoding steps from the same cache."""
     tokens = [7] * len(batch)
-    twin = batch.twin()
+    fork = batch.fork()
     for _ in range(STEPS):
-        twin.step(tokens)
-
-
-class _Endless(Base):
-    """A base whose answers have no end but their length."""
-
-    end_ids = frozenset()
+        fork.step(tokens)
 
 
 def by_engine(rival: Rival, ids: Tensor) -> Iterator[None]:
     """Generate by the engine: greedy, with text and sentences as well; in one step."""
     yield
-    base = _Endless(rival.base.model, rival.base.chat, rival.base.id, rival.base.fingerprint)
-    engine = Runner(base, rival.pool)
-    prompts = ids.tolist()
-    batch = engine.read(prompts, rival.routes[: len(ids)])
-    sampling = Sampling(max_new_tokens=NEW_TOKENS)
-    answers = engine.finish(batch, prompts, [Request("", sampling)] * len(ids))
+    engine = Runner(rival.base, rival.pool, cache_mib=0)
+    sampling = Sampling(max_new_tokens=NEW_TOKENS, ignore_eos=True)
+    prompts = [tuple(row) for row in ids.tolist()]
+    requests = [
+        Request(prompt, sampling, (route,))
+        for prompt, route in zip(prompts, rival.routes[: len(ids)], strict=True)
+    ]
+    answers = engine.finish(engine.begin(requests, prompts))
     assert {answer.num_tokens for answer in answers} == {NEW_TOKENS}
 
 
@@ -158,7 +155,7 @@ def measure_shapes(base: Base, rounds: int) -> tuple[dict[str, dict[str, float]]
 def measure_pools(base: Base, rounds: int) -> dict[str, float]:
     """Time decoding 16 × 1 by pools of more and more adapters."""
     ids = some_prompts()
-    empty = Pool(base.model)
+    empty = Pool(FusedLayers(base.model))
     one = [adapter_of(base, 0)]
     works: dict[str, Work] = {}
     for name, float32 in zip(SINGLES, (True, False), strict=True):
@@ -188,7 +185,7 @@ start = kib("VmRSS")
 base = load_base(Path(sys.argv[1]), place=best_place(), attention="sdpa")
 for parameter in base.model.parameters():
     parameter.sum()  # weights are mapped from the file: read them now
-pool = Pool(base.model)
+pool = Pool(FusedLayers(base.model))
 loaded, began = kib("VmRSS"), time.perf_counter()
 for folder in sorted(Path(sys.argv[2]).iterdir()):
     pool.add(read_adapter(folder, base_fingerprint=base.fingerprint))

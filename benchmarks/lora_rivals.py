@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from dlplora.adapters import LoraAdapter, LoraPair
 from dlplora.engine.batch import Batch
+from dlplora.engine.reading import prefill
 from dlplora.lora.attach import Pool
+from dlplora.lora.layers import FusedLayers
 from dlplora.models import Base
 from dlplora.records.routes import BASE_ROUTE, Route
 
@@ -36,7 +38,7 @@ class Rival:
 
     def read(self, ids: Tensor) -> Batch:
         """Read prompts (B, S)."""
-        return Batch.read(self.base, self.pool, ids.tolist(), self.routes[: len(ids)])
+        return prefill(self.base, self.pool, ids.tolist(), self.routes[: len(ids)])
 
 
 def adapter_of(base: Base, number: int) -> LoraAdapter:
@@ -67,7 +69,7 @@ def some_routes(num_adapters: int, count: int) -> tuple[Route, ...]:
 
 def pool_of(model: nn.Module, adapters: Sequence[LoraAdapter]) -> Pool:
     """Attach adapters for good."""
-    pool = Pool(model)
+    pool = Pool(FusedLayers(model))
     for adapter in adapters:
         pool.add(adapter)
     return pool
@@ -171,7 +173,7 @@ def rivals_of(base: Base, num_prompts: int) -> tuple[dict[str, Rival], float]:
     adapters = [adapter_of(base, number) for number in range(NUM_ADAPTERS)]
     routes = some_routes(NUM_ADAPTERS, num_prompts)
     no_routes = (BASE_ROUTE,) * num_prompts
-    empty = Pool(base.model)
+    empty = Pool(FusedLayers(base.model))
     fused_model = replace(base, model=copy.deepcopy(base.model))
     fused = Rival(fused_model, pool_of(fused_model.model, adapters), routes)
     firsts = [route.adapters[0] for route in routes]

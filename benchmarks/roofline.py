@@ -22,8 +22,9 @@ import torch
 from benchmarks.record import write_results
 from benchmarks.training import BATCH, TASKS, THREADS, read_task, with_lora
 from dlplora.data.batches import shared_beginning
-from dlplora.engine.batch import Batch
+from dlplora.engine.reading import prefill
 from dlplora.lora.attach import Pool
+from dlplora.lora.layers import FusedLayers
 from dlplora.models import Base, load_base
 from dlplora.records.routes import BASE_ROUTE
 from dlplora.runtime import Place, best_place, keep_freed_memory
@@ -75,14 +76,14 @@ def measure(data: Path, rounds: int) -> dict[str, dict[str, float]]:
         rate = operations / seconds
         found[name] = {"gflops": rate / 1e9, "share": rate / top, "milliseconds": 1000 * seconds}
 
-    pool = Pool(base.model)
+    pool = Pool(FusedLayers(base.model))
     count, width = PROMPTS
     ids = torch.randint(5, 40_000, PROMPTS, generator=torch.Generator().manual_seed(0)).tolist()
     routes = [BASE_ROUTE] * count
-    read = partial(Batch.read, base, pool, ids, routes)
+    read = partial(prefill, base, pool, ids, routes)
     note("prefill_16x64", 2 * count * (width * blocks + head), seconds_of(read, rounds))
     for size in (1, 16, 64):
-        batch = Batch.read(base, pool, ids[:1] * size, routes[:1] * size)
+        batch = prefill(base, pool, ids[:1] * size, routes[:1] * size)
         step = partial(batch.step, [7] * size)
         note(f"decode_{size}x1", 2 * size * (blocks + head), seconds_of(step, rounds))
 

@@ -22,6 +22,8 @@ import torch
 
 from benchmarks.record import transformers_tokenizer, write_results
 from benchmarks.timing import Work, interleaved
+from dlplora.engine.option_scoring import score_options
+from dlplora.engine.reading import prefill
 from dlplora.engine.runner import Runner
 from dlplora.models import Base, load_base
 from dlplora.records.examples import Example, read_examples
@@ -44,9 +46,11 @@ def by_engine(engine: Runner, examples: Sequence[Example]) -> Callable[[], Sums]
         sums = []
         for start in range(0, len(examples), BATCH):
             part = slice(start, start + BATCH)
-            batch = engine.read(prompts[part], [BASE_ROUTE] * len(prompts[part]))
+            batch = prefill(
+                engine.base, engine.pool, prompts[part], [BASE_ROUTE] * len(prompts[part])
+            )
             options = [example.options or () for example in examples[part]]
-            sums += [list(scores.logprobs) for scores in batch.score_options(options)]
+            sums += [list(scores.logprobs) for scores in score_options(batch, options)]
         return sums
 
     return score

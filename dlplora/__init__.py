@@ -3,15 +3,16 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dlplora.engine.answers import Request
+    from dlplora.engine.requests import Message, Request
     from dlplora.records.routes import Route
     from dlplora.sampling import Sampling
     from dlplora.systems.engine import Engine
 
-__all__ = ["Engine", "Request", "Route", "Sampling"]
+__all__ = ["Engine", "Message", "Request", "Route", "Sampling"]
 _HOMES = {
     "Engine": "dlplora.systems.engine",
-    "Request": "dlplora.engine.answers",
+    "Message": "dlplora.engine.requests",
+    "Request": "dlplora.engine.requests",
     "Route": "dlplora.records.routes",
     "Sampling": "dlplora.sampling",
 }

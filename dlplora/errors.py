@@ -9,6 +9,7 @@
     ├── RouterError    a router does not fit the pool or the base model
     ├── TrainingError  a training cannot go on: a loss is not finite, or memory is out
     ├── GenerationError  a request asks for what cannot be generated
+    │   └── PromptTooLongError  the model cannot read the prompt together with the answer
     └── of commands and flows, each beside what raises it: CommandError, WorktreeError, StageError,
         RegistryError, UiError
 
@@ -56,6 +57,19 @@ class TrainingError(DlpLoraError):
 
 class GenerationError(DlpLoraError):
     """A request asks for what cannot be generated."""
+
+
+class PromptTooLongError(GenerationError):
+    """A prompt of `num_tokens` and an answer of `new_tokens` are more than the model's `limit`."""
+
+    def __init__(self, *, num_tokens: int, new_tokens: int, limit: int) -> None:
+        self.num_tokens = num_tokens
+        self.new_tokens = new_tokens
+        self.limit = limit
+        super().__init__(
+            f"the prompt has {num_tokens:,} tokens and {new_tokens:,} may be generated; the model "
+            f"reads {limit:,} in all"
+        )
 
 
 def unreadable(error: Exception) -> str:

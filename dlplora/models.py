@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from dlplora.data.batches import Padded
 from dlplora.data.prompts import ChatFormat
+from dlplora.data.templates import ChatTemplate
 from dlplora.errors import ModelError
 from dlplora.records.base_card import read_base_card
 from dlplora.runtime import Place
@@ -32,12 +34,14 @@ class Base:
     """A loaded base model with the way to talk to it.
 
     `fingerprint` is the hash of the weights that it was made from, whatever dtype it has now.
+    `template` renders chats of several turns.
     """
 
     model: PreTrainedModel
     chat: ChatFormat
     id: str
     fingerprint: str
+    template: ChatTemplate
 
     @property
     def device(self) -> torch.device:
@@ -51,6 +55,11 @@ class Base:
         named = [] if config is None or config.eos_token_id is None else config.eos_token_id
         listed = named if isinstance(named, list) else [named]
         return frozenset([*listed, self.chat.end_id])
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens the model has embeddings for."""
+        return num_embeddings(self.model)
 
     def room(self, prompt: Sequence[int]) -> float:
         """Return how many tokens the model can read and write behind a prompt."""
@@ -78,7 +87,8 @@ def load_base(folder: Path, *, place: Place, attention: str) -> Base:
     chat = ChatFormat.load(folder)
     check_vocabulary(chat.tokenizer.get_vocab_size(), model, str(folder))
     model.requires_grad_(False).train(False).to(place.device)
-    return Base(model, chat, card.id, card.fingerprint)
+    template = ChatTemplate(partial(AutoTokenizer.from_pretrained, folder, local_files_only=True))
+    return Base(model, chat, card.id, card.fingerprint, template)
 
 
 def _load_weights(

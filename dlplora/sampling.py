@@ -5,12 +5,14 @@ Shapes: B sequences, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.generation.logits_process import (
     LogitsProcessorList,
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -24,10 +26,14 @@ from dlplora.errors import GenerationError
 class Sampling:
     """How the tokens of one answer are chosen, and where it ends.
 
-    Temperature 0 takes the likeliest token. `top_k` 0 and `top_p` 1 leave none out, a
-    `repetition_penalty` of 1 penalises nothing. The answer ends before the first of the `stop`
-    strings, or after `max_new_tokens`. The same seed draws the same answer. Raises
-    `GenerationError` on values that no answer can be drawn by.
+    Temperature 0 takes the likeliest token. `top_k` 0, `top_p` 1 and `min_p` 0 leave none out;
+    `min_p` leaves out tokens less likely than that share of the likeliest. A `repetition_penalty`
+    of 1 penalises nothing; it divides the scores of all tokens of prompt and answer. From the logit
+    of each token of the answer, `presence_penalty` is subtracted once, `frequency_penalty` as often
+    as it stands there. The answer ends before the first of the `stop` strings, at the model's end
+    token – unless `ignore_eos` is set, or before `min_tokens` –, or after `max_new_tokens`. The
+    same seed draws the same answer. Raises `GenerationError` on values that no answer can be drawn
+    by.
     """
 
     max_new_tokens: int = 128
@@ -37,6 +43,11 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    min_tokens: int = 0
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no answer can be drawn by."""
@@ -48,6 +59,15 @@ class Sampling:
             ("repetition_penalty", _is_penalty(self.repetition_penalty), "0.001 to 1000"),
             ("seed", _is_whole(self.seed, 0), "a whole number, 0 or more, less than 2**63"),
             ("stop", _are_texts(self.stop), "a tuple of strings, none empty"),
+            ("min_p", _is_number(self.min_p) and 0 <= self.min_p <= 1, "0 to 1"),
+            ("presence_penalty", _is_shift(self.presence_penalty), "-2 to 2"),
+            ("frequency_penalty", _is_shift(self.frequency_penalty), "-2 to 2"),
+            (
+                "min_tokens",
+                _is_whole(self.min_tokens, 0) and self.min_tokens <= self.max_new_tokens,
+                f"a whole number, 0 to max_new_tokens ({self.max_new_tokens})",
+            ),
+            ("ignore_eos", isinstance(self.ignore_eos, bool), "true or false"),
         ):
             if not is_good:
                 raise GenerationError(f"{name} is {getattr(self, name)!r}, expected {expected}")
@@ -71,47 +91,95 @@ def _is_penalty(value: float) -> bool:
     return _is_number(value) and 0.001 <= value <= 1000
 
 
+def _is_shift(value: float) -> bool:
+    return _is_number(value) and -2 <= value <= 2
+
+
 def _are_texts(values: object) -> bool:
     return isinstance(values, tuple) and all(isinstance(text, str) and text for text in values)
 
 
 class Sampler:
-    """The choice of one sequence's next tokens; it holds that sequence's random state."""
+    """The choice of one sequence's next tokens; it holds that sequence's random state.
 
-    def __init__(self, sampling: Sampling, *, device: torch.device) -> None:
+    `num_prompt` tokens are the prompt's. `end_ids` are never chosen before `min_tokens`.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        *,
+        num_prompt: int,
+        end_ids: frozenset[int],
+        device: torch.device,
+    ) -> None:
+        self._sampling = sampling
+        self._num_prompt = num_prompt
+        self._end_ids = sorted(end_ids)
         self._processors = LogitsProcessorList()
         if sampling.repetition_penalty != 1:
             penalty = float(sampling.repetition_penalty)
             self._processors.append(RepetitionPenaltyLogitsProcessor(penalty))
+        self._warpers = LogitsProcessorList()
         self._generator = None
         if sampling.temperature > 0:
             self._generator = torch.Generator(device).manual_seed(sampling.seed)
-            self._processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
+            self._warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
             if sampling.top_k:
-                self._processors.append(TopKLogitsWarper(sampling.top_k))
+                self._warpers.append(TopKLogitsWarper(sampling.top_k))
             if sampling.top_p < 1:
-                self._processors.append(TopPLogitsWarper(float(sampling.top_p)))
+                self._warpers.append(TopPLogitsWarper(float(sampling.top_p)))
+            if sampling.min_p > 0:
+                self._warpers.append(MinPLogitsWarper(float(sampling.min_p)))
 
     @property
     def is_plain(self) -> bool:
         """Tell whether the likeliest token is taken as it is."""
-        return self._generator is None and not self._processors
+        told = self._sampling
+        is_shifted = told.presence_penalty or told.frequency_penalty or told.min_tokens
+        return self._generator is None and not self._processors and not is_shifted
 
     def next_token(self, ids: Sequence[int], logits_V: Tensor) -> int:
         """Choose the token after `ids` – prompt and answer so far – by its logits (V,)."""
-        ids_1S: Any = torch.tensor([list(ids)], device=logits_V.device)
-        scores_1V: Any = self._processors(ids_1S, logits_V[None].float())
+        scores_1V: Any = logits_V[None].float()
+        read: Any = None  # by nothing but the processors
+        if self._processors:
+            read = torch.tensor([list(ids)], device=logits_V.device)
+            scores_1V = self._processors(read, scores_1V)
+        scores_1V = self._warpers(read, self._shifted(ids[self._num_prompt :], scores_1V))
         if self._generator is None:
             return int(scores_1V.argmax())
         return int(torch.multinomial(scores_1V.softmax(-1)[0], 1, generator=self._generator))
 
+    def _shifted(self, answer: Sequence[int], scores_1V: Tensor) -> Tensor:
+        """Subtract the penalties of the answer's tokens; forbid the end before `min_tokens`."""
+        told = self._sampling
+        if told.presence_penalty or told.frequency_penalty:
+            answer_S = torch.tensor(answer, dtype=torch.long, device=scores_1V.device)
+            counts_V = torch.bincount(answer_S, minlength=scores_1V.shape[1])
+            scores_1V = (
+                scores_1V
+                - told.presence_penalty * (counts_V > 0)
+                - told.frequency_penalty * counts_V
+            )
+        if len(answer) < told.min_tokens:
+            scores_1V = scores_1V.clone()
+            scores_1V[:, self._end_ids] = -torch.inf
+        return scores_1V
+
 
 def next_tokens(
     samplers: Sequence[Sampler], ids: Sequence[Sequence[int]], logits_BV: Tensor
-) -> list[int]:
-    """Choose the next token of every sequence, each by its own sampler."""
-    likeliest: list[int] = logits_BV.argmax(-1).tolist()
-    return [
-        token if sampler.is_plain else sampler.next_token(ids[row], logits_BV[row])
-        for row, (sampler, token) in enumerate(zip(samplers, likeliest, strict=True))
-    ]
+) -> list[int | None]:
+    """Choose the next token of every sequence by its own sampler; None if no logits are finite."""
+    best = logits_BV.max(-1)
+    largest, likeliest = torch.stack([best.values.double(), best.indices.double()]).tolist()
+    tokens: list[int | None] = []
+    for row, sampler in enumerate(samplers):
+        if not isfinite(largest[row]):
+            tokens.append(None)
+        elif sampler.is_plain:
+            tokens.append(int(likeliest[row]))
+        else:
+            tokens.append(sampler.next_token(ids[row], logits_BV[row]))
+    return tokens

@@ -53,7 +53,7 @@ def test_what_is_no_causal_model_of_text_is_refused_when_the_base_is_made(
 def test_a_model_that_would_take_padding_in_is_refused_if_it_is_not_read_apart(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("engine.batch", "training.loss"):
+    for module in ("engine.cache", "training.loss"):
         monkeypatch.setattr(f"dlplora.{module}.reads_apart", lambda _: False)
     write_family(name, tmp_path / "model")
     with pytest.raises(ModelError, match="cannot be used"):

@@ -10,14 +10,18 @@ CPU = torch.device("cpu")
 LOGITS_V = torch.tensor([0.0, 3.0, 2.5, 1.0, -1.0])
 
 
+def sampler_of(sampling: Sampling, num_prompt: int = 0) -> Sampler:
+    return Sampler(sampling, num_prompt=num_prompt, end_ids=frozenset({1}), device=CPU)
+
+
 def drawn(sampling: Sampling, count: int, ids: list[int] | None = None) -> list[int]:
-    sampler = Sampler(sampling, device=CPU)
+    sampler = sampler_of(sampling)
     return [sampler.next_token(ids or [0], LOGITS_V) for _ in range(count)]
 
 
 def test_without_temperature_the_likeliest_token_is_taken() -> None:
     assert drawn(Sampling(), 3) == [1, 1, 1]
-    assert Sampler(Sampling(), device=CPU).is_plain
+    assert sampler_of(Sampling()).is_plain
 
 
 def test_the_same_seed_draws_the_same_tokens_and_another_seed_others() -> None:
@@ -51,7 +55,7 @@ def test_a_repetition_penalty_turns_from_what_was_said() -> None:
 def test_each_sequence_has_its_own_sampler() -> None:
     logits_BV = LOGITS_V.expand(3, -1)
     samplings = [Sampling(), Sampling(temperature=3.0, seed=4), Sampling(repetition_penalty=2.0)]
-    samplers = [Sampler(sampling, device=CPU) for sampling in samplings]
+    samplers = [sampler_of(sampling) for sampling in samplings]
     together = [next_tokens(samplers, [[0], [0], [1]], logits_BV) for _ in range(20)]
     assert [tokens[1] for tokens in together] == drawn(samplings[1], 20)
     assert {(tokens[0], tokens[2]) for tokens in together} == {(1, 2)}

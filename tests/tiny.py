@@ -26,7 +26,7 @@ from transformers import (
 
 from dlplora.data.checksums import folder_sha256
 from dlplora.data.prompts import ChatFormat
-from dlplora.data.templates import render_frame
+from dlplora.data.templates import ChatTemplate, render_frame
 from dlplora.models import Base, quiet_transformers
 from dlplora.records.base_card import BaseCard, Frame, write_base_card
 
@@ -161,8 +161,9 @@ def chat_of(tokenizer: PreTrainedTokenizerFast, system: str | None = "") -> Chat
 
 def tiny_base(kind: str = "llama", *, seed: int = 0, lines: bool = False) -> Base:
     """Make a loaded base model with its chat format."""
-    chat = chat_of(tiny_tokenizer(lines=lines))
-    return Base(tiny_model(kind, seed=seed), chat, id="tiny", fingerprint="f" * 64)
+    tokenizer = tiny_tokenizer(lines=lines)
+    template = ChatTemplate(lambda: tokenizer)
+    return Base(tiny_model(kind, seed=seed), chat_of(tokenizer), "tiny", "f" * 64, template)
 
 
 def write_tiny_folder(

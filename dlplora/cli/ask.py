@@ -64,7 +64,7 @@ def generate(
     Example: dlplora generate "Today I paint. Yesterday I " --trace
     """
     from dlplora.cli import display
-    from dlplora.engine.answers import Request
+    from dlplora.engine.requests import Request
     from dlplora.sampling import Sampling
     from dlplora.systems.load import Systems
 

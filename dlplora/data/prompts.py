@@ -53,20 +53,35 @@ class ChatFormat:
     def prompt(self, question: str) -> tuple[int, ...]:
         """Render a question."""
         before = self.frame.before
-        text = before + question + self.frame.after
+        span = len(before), len(before) + len(question)
+        return self.encode(before + question + self.frame.after, [span])
+
+    def raw(self, text: str) -> tuple[int, ...]:
+        """Tokenise a text without a template, behind what the tokenizer itself puts in front."""
+        return (*self._front_ids, *self._encoded(text, [(0, len(text))]))
+
+    def encode(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+        """Tokenise a whole prompt, behind the tokens that begin every one.
+
+        What looks like a control token is plain text within the spans.
+        """
+        return (*self.frame.begin_ids, *self._encoded(text, spans))
+
+    def _encoded(self, text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
         encoded = self.tokenizer.encode(text, add_special_tokens=False)
-        if not self.controls_in(question):
-            return (*self.frame.begin_ids, *encoded.ids)
-        first, last = len(before), len(before) + len(question)
-        ids = list(self.frame.begin_ids)
+        plain = [span for span in spans if self.controls_in(text[slice(*span)])]
+        if not plain:
+            return list(encoded.ids)
+        ids: list[int] = []
         for token, (start, end) in zip(encoded.ids, encoded.offsets, strict=True):
-            if token in self._controls and first < end and start < last:  # also blanks beside it
-                start, end = max(start, first), min(end, last)
-                if self.controls_in(text[start:end]):
-                    ids += self._plain_ids(text[start:end])
+            inner = next((one for one in plain if one[0] < end and start < one[1]), None)
+            if token in self._controls and inner:  # also blanks beside it
+                part = text[max(start, inner[0]) : min(end, inner[1])]
+                if self.controls_in(part):
+                    ids += self._plain_ids(part)
                     continue
             ids.append(token)
-        return tuple(ids)
+        return ids
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Tokenise an answer or option, without its end."""
@@ -94,9 +109,19 @@ class ChatFormat:
         """Turn tokens into text, special tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def token_text(self, token: int) -> str:
+        """Turn one token into text, as the vocabulary has it if it is special."""
+        if token in self._controls:
+            return str(self.tokenizer.id_to_token(token))
+        return str(self.tokenizer.decode([token], skip_special_tokens=False))
+
     def text(self, ids: Sequence[int]) -> str:
         """Turn the tokens of an answer into text, without white space around it."""
         return self.decode(ids).strip()
+
+    @cached_property
+    def _front_ids(self) -> tuple[int, ...]:
+        return ids_in_front(self.tokenizer)
 
     @cached_property
     def _unaware(self) -> Tokenizer:
@@ -113,6 +138,13 @@ class ChatFormat:
             for part in (piece[:1], piece[1:]) if number % 2 else (piece,):
                 ids += self._unaware.encode(part, add_special_tokens=False).ids
         return ids
+
+
+def ids_in_front(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the tokens that a tokenizer by itself puts in front of a text."""
+    encoded = tokenizer.encode("a")
+    added = encoded.special_tokens_mask
+    return tuple(encoded.ids[: added.index(0)] if 0 in added else ())
 
 
 def plain_tokenizer(tokenizer: Tokenizer) -> Tokenizer:

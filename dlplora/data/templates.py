@@ -1,19 +1,25 @@
 """A tokenizer's chat template, rendered once around a question: the same in every run."""
 
 import datetime
+import re
+import threading
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from types import SimpleNamespace
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
+from dlplora.data.prompts import ids_in_front
 from dlplora.errors import ModelError, one_line
 from dlplora.patch import patched
 from dlplora.records.base_card import Frame
 
-_MARK = "\u27e6question\u27e7"
-# What templates that tell the date are told.
+# What templates that tell the date are told; for one thread at a time.
 _STOPPED_CLOCK = SimpleNamespace(now=lambda: datetime.datetime(2024, 7, 26))
+_RENDERING = threading.Lock()
+_MARK = "\u27e6question\u27e7"
 
 
 def render_frame(tokenizer: PreTrainedTokenizerBase, system: str | None) -> Frame:
@@ -43,7 +49,7 @@ def render_frame(tokenizer: PreTrainedTokenizerBase, system: str | None) -> Fram
     before, after = "", ""
     begin_ids: tuple[int, ...] = ()
     if tokenizer.chat_template is None:
-        begin_ids = _ids_in_front(backend)
+        begin_ids = ids_in_front(backend)
     else:
         before, after = _around(tokenizer, system)
     pad: int | None = tokenizer.pad_token_id
@@ -63,12 +69,6 @@ def _control_ids(tokenizer: Tokenizer, frame: str) -> tuple[int, ...]:
     return tuple(id_ for id_, token in added.items() if token.special or token.content in frame)
 
 
-def _ids_in_front(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return the tokens that a tokenizer by itself puts in front of a text."""
-    added = tokenizer.encode("a").special_tokens_mask
-    return tuple(tokenizer.encode("a").ids[: added.index(0)] if 0 in added else ())
-
-
 def _around(tokenizer: PreTrainedTokenizerBase, system: str | None) -> tuple[str, str]:
     """Return the text before and after the question in a template."""
     rendered = _rendered(tokenizer, system)
@@ -81,16 +81,79 @@ def _around(tokenizer: PreTrainedTokenizerBase, system: str | None) -> tuple[str
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, system: str | None) -> str:
-    turns = [{"role": "user", "content": _MARK}]
-    if system is not None:
-        turns.insert(0, {"role": "system", "content": system})
+    turns = [("user", _MARK)] if system is None else [("system", system), ("user", _MARK)]
     try:
-        with patched(chat_template_utils, "datetime", _STOPPED_CLOCK):
+        return render_turns(tokenizer, turns)
+    except ModelError as error:
+        raise ModelError(
+            f"{error}; without a system turn (base_model.system_prompt: null) it may not"
+        ) from error
+
+
+class ChatTemplate:
+    """A tokenizer's chat template for chats of several turns; the tokenizer is loaded when asked.
+
+    Turns are a role and a content each.
+    """
+
+    def __init__(self, load: Callable[[], PreTrainedTokenizerBase]) -> None:
+        self._load = load
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return self._load()
+
+    def render(
+        self, turns: Sequence[tuple[str, str]], *, before: str
+    ) -> tuple[str, list[tuple[int, int]] | None]:
+        """Render turns up to the next answer; tell where in the text their contents stand.
+
+        If the first turn is the user's, `before` stands in front of it. Contents may be stripped by
+        the template; where they stand is None if it changes them otherwise. Raises `ModelError` if
+        there is no template, or it refuses the turns.
+        """
+        if self._tokenizer.chat_template is None:
+            raise ModelError("the base model has no chat template: it answers single questions")
+        rendered = render_turns(self._tokenizer, turns)
+        marks = [f"\u27e6{number}\u27e7" for number in range(len(turns))]
+        roles = [role for role, _ in turns]
+        frame = render_turns(self._tokenizer, list(zip(roles, marks, strict=True)))
+        pieces = re.split("|".join(marks), frame)
+        if len(pieces) != len(turns) + 1 or not rendered.startswith(pieces[0]):
+            raise ModelError("the chat template does not show each turn once and in order")
+        if roles[0] == "user":
+            rendered = before + rendered[len(pieces[0]) :]
+            pieces[0] = before
+        return rendered, _spans(rendered, pieces, [content for _, content in turns])
+
+
+def _spans(
+    text: str, pieces: Sequence[str], contents: Sequence[str]
+) -> list[tuple[int, int]] | None:
+    """Find contents, as they are or stripped, between the pieces of a text; None if they differ."""
+    spans = []
+    end = len(pieces[0])
+    for content, piece in zip(contents, pieces[1:], strict=True):
+        for shown in (content, content.strip()):
+            if text.startswith(shown + piece, end):
+                spans.append((end, end + len(shown)))
+                end += len(shown) + len(piece)
+                break
+        else:
+            return None
+    return spans if end == len(text) else None
+
+
+def render_turns(tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str]]) -> str:
+    """Render turns – role and content each – by a tokenizer's template, up to the next answer.
+
+    Raises `ModelError` if the template refuses them.
+    """
+    told = [{"role": role, "content": content} for role, content in turns]
+    try:
+        with _RENDERING, patched(chat_template_utils, "datetime", _STOPPED_CLOCK):
             return str(
-                tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+                tokenizer.apply_chat_template(told, add_generation_prompt=True, tokenize=False)
             )
     except Exception as error:  # a template raises whatever it likes
-        raise ModelError(
-            f"the chat template refuses its turns: {one_line(error)}; without a system turn "
-            f"(base_model.system_prompt: null) it may not"
-        ) from error
+        raise ModelError(f"the chat template refuses its turns: {one_line(error)}") from error

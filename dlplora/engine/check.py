@@ -4,8 +4,9 @@ from functools import partial
 
 import torch
 
-from dlplora.engine.batch import Batch
+from dlplora.engine.reading import prefill
 from dlplora.lora.attach import Pool
+from dlplora.lora.layers import FusedLayers
 from dlplora.models import Base, alone_logits, check_alike, probe_rows
 from dlplora.records.routes import BASE_ROUTE
 
@@ -31,7 +32,9 @@ def check_reading(base: Base) -> None:
         gap_of_16_bits=_AHEAD_OF_16_BITS,
     )
     check = partial(check_alike, base, gap_of_16_bits=_GAP_OF_16_BITS)
-    batch = Batch.read(base, Pool(base.model), [row[:-1] for row in rows], [BASE_ROUTE] * len(rows))
+    batch = prefill(
+        base, Pool(FusedLayers(base.model)), [row[:-1] for row in rows], [BASE_ROUTE] * len(rows)
+    )
     check("reading a batch", batch.logits_BV, torch.stack([part[-2] for part in alone]))
     batch.keep(range(len(rows))[::-1])
     batch.step([row[-1] for row in rows[::-1]])

@@ -5,10 +5,13 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
-from dlplora.engine.answers import Request
+from dlplora.engine.option_scoring import score_options
+from dlplora.engine.prompts import prompt_tokens
+from dlplora.engine.requests import Request
 from dlplora.engine.runner import Runner
 from dlplora.evaluation.answer_store import Answered, AnsweredBatch, AnswerStore
 from dlplora.evaluation.items import Prompt
+from dlplora.lora.mix import weighted
 from dlplora.records.routes import Route
 from dlplora.routing.base import Probe
 from dlplora.systems.system import System
@@ -33,7 +36,7 @@ class Answering:
     def answer(self, prompts: Sequence[Prompt]) -> AnsweredBatch:
         """Return the answers to the prompts of a batch, with the scores of options."""
         requests = self._routed([prompt.request for prompt in prompts])
-        ids = [self._runner.base.chat.prompt(request.prompt) for request in requests]
+        ids = [prompt_tokens(self._runner.base, request) for request in requests]
         is_known = all(_is_known(request) for request in requests)
         asked = [
             (
@@ -64,7 +67,7 @@ class Answering:
             can_route and not request.routes and policy == "route_once"
             for request, policy in zip(requests, policies, strict=True)
         ]
-        texts = [r.prompt for r, routed in zip(requests, is_routed, strict=True) if routed]
+        texts = [str(r.prompt) for r, routed in zip(requests, is_routed, strict=True) if routed]
         found = iter(self._runner.route(texts) if texts else [])
         told = [
             replace(request, routes=(next(found),)) if routed else request
@@ -78,13 +81,13 @@ class Answering:
     def _ask(
         self,
         requests: Sequence[Request],
-        ids: Sequence[Sequence[int]],
+        ids: Sequence[tuple[int, ...]],
         prompts: Sequence[Prompt],
     ) -> list[Answered]:
-        batch = self._runner.begin(requests, ids)
-        firsts = batch.routes
-        scored = batch.score_options([prompt.options for prompt in prompts])
-        answers = self._runner.finish(batch, ids, requests)
+        running = self._runner.begin(requests, ids)
+        firsts = [sequence.route for sequence in running.sequences]
+        scored = score_options(running.batch, [prompt.options for prompt in prompts])
+        answers = self._runner.finish(running)
         return [
             Answered(
                 tuple(part.text for part in answer.parts),
@@ -103,7 +106,7 @@ class Answering:
             [
                 [
                     (numbers.setdefault(id(pairs), len(numbers)), pairs.sha256, weight)
-                    for pairs, weight in self._runner.pool.row(route)
+                    for pairs, weight in weighted(self._runner.pool.row(route))
                 ]
                 for route in request.routes
             ]

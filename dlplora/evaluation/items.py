@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dlplora.engine.answers import Request
+from dlplora.engine.requests import Request
 from dlplora.evaluation.metrics import METRICS
 from dlplora.params.inputs import Task
 from dlplora.records.examples import Example

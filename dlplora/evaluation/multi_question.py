@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from dlplora.data.balance import composite_text, draw_questions
-from dlplora.engine.answers import Request
+from dlplora.engine.requests import Request
 from dlplora.engine.runner import Runner
 from dlplora.errors import DataError
 from dlplora.evaluation.items import Prompt, TaskItems

@@ -46,7 +46,7 @@ def evaluate(
     advance: Advance,
 ) -> Iterator[tuple[Setting, Scores]]:
     """Ask a system in each of its settings, and yield what it scored there."""
-    with system.running(places=evaluation.batch_size) as runner:
+    with system.running(max_batch_size=evaluation.batch_size) as runner:
         answering = Answering(runner, system, store)
         for setting in settings:
             seconds = 0.0
@@ -111,7 +111,7 @@ def _score(
             task=tasks[example.task],
             primary=primaries[example.task],
             item_id=item_id,
-            prompt=prompt.request.prompt,
+            prompt=str(prompt.request.prompt),
             options=found.options,
         )
         for prompt, found in zip(batch, answered, strict=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from dlplora.engine.answers import Request
+from dlplora.engine.requests import Request
 from dlplora.evaluation.items import Prompt, TaskItems
 from dlplora.models import Base
 from dlplora.params.inputs import Task

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from statistics import median
 
-from dlplora.engine.answers import Request
+from dlplora.engine.requests import Request
 from dlplora.engine.runner import Runner
 from dlplora.errors import ModelError, unreadable
 from dlplora.evaluation.answer_store import AnswerStore, kept_answers
@@ -135,7 +135,7 @@ def latency_ratio(candidate: System, promoted: System, tests: Sequence[TaskItems
         for test in tests
         if place < len(test.examples)
     ][:_NUM_TIMED]
-    with candidate.running() as one, promoted.running() as other:
+    with candidate.running(cache_mib=0) as one, promoted.running(cache_mib=0) as other:
         for runner in (one, other):
             runner.generate(prompts[:1])  # what is made once
         return median(_seconds(one, prompt) / _seconds(other, prompt) for prompt in prompts)

@@ -1,38 +1,34 @@
-"""Fused layers put into a loaded model, and taken out again."""
+"""Adapters attached to a loaded model, by name."""
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dlplora.adapters import LoraAdapter, LoraPair
 from dlplora.errors import AdapterError, ParamsError, RouterError, choices, one_line
-from dlplora.lora.fused import FusedLinear, LayerSums, Running
-from dlplora.lora.layout import Pair, PairsByPath
-from dlplora.lora.mix import BatchMix, Groups, Row
+from dlplora.lora.fused import LayerSums
+from dlplora.lora.layers import FusedLayers, fused, in_out
+from dlplora.lora.layout import PairsByPath
+from dlplora.lora.mix import BatchMix, Row
 from dlplora.records.routes import Route
 
 T = TypeVar("T")
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Pool:
-    """The adapters of one model, by name; they come and go while batches run.
+    """Adapters by name, which come and go while batches run.
 
-    The model's own layers are wrapped, not changed. A batch keeps the adapters that it began
-    with, also when they are removed or replaced meanwhile.
+    A batch keeps the adapters that it began with, also when they are removed or replaced
+    meanwhile. Several pools may share the layers of one model; names are each pool's own.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self, layers: FusedLayers) -> None:
+        self.layers = layers
         self._adapters: dict[str, PairsByPath] = {}
-        self._fused: dict[str, FusedLinear] = {}
-        self._running: Running = ContextVar("running", default=None)
-        self._groups: Groups = {}
         self._changing = threading.Lock()
 
     @property
@@ -43,21 +39,13 @@ class Pool:
     def add(self, adapter: LoraAdapter) -> None:
         """Attach an adapter to whatever linear layers it names.
 
-        Raises `AdapterError` if one of its name is here, or if the model has no such layer, or
-        one of another shape; nothing is changed then.
+        Raises `AdapterError` if one of its name is here, or if it does not fit the model; nothing
+        is changed then.
         """
         with self._changing:
             if adapter.name in self._adapters:
                 raise AdapterError(f"there is an adapter {adapter.name!r} already")
-            layers = {path: self._layer(adapter, path) for path in adapter.pairs}
-            pairs = _lay_out(adapter, layers)
-            if new := layers.keys() - self._fused.keys():
-                self._fuse({path: layers[path] for path in new})
-            self._adapters = {**self._adapters, adapter.name: pairs}
-
-    def lay_out(self, adapter: LoraAdapter) -> PairsByPath:
-        """Return an adapter's pairs as batches use them; `AdapterError` if it does not fit."""
-        return _lay_out(adapter, {path: self._layer(adapter, path) for path in adapter.pairs})
+            self._adapters = {**self._adapters, adapter.name: self.layers.wrap(adapter)}
 
     def remove(self, name: str) -> None:
         """Let go of an adapter; batches that run with it end with it."""
@@ -67,109 +55,18 @@ class Pool:
 
     def row(self, route: Route) -> Row:
         """Take the adapters of a route as they are now; `RouterError` on one that is not here."""
+        if route.per_token:
+            raise RouterError("no layers here weigh adapters for each token, as the route says")
         adapters = self._adapters
         return tuple((found(adapters, name), weight) for name, weight in route.mix)
 
     def mix(self, routes: Sequence[Route]) -> BatchMix:
         """Return the mix of a batch by its routes; `RouterError` on an adapter that is not here."""
-        return self.mix_rows([self.row(route) for route in routes])
+        return self.layers.mix([self.row(route) for route in routes])
 
-    def mix_rows(self, rows: Sequence[Row]) -> BatchMix:
-        """Return the mix of prompts whose adapters were taken before."""
-        return BatchMix(rows, self._groups)
-
-    @contextmanager
-    def mixing(self, mix: LayerSums) -> Iterator[None]:
+    def mixing(self, mix: LayerSums) -> AbstractContextManager[None]:
         """Run a batch in the `with` block by its mix."""
-        token = self._running.set(mix)
-        try:
-            yield
-        finally:
-            self._running.reset(token)
-
-    def detach(self) -> None:
-        """Put the model's own layers back in their places."""
-        with self._changing:
-            for path, layer in self._fused.items():
-                set_module(self._model, path, layer.base)
-            self._fused, self._adapters, self._groups = {}, {}, {}
-
-    def _fuse(self, layers: Mapping[str, nn.Module]) -> None:
-        """Wrap layers, and see which of all read one input; undone if the model fails at that."""
-        before = self._fused
-        self._fused = dict(before)
-        for path, layer in layers.items():
-            self._fused[path] = FusedLinear(layer, path, self._running)
-            set_module(self._model, path, self._fused[path])
-        try:
-            self._groups = self._grouped()
-        except BaseException:
-            for path, layer in layers.items():
-                set_module(self._model, path, layer)
-            self._fused = before
-            raise
-
-    @torch.no_grad()
-    def _grouped(self) -> Groups:
-        """Run the model on one token, to see which layers read the very same tensor."""
-        watch = _Watch()
-        ids = torch.zeros((1, 1), dtype=torch.long, device=next(self._model.parameters()).device)
-        with self.mixing(watch):
-            self._model(input_ids=ids, use_cache=False)
-        groups: dict[str, tuple[str, ...]] = {path: (path,) for path in self._fused}
-        for _, paths in watch.seen.values():
-            groups.update(dict.fromkeys(paths, tuple(paths)))
-        return groups
-
-    def _layer(self, adapter: LoraAdapter, path: str) -> nn.Module:
-        """Return the model's own layer at a path; `AdapterError` if the adapter does not fit."""
-        try:
-            layer = self._model.get_submodule(path)
-        except AttributeError:
-            raise AdapterError(
-                f"adapter {adapter.name!r}: the base model has no layer {path}"
-            ) from None
-        if isinstance(layer, FusedLinear):
-            if self._fused.get(path) is not layer:
-                raise AdapterError(
-                    f"adapter {adapter.name!r}: {path} belongs to another pool of the same model; "
-                    f"add it to that one"
-                )
-            layer = layer.base
-        sizes = in_out(layer)
-        if sizes is None:
-            raise AdapterError(
-                f"adapter {adapter.name!r}: {path} is no linear layer: {type(layer).__name__}"
-            )
-        if (dtype := _weight(layer).dtype) not in _DTYPES:
-            raise AdapterError(
-                f"adapter {adapter.name!r}: {path} holds {dtype}, which cannot be fused; "
-                f"load the base model unquantised"
-            )
-        if layer is self._model.get_output_embeddings():  # type: ignore[operator]
-            raise AdapterError(
-                f"adapter {adapter.name!r}: {path} is the model's output head, which cannot be "
-                f"fused; train it without"
-            )
-        pair = adapter.pairs[path]
-        if (size := (pair.down_RI.shape[1], pair.up_OR.shape[0])) != sizes:
-            raise AdapterError(
-                f"adapter {adapter.name!r}: {path} maps {size[0]} to {size[1]}, "
-                f"the base model's maps {sizes[0]} to {sizes[1]}"
-            )
-        return layer
-
-
-class _Watch:
-    """A mix that adds nothing, and sees which tensor each layer reads."""
-
-    def __init__(self) -> None:
-        self.seen: dict[int, tuple[Tensor, list[str]]] = {}  # the paths of each tensor, by its id
-
-    def add(self, path: str, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
-        """Leave the layer's output as it is."""
-        self.seen.setdefault(id(x_BSI), (x_BSI, []))[1].append(path)
-        return y_BSO
+        return self.layers.mixing(mix)
 
 
 @contextmanager
@@ -177,29 +74,18 @@ def attached(
     model: nn.Module, adapters: Sequence[LoraAdapter], *, pool_type: type[Pool] = Pool
 ) -> Iterator[Pool]:
     """Attach adapters to a model for the time of a `with` block."""
-    pool = pool_type(model)
-    try:
-        for adapter in adapters:
-            pool.add(adapter)
-        yield pool
-    finally:
-        pool.detach()
+    with fused(model) as layers:
+        yield pool_of(layers, adapters, pool_type=pool_type)
 
 
-def _lay_out(adapter: LoraAdapter, layers: Mapping[str, nn.Module]) -> PairsByPath:
-    """Put the matrices of an adapter where its layers are, and in their dtype."""
-    return PairsByPath(
-        (
-            path,
-            Pair(
-                pair.down_RI.to(_weight(layers[path])),
-                pair.up_OR.T.contiguous().to(_weight(layers[path])),
-                len(pair.down_RI),
-                pair.scaling,
-            ),
-        )
-        for path, pair in adapter.pairs.items()
-    )
+def pool_of(
+    layers: FusedLayers, adapters: Sequence[LoraAdapter], *, pool_type: type[Pool] = Pool
+) -> Pool:
+    """Return a pool of adapters on a model's fused layers."""
+    pool = pool_type(layers)
+    for adapter in adapters:
+        pool.add(adapter)
+    return pool
 
 
 def found(adapters: Mapping[str, T], name: str) -> T:
@@ -257,22 +143,3 @@ def _no_change(layer: nn.Module, path: str) -> LoraPair:
     if sizes is None:
         raise AdapterError(f"{path} is no linear layer: {type(layer).__name__}")
     return LoraPair(torch.zeros(1, sizes[0]), torch.zeros(sizes[1], 1), 1.0)
-
-
-def in_out(layer: nn.Module) -> tuple[int, int] | None:
-    """Return the numbers of inputs and outputs of a linear layer, GPT-2's Conv1D included."""
-    if isinstance(layer, nn.Linear):
-        return layer.in_features, layer.out_features
-    if type(layer).__name__ == "Conv1D" and isinstance(layer.weight, Tensor):
-        return layer.weight.shape[0], layer.weight.shape[1]
-    return None
-
-
-def _weight(layer: nn.Module) -> Tensor:
-    return next(layer.parameters())
-
-
-def set_module(model: nn.Module, path: str, layer: nn.Module) -> None:
-    """Put a layer into a model's place of that path."""
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, layer)

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dlplora.lora.attach import check_fusable, in_out, set_module, target_paths
+from dlplora.lora.attach import check_fusable, target_paths
+from dlplora.lora.layers import in_out, set_module
 
 
 class TaskGate(nn.Module):

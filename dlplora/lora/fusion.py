@@ -6,11 +6,11 @@ Shapes: R rank, I inputs, O outputs.
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from dlplora.adapters import LoraAdapter, LoraPair
 from dlplora.errors import AdapterError
 from dlplora.lora.attach import Pool, found
+from dlplora.lora.layers import FusedLayers
 from dlplora.lora.layout import PairsByPath
 from dlplora.lora.mix import Row
 from dlplora.records.routes import Route
@@ -24,8 +24,8 @@ class FusionPool(Pool):
     The averages used last are kept. Weights of routes are not looked at: all members count alike.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
+    def __init__(self, layers: FusedLayers) -> None:
+        super().__init__(layers)
         self._members: dict[str, LoraAdapter] = {}
         self._averages: dict[tuple[str, ...], PairsByPath] = {}
 
@@ -43,12 +43,6 @@ class FusionPool(Pool):
             del self._members[name]
             self._averages = {}
 
-    def detach(self) -> None:
-        """Put the model's own layers back in their places."""
-        super().detach()
-        with self._changing:
-            self._members, self._averages = {}, {}
-
     def row(self, route: Route) -> Row:
         """Take the average of a route's adapters; `RouterError` on one that is not here."""
         if not route.adapters:
@@ -63,7 +57,7 @@ class FusionPool(Pool):
 
     def _average(self, names: Sequence[str]) -> PairsByPath:
         members = [found(self._members, name) for name in names]
-        return self.lay_out(fuse(members, name=" + ".join(names)))
+        return self.layers.lay_out(fuse(members, name=" + ".join(names)))
 
 
 def fuse(adapters: Sequence[LoraAdapter], *, name: str) -> LoraAdapter:

@@ -1,14 +1,14 @@
 """Routes: the adapters chosen for one text, with their weights."""
 
 from dataclasses import dataclass
-from math import isclose
+from math import isclose, isfinite
 
 from dlplora.errors import RouterError
 
 
 @dataclass(frozen=True)
 class Route:
-    """The chosen adapters and their weights, which sum to 1; no adapter means the base model.
+    """The chosen adapters and their weights, any finite numbers; no adapter is the base model.
 
     `confidence` is the router's probability of its first choice, where it has one; of LoGo, which
     has none, it is the share of the first in the scores of all adapters. `per_token` says that the
@@ -21,15 +21,21 @@ class Route:
     per_token: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse weights that do not belong to the adapters or do not sum to 1."""
+        """Refuse weights that do not belong to the adapters or are not finite."""
         if len(self.adapters) != len(self.weights):
             raise RouterError(
                 f"a route of {len(self.adapters)} adapters has {len(self.weights)} weights"
             )
         if len(set(self.adapters)) != len(self.adapters):
             raise RouterError(f"a route names an adapter twice: {', '.join(self.adapters)}")
+        if not all(map(isfinite, self.weights)):
+            raise RouterError(f"a route has the weights {self.weights}, expected finite numbers")
+
+    def checked(self) -> "Route":
+        """Return a router's route; `RouterError` if its weights do not sum to 1."""
         if self.weights and not isclose(sum(self.weights), 1.0, abs_tol=1e-6):
             raise RouterError(f"the weights of a route sum to {sum(self.weights)}, not to 1")
+        return self
 
     @property
     def mix(self) -> tuple[tuple[str, float], ...]:

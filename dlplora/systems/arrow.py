@@ -4,21 +4,21 @@ A layer's prototype of an adapter is the top right singular vector of its B A; a
 are the softmax of |prototype · x| over the `top_k` largest (arXiv 2405.11157, section 4).
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from peft import ArrowConfig, create_arrow_model
 
 from dlplora.adapters import read_adapters
 from dlplora.errors import AdapterError, RouterError, one_line
-from dlplora.lora.attach import Pool, attached, set_module
-from dlplora.lora.mix import Row
+from dlplora.lora.attach import Pool
+from dlplora.lora.layers import FusedLayers, set_module
+from dlplora.lora.mix import OwnLayers, Row
 from dlplora.models import Base
 from dlplora.params.systems import ArrowSystem
 from dlplora.records.routes import PER_TOKEN, Route
 from dlplora.routing.simple import ConstantRouter
-from dlplora.systems.system import Inputs, System
+from dlplora.systems.system import Inputs, Pooled, System
 from dlplora.training.merging import check_alike
 from dlplora.training.warnings import ignore_peft_warnings
 
@@ -28,41 +28,37 @@ _ROUTER = ".lora_arrow.arrow_router"
 def build_arrow(entry: ArrowSystem, inputs: Inputs) -> System:
     """Build the system of all adapters, weighted token by token."""
     folders = [inputs.adapters / task for task in inputs.tasks]
+    layers = arrow_layers(inputs.base, folders, entry=entry, seed=inputs.seed)
     return System(
         inputs.base,
-        lambda: _arrow_pool(inputs.base, folders, entry=entry, seed=inputs.seed),
-        ConstantRouter(PER_TOKEN),
+        Pooled([], ("arrow", str(id(layers))), lambda fused: ArrowPool(fused, layers)),
+        router=ConstantRouter(PER_TOKEN),
     )
 
 
 class ArrowPool(Pool):
-    """A pool without adapters of its own: PEFT's layers weigh theirs for every prompt."""
+    """A pool without adapters of its own: PEFT's layers weigh theirs for every token."""
+
+    def __init__(self, layers: FusedLayers, own: OwnLayers) -> None:
+        super().__init__(layers)
+        layers.wrap_own(own)
+        self._own = own
 
     def row(self, route: Route) -> Row:
-        """Add nothing to what the layers add; `RouterError` on a route that says otherwise."""
+        """Take PEFT's layers; `RouterError` on a route that names adapters."""
         if not route.per_token:
             raise RouterError("Arrow weighs all adapters for each token: it takes no other routes")
-        return ()
+        return self._own
 
 
-@contextmanager
-def _arrow_pool(
+def arrow_layers(
     base: Base, folders: Sequence[Path], *, entry: ArrowSystem, seed: int
-) -> Iterator[Pool]:
-    with (
-        arrow(base, folders, entry=entry, seed=seed),
-        attached(base.model, [], pool_type=ArrowPool) as pool,
-    ):
-        yield pool
-
-
-@contextmanager
-def arrow(base: Base, folders: Sequence[Path], *, entry: ArrowSystem, seed: int) -> Iterator[None]:
-    """Replace layers of the base model by PEFT's for the time of a `with` block.
+) -> OwnLayers:
+    """Make PEFT's layers for those of the base model that the adapters change.
 
     Of fewer adapters than `top_k` all are weighted. The seed draws where the search for singular
     vectors begins. Raises `AdapterError` if the adapters do not fit the base model or differ in
-    layers or ranks, or if PEFT refuses them; the base model is then as it was, too.
+    layers or ranks, or if PEFT refuses them. The base model is left as it was in any case.
     """
     adapters = read_adapters(folders, base_fingerprint=base.fingerprint)
     check_alike(adapters, title="arrow")
@@ -88,7 +84,7 @@ def arrow(base: Base, folders: Sequence[Path], *, entry: ArrowSystem, seed: int)
             raise AdapterError(
                 f"arrow: PEFT weighs other layers than the adapters', such as {odd[0]}"
             )
-        yield
+        return OwnLayers({path: base.model.get_submodule(path) for path in weighted})
     finally:
         for path, module in own.items():
             if base.model.get_submodule(path) is not module:

@@ -1,22 +1,23 @@
 """The engine that users load from a pipeline's folder."""
 
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dlplora.engine.routing import RequestRouter
 from dlplora.engine.runner import Runner
+from dlplora.lora.attach import Pool
+from dlplora.lora.layers import FusedLayers
 from dlplora.runtime import Place, best_place
 from dlplora.systems.load import Systems
 
 
 class Engine(Runner):
-    """A runner over one system of what a pipeline made.
+    """A runner over one or more systems of what a pipeline made.
 
     It answers until it is closed, by `close` or behind a `with` block; then the base model is as it
     was loaded.
     """
-
-    _attached = ExitStack()  # of nothing, until `load` attaches adapters
 
     @classmethod
     def load(
@@ -24,34 +25,60 @@ class Engine(Runner):
         folder: str | Path = "data",
         *,
         system: str | None = None,
+        systems: Sequence[str] = (),
         place: Place | None = None,
         log: str | Path | None = None,
         **settings: Any,
     ) -> "Engine":
-        """Load a system of a folder: the base model, the adapters and router that it names.
+        """Load systems of a folder: the base model, the adapters and routers that they name.
 
         Args:
             folder: The folder that the stages write to, or a model such as `.models/current`.
             system: A name in the params, with the task where it needs one (`single:TASK`); by
                 default `default_system`.
+            systems: Others that requests may name, over the same base model.
             place: Device and dtype; by default the best that this machine has.
             log: A file that every decision is appended to; the params say what a line holds.
-            settings: Those of a `Runner`: places, fallback_below, window_chars, language.
+            settings: Those of a `Runner`: max_batch_size, prefill_tokens, cache_mib,
+                fallback_below, window_chars, language.
 
         Raises a `DlpLoraError` if anything in the folder cannot be used.
         """
-        systems = Systems(folder, [system], place=place or best_place())
-        chosen = systems.named(system)
-        decisions = systems.decision_log(log, system, chosen)
-        with ExitStack() as stack:
-            engine = stack.enter_context(chosen.running_as(cls, log=decisions, **settings))
-            engine._attached = stack.pop_all()
+        loaded = Systems(folder, [system, *systems], place=place or best_place())
+        names = dict.fromkeys([loaded.name(system), *systems])
+        built = {name: loaded.named(name) for name in names}
+        layers = FusedLayers(loaded.base.model)
+        try:
+            pools: dict[tuple[str, ...], Pool] = {}
+            routers = {}
+            for name, one in built.items():
+                if (pool := pools.get(one.pool.key)) is None:
+                    pool = pools[one.pool.key] = one.pool.make(layers)
+                one.pool.add_to(pool)
+                decisions = loaded.decision_log(log, name, one)
+                routers[name] = RequestRouter(
+                    loaded.base, pool, one.router, one.policy, log=decisions
+                )
+            first = routers.pop(own := loaded.name(system))
+            engine = cls(
+                loaded.base,
+                first.pool,
+                router=first.router,
+                policy=first.policy,
+                log=first.log,
+                name=own,
+                systems=routers,
+                **settings,
+            )
+        except BaseException:
+            layers.unwrap()
+            raise
         return engine
 
     def close(self) -> None:
         """Take the adapters out of the base model; nothing is answered after that."""
-        self._attached.close()
-        self._router = None
+        self.pool.layers.unwrap()
+        self._cache.clear()
 
     def __enter__(self) -> "Engine":
         return self

@@ -5,7 +5,7 @@ from dlplora.lora.cluster import Cluster
 from dlplora.params.systems import ExpertsByTask, GatedExperts
 from dlplora.routing.gated import GatedRouter
 from dlplora.systems.by_task import told_system
-from dlplora.systems.system import Inputs, System
+from dlplora.systems.system import Inputs, System, pooled
 
 
 def build_experts_by_task(entry: ExpertsByTask, inputs: Inputs) -> System:
@@ -14,7 +14,7 @@ def build_experts_by_task(entry: ExpertsByTask, inputs: Inputs) -> System:
     for task in inputs.tasks:
         places = [inputs.artifact / name / "adapters" / task for name in entry.clusters]
         folders.append(next((place for place in places if place.is_dir()), places[0]))
-    return told_system(inputs, inputs.read(folders))
+    return told_system(inputs, inputs.read(folders), inputs.artifact)
 
 
 def build_gated_experts(entry: GatedExperts, inputs: Inputs) -> System:
@@ -33,7 +33,7 @@ def build_gated_experts(entry: GatedExperts, inputs: Inputs) -> System:
     experts = [expert for cluster in clusters for expert in cluster.experts]
     return System(
         inputs.base,
-        inputs.attached(experts),
+        pooled(experts, inputs.artifact),
         GatedRouter(classifier, clusters),
         classifier=classifier,
     )

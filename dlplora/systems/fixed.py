@@ -3,11 +3,11 @@
 from dlplora.params.systems import Fixed
 from dlplora.records.routes import Route
 from dlplora.routing.simple import ConstantRouter
-from dlplora.systems.system import Inputs, System
+from dlplora.systems.system import Inputs, System, pooled
 
 
 def build_fixed(_: Fixed, inputs: Inputs) -> System:
     """Build the system of the adapter in the artifact."""
     (adapter,) = inputs.read([inputs.artifact])
     router = ConstantRouter(Route((adapter.name,), (1.0,)))
-    return System(inputs.base, inputs.attached([adapter]), router)
+    return System(inputs.base, pooled([adapter], inputs.artifact), router)

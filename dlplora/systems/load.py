@@ -67,7 +67,11 @@ class Systems:
         for name in names:
             self._entry(name)
         place = place or set_up(self._params.runtime, seed=self._params.seed)
-        self._base = load_base(self._folder / "base", place=place, attention="sdpa")
+        self.base = load_base(self._folder / "base", place=place, attention="sdpa")
+
+    def name(self, name: str | None) -> str:
+        """Return a system's name; of None, the default's."""
+        return self._params.default_system if name is None else name
 
     def named(self, name: str | None) -> System:
         """Build a system."""
@@ -78,7 +82,7 @@ class Systems:
 
     def _inputs(self, entry: SystemParams, tasks: list[str]) -> Inputs:
         return Inputs(
-            self._base,
+            self.base,
             self._folder / "base",
             self._path(entry.adapters),
             self._path(entry.artifact),
@@ -96,7 +100,7 @@ class Systems:
         told, classifier = self._params.log, system.classifier
         return DecisionLog(
             path,
-            system=self._params.default_system if name is None else name,
+            system=self.name(name),
             with_text=told.text,
             embed=classifier.vectors if told.embedding and classifier else None,
         )
@@ -104,7 +108,7 @@ class Systems:
     def _entry(self, name: str | None) -> tuple[SystemParams, str]:
         """Return what the params say of a system, and the task that it is named with."""
         systems = self._params.systems
-        chosen = self._params.default_system if name is None else name
+        chosen = self.name(name)
         system, colon, task = chosen.partition(":")
         if not system or (colon and not task):
             raise ParamsError(f"the system is {chosen!r}; expected NAME, or NAME:TASK")

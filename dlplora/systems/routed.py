@@ -2,7 +2,7 @@
 
 from dlplora.params.systems import TopKSystem, TopPSystem
 from dlplora.routing.build import router_of
-from dlplora.systems.system import Inputs, System
+from dlplora.systems.system import Inputs, System, pooled
 
 
 def build_routed(entry: TopPSystem | TopKSystem, inputs: Inputs) -> System:
@@ -10,7 +10,7 @@ def build_routed(entry: TopPSystem | TopKSystem, inputs: Inputs) -> System:
     classifier = inputs.classifier()
     return System(
         inputs.base,
-        inputs.attached(inputs.pool()),
+        pooled(inputs.pool(), inputs.adapters),
         router_of(classifier, entry),
         classifier=classifier,
     )

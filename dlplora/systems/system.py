@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from dlplora.adapters import LoraAdapter, read_adapters
 from dlplora.data.checksums import data_folder_sha256
 from dlplora.engine.runner import Runner
-from dlplora.lora.attach import Pool, attached
+from dlplora.lora.attach import Pool
+from dlplora.lora.layers import FusedLayers, fused
 from dlplora.models import Base
 from dlplora.records.routes import Route
 from dlplora.routing.base import Classifier, Probe, Router
@@ -56,12 +57,34 @@ class Inputs:
         told = [entry.model_dump(exclude={"settings"}), self.seed, list(self.tasks), files]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
-    def attached(self, adapters: Sequence[LoraAdapter]) -> Callable[[], "Attached"]:
-        """Return what attaches adapters to the base model for the time of a `with` block."""
-        return lambda: attached(self.base.model, adapters)
+
+@dataclass(frozen=True)
+class Pooled:
+    """The adapters of a system, and the pool that they belong to.
+
+    Systems of one `key`, whose adapters stem from one folder, can share a pool.
+    """
+
+    adapters: Sequence[LoraAdapter]
+    key: tuple[str, ...]
+    empty: Callable[[FusedLayers], Pool] = Pool
+
+    def make(self, layers: FusedLayers) -> Pool:
+        """Make the pool on a model's fused layers."""
+        pool = self.empty(layers)
+        self.add_to(pool)
+        return pool
+
+    def add_to(self, pool: Pool) -> None:
+        """Add the adapters that a pool of the same key has not yet."""
+        for adapter in self.adapters:
+            if adapter.name not in pool.names:
+                pool.add(adapter)
 
 
-Attached = AbstractContextManager[Pool]
+def pooled(adapters: Sequence[LoraAdapter], *folders: Path, pool_type: type[Pool] = Pool) -> Pooled:
+    """Return the pool of adapters that stem from folders."""
+    return Pooled(adapters, (pool_type.__name__, *map(str, folders)), pool_type)
 
 
 def not_told(_: Sequence[str]) -> tuple[Route, ...]:
@@ -73,8 +96,8 @@ def not_told(_: Sequence[str]) -> tuple[Route, ...]:
 class System:
     """One way of answering.
 
-    `attach` changes the base model for the time of a `with` block, and yields the pool in which
-    routes become weighted adapters. `router` chooses the routes of requests; a system that is told
+    `pool` makes the pool in which routes become weighted adapters, on the fused layers of the base
+    model. `router` chooses the routes of requests; a system that is told
     the task has none, and `told` gives the routes of questions by their tasks instead.
     `classifier` is what the router reads its probabilities from, if it does. `policy` says when
     requests that name none are routed again. `sha256` hashes all that the system is made of, the
@@ -82,7 +105,7 @@ class System:
     """
 
     base: Base
-    attach: Callable[[], Attached]
+    pool: Pooled
     router: Router | Probe | None = None
     told: Callable[[Sequence[str]], tuple[Route, ...]] = not_told
     classifier: Classifier | None = None
@@ -103,5 +126,6 @@ class System:
     @contextmanager
     def running_as(self, runner: type[R], **settings: Any) -> Iterator[R]:
         """Do the same with a runner of a type."""
-        with self.attach() as pool:
+        with fused(self.base.model) as layers:
+            pool = self.pool.make(layers)
             yield runner(self.base, pool, router=self.router, policy=self.policy, **settings)

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from transformers.cache_utils import DynamicCache
 
 from dlplora.adapters import LoraAdapter
-from dlplora.engine.batch import Batch, parts_to_read
+from dlplora.engine.batch import Batch
+from dlplora.engine.grouping import least_effort
+from dlplora.engine.option_scoring import score_options
+from dlplora.engine.reading import prefill
 from dlplora.lora.attach import attached
 from dlplora.models import Base
 from dlplora.records.routes import BASE_ROUTE, Route
@@ -54,8 +57,8 @@ def prompts_of(base: Base, questions: Sequence[str] = QUESTIONS) -> list[tuple[i
 
 
 def greedy(batch: Batch, count: int) -> list[list[int]]:
-    """Write `count` likeliest tokens in a twin of a batch."""
-    batch = batch.twin()
+    """Write `count` likeliest tokens in a fork of a batch."""
+    batch = batch.fork()
     found: list[list[int]] = [[] for _ in range(len(batch))]
     for _ in range(count):
         tokens = batch.logits_BV.argmax(-1).tolist()
@@ -75,9 +78,9 @@ def test_a_batch_goes_on_as_each_sequence_alone(kind: str, tmp_path: Path) -> No
     base = tiny_base(kind)
     with attached(base.model, pool_of(base, kind, tmp_path)) as pool:
         prompts = prompts_of(base)
-        together = Batch.read(base, pool, prompts, ROUTES)
+        together = prefill(base, pool, prompts, ROUTES)
         alone = [
-            Batch.read(base, pool, [prompt], [route])
+            prefill(base, pool, [prompt], [route])
             for prompt, route in zip(prompts, ROUTES, strict=True)
         ]
         assert greedy(together, 12) == [greedy(batch, 12)[0] for batch in alone]
@@ -87,24 +90,23 @@ def test_a_batch_goes_on_as_each_sequence_alone(kind: str, tmp_path: Path) -> No
 def test_what_is_read_in_parts_and_by_shared_prefixes_is_what_each_reads_alone(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dlplora.engine.batch._APART_TOKENS", 1)
+    monkeypatch.setattr("dlplora.engine.grouping.PASS_TOKENS", 1)
     base = tiny_base(kind)
     questions = ["what is up ?", "what is up", "what is up one two three ?", "say red", "what is"]
     routes = [ROUTES[0], ROUTES[1], ROUTES[0], ROUTES[1], ROUTES[0]]
     with attached(base.model, pool_of(base, kind, tmp_path)) as pool:
         prompts = prompts_of(base, questions)
-        together = Batch.read(base, pool, prompts, routes)
-        assert together.routes == tuple(routes)
+        together = prefill(base, pool, prompts, routes)
         alone = [
-            Batch.read(base, pool, [prompt], [route])
+            prefill(base, pool, [prompt], [route])
             for prompt, route in zip(prompts, routes, strict=True)
         ]
         for row, batch in enumerate(alone):
             same(together, row, batch)
         assert greedy(together, 8) == [greedy(batch, 8)[0] for batch in alone]
-        scores = together.score_options([["red", "one two"]] * 5)
+        scores = score_options(together, [["red", "one two"]] * 5)
         for found, batch in zip(scores, alone, strict=True):
-            (expected,) = batch.score_options([["red", "one two"]])
+            (expected,) = score_options(batch, [["red", "one two"]])
             assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
 
 
@@ -116,13 +118,13 @@ def test_a_prefix_is_read_once_for_each_mix(
     embed = base.model.get_input_embeddings()
     embed.register_forward_pre_hook(lambda _, inputs: read.append(tuple(inputs[0].shape)))
     prompts = [(*range(5, 25), number) for number in range(8)]
-    monkeypatch.setattr("dlplora.engine.batch._APART_TOKENS", 20)
+    monkeypatch.setattr("dlplora.engine.grouping.PASS_TOKENS", 20)
     with attached(base.model, pool_of(base, "llama", tmp_path)) as pool:
         read.clear()
-        Batch.read(base, pool, prompts, [ROUTES[0], ROUTES[1]] * 4)
+        prefill(base, pool, prompts, [ROUTES[0], ROUTES[1]] * 4)
         assert read == [(2, 20), (8, 1)]
         read.clear()
-        Batch.read(base, pool, prompts[:1], ROUTES[:1])
+        prefill(base, pool, prompts[:1], ROUTES[:1])
         assert read == [(1, 21)]
 
 
@@ -131,7 +133,7 @@ def test_prompts_are_cut_into_the_parts_of_least_effort(lengths: list[int]) -> N
     def effort(parts: Sequence[Sequence[int]]) -> int:
         return sum(max(lengths[row] for row in part) * len(part) + 256 for part in parts)
 
-    found = parts_to_read(lengths)
+    found = least_effort(lengths)
     assert sorted(row for part in found for row in part) == list(range(len(lengths)))
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     every = [
@@ -148,7 +150,7 @@ def test_greedy_tokens_are_those_of_transformers_with_peft(kind: str, tmp_path: 
     models, adapters = peft_pool(base.model, {"one": config}, tmp_path)
     prompts = prompts_of(base)
     with attached(base.model, adapters) as pool:
-        batch = Batch.read(base, pool, prompts, [Route(("one",), (1.0,))] * len(prompts))
+        batch = prefill(base, pool, prompts, [Route(("one",), (1.0,))] * len(prompts))
         found = greedy(batch, 10)
     for prompt, row in zip(prompts, found, strict=True):
         ids = torch.tensor([prompt])
@@ -168,10 +170,10 @@ def test_rows_leave_and_join_without_a_difference_to_the_others(kind: str, tmp_p
     base = tiny_base(kind)
     with attached(base.model, pool_of(base, kind, tmp_path)) as pool:
         prompts = prompts_of(base)
-        batch = Batch.read(base, pool, prompts[:3], ROUTES[:3])
-        late = Batch.read(base, pool, prompts[3:], ROUTES[3:])
+        batch = prefill(base, pool, prompts[:3], ROUTES[:3])
+        late = prefill(base, pool, prompts[3:], ROUTES[3:])
         alone = [
-            Batch.read(base, pool, [prompt], [route])
+            prefill(base, pool, [prompt], [route])
             for prompt, route in zip(prompts, ROUTES, strict=True)
         ]
 
@@ -185,7 +187,7 @@ def test_rows_leave_and_join_without_a_difference_to_the_others(kind: str, tmp_p
         step(0, 1, 2)
         batch.keep([0, 2])
         step(0, 2)
-        assert batch.can_join == (kind != "sliding")
+        assert batch.can_join(late) == (kind != "sliding")
         if kind == "sliding":
             return
         batch.join(late)
@@ -196,17 +198,17 @@ def test_rows_leave_and_join_without_a_difference_to_the_others(kind: str, tmp_p
         step(3)
 
 
-def test_a_twin_goes_on_without_the_first(kind: str, tmp_path: Path) -> None:
+def test_a_fork_continues_without_the_first(kind: str, tmp_path: Path) -> None:
     base = tiny_base(kind)
     with attached(base.model, pool_of(base, kind, tmp_path)) as pool:
-        batch = Batch.read(base, pool, prompts_of(base), ROUTES)
+        batch = prefill(base, pool, prompts_of(base), ROUTES)
         before = greedy(batch, 6)
-        scores = batch.score_options(OPTIONS)
-        twin = batch.twin()
-        twin.step([5, 6, 7, 8])
-        twin.keep([1])
+        scores = score_options(batch, OPTIONS)
+        fork = batch.fork()
+        fork.step([5, 6, 7, 8])
+        fork.keep([1])
         assert greedy(batch, 6) == before
-        assert batch.score_options(OPTIONS) == scores
+        assert score_options(batch, OPTIONS) == scores
 
 
 def test_a_sequence_goes_on_by_another_route(kind: str, tmp_path: Path) -> None:
@@ -214,7 +216,7 @@ def test_a_sequence_goes_on_by_another_route(kind: str, tmp_path: Path) -> None:
     first, second = Route(("one",), (1.0,)), Route(("two", "one"), (0.5, 0.5))
     with attached(base.model, pool_of(base, kind, tmp_path)) as pool:
         prompts = prompts_of(base)[:2]
-        batch = Batch.read(base, pool, prompts, [first, first])
+        batch = prefill(base, pool, prompts, [first, first])
         cache = DynamicCache(config=base.model.config)
         ids = torch.tensor([prompts[1]])
         with pool.mixing(pool.mix([first])):
@@ -222,28 +224,28 @@ def test_a_sequence_goes_on_by_another_route(kind: str, tmp_path: Path) -> None:
         batch.step([5, 6])
         with pool.mixing(pool.mix([first])):
             base.model(torch.tensor([[6]]), past_key_values=cache, use_cache=True)
-        batch.reroute([first, second])
+        batch.reroute([batch.rows[0], pool.row(second)])
         batch.step([7, 8])
         with pool.mixing(pool.mix([second])):
             expected = base.model(torch.tensor([[8]]), past_key_values=cache, use_cache=True)
         torch.testing.assert_close(batch.logits_BV[1], expected.logits[0, -1], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("places", [1, 3, 7, 1024])
+@pytest.mark.parametrize("part_tokens", [1, 3, 7, 1024])
 def test_options_score_as_one_plain_forward_each(
-    kind: str, places: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, part_tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dlplora.engine.batch._OPTION_TOKENS", places)
+    monkeypatch.setattr("dlplora.engine.option_scoring._PART_TOKENS", part_tokens)
     base = tiny_base(kind)
     read: list[tuple[int, ...]] = []
     embed = base.model.get_input_embeddings()
     embed.register_forward_pre_hook(lambda _, inputs: read.append(tuple(inputs[0].shape)))
     with attached(base.model, pool_of(base, kind, tmp_path)) as pool:
-        batch = Batch.read(base, pool, prompts_of(base), ROUTES)
+        batch = prefill(base, pool, prompts_of(base), ROUTES)
         read.clear()
-        found = batch.score_options(OPTIONS)
+        found = score_options(batch, OPTIONS)
         longest = 3  # the rest of the longest option
-        assert all(rows * width <= max(places, longest) for rows, width in read)
+        assert all(rows * width <= max(part_tokens, longest) for rows, width in read)
         for place, prompt in enumerate(prompts_of(base)):
             for option, logprob in zip(OPTIONS[place], found[place].logprobs, strict=True):
                 answer = base.chat.answer(option)
@@ -259,7 +261,7 @@ def test_a_batch_without_adapters_is_the_base_model() -> None:
     base = tiny_base()
     prompts = prompts_of(base)
     with attached(base.model, []) as pool:
-        batch = Batch.read(base, pool, prompts, [BASE_ROUTE] * len(prompts))
+        batch = prefill(base, pool, prompts, [BASE_ROUTE] * len(prompts))
     for prompt, row in zip(prompts, batch.logits_BV, strict=True):
         expected = base.model(torch.tensor([prompt])).logits[0, -1]
         torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-5)
@@ -272,9 +274,9 @@ def test_sequences_end_with_the_adapters_that_they_began_with(tmp_path: Path) ->
     with attached(base.model, [one, two]) as pool:
         prompts = prompts_of(base)[:3]
         routes = [Route(("one",), (1.0,)), Route(("two",), (1.0,)), Route(("one",), (1.0,))]
-        alone = Batch.read(base, pool, [prompts[0]], [routes[0]])
-        batch = Batch.read(base, pool, prompts[:2], routes[:2])
-        scores = alone.score_options(OPTIONS[:1])
+        alone = prefill(base, pool, [prompts[0]], [routes[0]])
+        batch = prefill(base, pool, prompts[:2], routes[:2])
+        scores = score_options(alone, OPTIONS[:1])
         pool.remove("one")
         pool.remove("two")
         pool.add(other)
@@ -282,7 +284,7 @@ def test_sequences_end_with_the_adapters_that_they_began_with(tmp_path: Path) ->
         batch.step([5])
         alone.step([5])
         same(batch, 0, alone)
-        late = Batch.read(base, pool, [prompts[2]], [routes[2]])
+        late = prefill(base, pool, [prompts[2]], [routes[2]])
         batch.join(late)
         for tokens in ([6, 7], [8, 9]):
             batch.step(tokens)
@@ -291,5 +293,5 @@ def test_sequences_end_with_the_adapters_that_they_began_with(tmp_path: Path) ->
             same(batch, 0, alone)
             same(batch, 1, late)
     with attached(base.model, [one]) as pool:
-        again = Batch.read(base, pool, [prompts[0]], [routes[0]]).score_options(OPTIONS[:1])
+        again = score_options(prefill(base, pool, [prompts[0]], [routes[0]]), OPTIONS[:1])
     assert again[0].logprobs == pytest.approx(scores[0].logprobs)

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from dlplora.adapters import LoraAdapter
-from dlplora.engine.answers import Request, raising
-from dlplora.engine.batch import Batch
+from dlplora.engine.answers import raising
+from dlplora.engine.reading import prefill, probe
+from dlplora.engine.requests import Request
+from dlplora.engine.routing import RequestRouter
 from dlplora.engine.runner import Runner
 from dlplora.errors import RouterError
 from dlplora.lora.attach import Pool, attached
@@ -19,6 +21,7 @@ from dlplora.models import Base
 from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.routing.logo import Logo, projection_path
 from dlplora.sampling import Sampling
+from dlplora.words import Policy
 from tests.peft_adapters import peft_pool
 from tests.tiny import ALL_TARGETS, tiny_base
 
@@ -76,7 +79,7 @@ def test_scores_are_the_norms_of_what_peft_s_own_layers_add(kind: str, tmp_path:
     path = projection_path(base.model, projection=ALL_TARGETS[kind][0], block="last")
     logo = Logo.over(adapters, path, score="norm", k=2)
     with attached(base.model, adapters) as pool:
-        inputs_BI = Batch.probe(base, pool, prompts_of(base), path)[1]
+        inputs_BI = probe(base, pool, prompts_of(base), path)[1]
     scores_BN = logo.scores(inputs_BI)
     for prompt, scores_N in zip(prompts_of(base), scores_BN, strict=True):
         seen: list[Tensor] = []
@@ -92,18 +95,18 @@ def test_scores_are_the_norms_of_what_peft_s_own_layers_add(kind: str, tmp_path:
             assert score == pytest.approx(added.norm().item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("apart_tokens", [1, 256])
+@pytest.mark.parametrize("pass_tokens", [1, 256])
 def test_what_is_seen_of_a_padded_prompt_is_what_is_seen_of_it_alone(
     pooled: tuple[Base, Pool, list[LoraAdapter], str],
-    apart_tokens: int,
+    pass_tokens: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dlplora.engine.batch._APART_TOKENS", apart_tokens)
+    monkeypatch.setattr("dlplora.engine.grouping.PASS_TOKENS", pass_tokens)
     base, pool, _, path = pooled
     prompts = prompts_of(base, [*QUESTIONS, "what is up ? what is up ? what is up ?", "what is"])
-    together = Batch.probe(base, pool, prompts, path)[1]
-    alone = [Batch.probe(base, pool, [prompt], path)[1][0] for prompt in prompts]
-    backward = Batch.probe(base, pool, prompts[::-1], path)[1].flip(0)
+    together = probe(base, pool, prompts, path)[1]
+    alone = [probe(base, pool, [prompt], path)[1][0] for prompt in prompts]
+    backward = probe(base, pool, prompts[::-1], path)[1].flip(0)
     torch.testing.assert_close(together, torch.stack(alone), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(together, backward, atol=1e-4, rtol=1e-4)
     assert (alone[0] - alone[1]).abs().max() > 1e-2
@@ -114,14 +117,14 @@ def test_a_probe_reads_as_the_base_model_whatever_ran_before(
 ) -> None:
     base, pool, _, path = pooled
     prompts = prompts_of(base)
-    batch, fresh = Batch.probe(base, pool, prompts, path)
-    assert batch.routes == (BASE_ROUTE,) * len(prompts)
+    batch, fresh = probe(base, pool, prompts, path)
+    assert batch.rows == ((),) * len(prompts)
     for prompt, logits in zip(prompts, batch.logits_BV, strict=True):
         expected = base.model(torch.tensor([prompt])).logits[0, -1]
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
-    adapted = Batch.read(base, pool, prompts, [BOTH] * len(prompts))
+    adapted = prefill(base, pool, prompts, [BOTH] * len(prompts))
     adapted.step([5, 6, 7, 8])
-    torch.testing.assert_close(Batch.probe(base, pool, prompts, path)[1], fresh, atol=0, rtol=0)
+    torch.testing.assert_close(probe(base, pool, prompts, path)[1], fresh, atol=0, rtol=0)
 
 
 def test_where_the_base_model_answers_its_own_reading_is_gone_on_from(
@@ -131,18 +134,20 @@ def test_where_the_base_model_answers_its_own_reading_is_gone_on_from(
     requests = [Request(question, SAMPLING) for question in QUESTIONS]
     runner = Runner(base, pool)
     prompts = [base.chat.prompt(question) for question in QUESTIONS]
-    anew = runner.finish(runner.read(prompts, [BASE_ROUTE] * 4), prompts, requests)
+    routed = [replace(request, routes=(BASE_ROUTE,)) for request in requests]
+    anew = runner.finish(runner.begin(routed, prompts))
     read = forwards(base)
-    runner.read(prompts, [BASE_ROUTE] * 4)
+    runner.begin(routed, prompts)
     once = list(read)
     read.clear()
-    batch = runner.read_by(Told(path, [BASE_ROUTE] * 4), QUESTIONS, prompts)
+    probing = Runner(base, pool, router=Told(path, [BASE_ROUTE] * 4))
+    running = probing.begin(requests, prompts)
     assert read == once
     read.clear()
-    answers = runner.finish(batch, prompts, requests)
+    answers = probing.finish(running)
     assert [answer.text for answer in answers] == [answer.text for answer in anew]
     read.clear()
-    asked = Runner(base, pool, router=Told(path, [BASE_ROUTE] * 4)).generate(requests)
+    asked = probing.generate(requests)
     assert [answer.text for answer in asked] == [answer.text for answer in anew]
     assert read[: len(once)] == once
     assert all(tokens <= len(QUESTIONS) for tokens in read[len(once) :])  # one each from then on
@@ -156,15 +161,16 @@ def test_only_what_adapters_answer_is_read_again(
     requests = [Request(question, SAMPLING) for question in QUESTIONS]
     runner = Runner(base, pool)
     prompts = [base.chat.prompt(question) for question in QUESTIONS]
-    anew = runner.finish(runner.read(prompts, told), prompts, requests)
+    routed = [replace(one, routes=(route,)) for one, route in zip(requests, told, strict=True)]
+    anew = runner.finish(runner.begin(routed, prompts))
     read = forwards(base)
-    batch = runner.read_by(Told(path, told), QUESTIONS, prompts)
+    running = Runner(base, pool, router=Told(path, told)).begin(requests, prompts)
     sizes = [len(prompt) for prompt in prompts]
     again = 4 * max(sizes) if kind == "sliding" else 2 * max(sizes[0], sizes[2])
     apart = [*sizes, sizes[0], sizes[2]]
     assert read == (apart if kind == "lfm2" else [4 * max(sizes), again])
-    assert list(batch.routes) == told
-    answers = runner.finish(batch, prompts, requests)
+    assert [sequence.route for sequence in running.sequences] == told
+    answers = runner.finish(running)
     assert answers == anew
     assert Runner(base, pool, router=Told(path, told)).generate(requests) == anew
     assert len({answer.text for answer in answers}) > 1
@@ -192,7 +198,10 @@ def test_an_unsure_probe_falls_back_to_what_the_base_model_has_read(
     answers = runner.generate([Request(question, SAMPLING) for question in QUESTIONS])
     prompts = prompts_of(base)
     own = [len(prompt) for prompt, share in zip(prompts, shares, strict=True) if share >= limit]
-    assert read[:2] == [4 * max(map(len, prompts)), len(own) * max(own)]
+    assert [tokens for tokens in read if tokens > 4] == [
+        4 * max(map(len, prompts)),
+        len(own) * max(own),
+    ]
     by_told = [Request(q, SAMPLING, (r,)) for q, r in zip(QUESTIONS, routes, strict=True)]
     assert [a.text for a in answers] == [a.text for a in runner.generate(by_told)]
 
@@ -201,7 +210,7 @@ def test_a_probe_routes_requests_beside_those_that_bring_their_routes(
     llama: tuple[Base, Pool, Logo],
 ) -> None:
     base, pool, logo = llama
-    runner = Runner(base, pool, router=logo, places=3)
+    runner = Runner(base, pool, router=logo, max_batch_size=3)
     chosen = runner.route(QUESTIONS)
     requests = [
         Request(question, SAMPLING, (ONE,) if number % 2 else ())
@@ -216,6 +225,57 @@ def test_a_probe_routes_requests_beside_those_that_bring_their_routes(
     options = ["red", "green blue"]
     by_route = runner.score(QUESTIONS[1], options, route=chosen[1])
     assert runner.score(QUESTIONS[1], options).logprobs == pytest.approx(by_route.logprobs)
+
+
+def test_probes_of_several_systems_route_their_own_requests(
+    llama: tuple[Base, Pool, Logo],
+) -> None:
+    base, pool, logo = llama
+    other = RequestRouter(base, pool, Told(logo.path, [BOTH] * 4))
+    runner = Runner(base, pool, router=Told(logo.path, [ONE] * 4), systems={"other": other})
+    requests = [Request("say red", SAMPLING, system=name) for name in (None, "other")]
+    answers = runner.generate(requests)
+    assert [answer.parts[0].route for answer in answers] == [ONE, BOTH]
+    told = [replace(requests[0], routes=(route,)) for route in (ONE, BOTH)]
+    assert [a.text for a in answers] == [a.text for a in runner.generate(told)]
+
+
+@pytest.mark.parametrize("policy", ["keep", "refill"])
+def test_a_probe_that_is_asked_again_reads_in_parts_while_others_are_answered(
+    llama: tuple[Base, Pool, Logo], policy: Policy
+) -> None:
+    base, pool, logo = llama
+
+    class Turning(Told):
+        def routes(self, inputs_BI: Tensor) -> list[Route]:
+            seen.append(len(inputs_BI))
+            return [BOTH if len(seen) % 2 else ONE] * len(inputs_BI)
+
+    seen: list[int] = []
+    text = " ".join(["what is up ?"] * 12)
+    request = Request(text, Sampling(max_new_tokens=40), policy=policy, num_answers=3)
+    expected = Runner(base, pool, router=Turning(logo.path, [])).generate([request])
+    assert len(seen) > 1
+    seen.clear()
+    runner = Runner(base, pool, router=Turning(logo.path, []), prefill_tokens=16, cache_mib=0)
+    read = forwards(base)
+    assert runner.generate([request]) == expected
+    assert max(read) <= 16
+
+
+@pytest.mark.parametrize("route", [ONE, BASE_ROUTE])
+def test_a_probed_prompt_is_scored_by_the_route_it_gets(
+    llama: tuple[Base, Pool, Logo], route: Route
+) -> None:
+    base, pool, logo = llama
+    runner = Runner(base, pool, router=Told(logo.path, [route]))
+    (answer,) = runner.generate([Request("say red", SAMPLING, logprobs=0, echo=True)])
+    ids = [score.token for score in (*answer.prompt_tokens, *answer.tokens)]
+    with torch.no_grad(), pool.mixing(pool.mix([route])):
+        logprobs = base.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    expected = logprobs[range(len(ids) - 1), ids[1:]].tolist()
+    found = [score.logprob for score in (*answer.prompt_tokens, *answer.tokens)]
+    assert found[1:] == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_next_answer_is_probed_with_all_that_was_written(
@@ -235,7 +295,7 @@ def test_the_next_answer_is_probed_with_all_that_was_written(
     assert [part.route.mix for part in answer.parts] == [BOTH.mix, ONE.mix]
     ids = base.chat.prompt("say red")
     ids += (*base.chat.answer(answer.parts[0].text), base.chat.end_id)
-    torch.testing.assert_close(seen[1], Batch.probe(base, pool, [ids], logo.path)[1])
+    torch.testing.assert_close(seen[1], probe(base, pool, [ids], logo.path)[1])
     assert not torch.allclose(seen[0], seen[1])
 
 
@@ -263,7 +323,7 @@ def test_a_layer_that_no_adapter_changes_cannot_be_probed(llama: tuple[Base, Poo
     base, pool, _ = llama
     path = "model.layers.1.mlp.down_proj"
     with pytest.raises(RouterError, match=rf"{path}: no adapter changes this layer"):
-        Batch.probe(base, pool, prompts_of(base), path)
+        probe(base, pool, prompts_of(base), path)
     pieces = list(Runner(base, pool, router=Told(path, [ONE])).run([Request("say red", SAMPLING)]))
     assert [type(piece.error) for piece in pieces] == [RouterError]
 
@@ -280,7 +340,7 @@ def test_threads_never_see_each_other_s_prompts(llama: tuple[Base, Pool, Logo]) 
             (own,) = expected[number]
             if found.weights != pytest.approx(own.weights, abs=1e-5):
                 wrong.append(f"{QUESTIONS[number]}: {found}")
-            runner.read([base.chat.prompt(QUESTIONS[number])], [BOTH])
+            prefill(base, pool, [base.chat.prompt(QUESTIONS[number])], [BOTH])
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(QUESTIONS))]
     for thread in threads:

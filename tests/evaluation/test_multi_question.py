@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from dlplora.data.balance import composite_text
-from dlplora.engine.answers import Request
+from dlplora.engine.requests import Request
 from dlplora.errors import DataError
 from dlplora.evaluation.metrics import METRICS
 from dlplora.evaluation.multi_question import draw_prompts
@@ -81,7 +81,7 @@ def test_each_answer_is_scored_by_its_own_reference_and_is_that_of_the_prompt_al
     assert [item.task for item in items] == [part.task for parts in drawn for part in parts]
     assert len({item.id for item in items}) == 2 * COUNT
     pairs = zip(items[::2], items[1::2], strict=True)
-    with system.running(places=1) as runner:
+    with system.running(max_batch_size=1) as runner:
         for parts, pair in zip(drawn, pairs, strict=True):
             request = Request(
                 composite_text([part.question for part in parts]),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dlplora.engine.answers import Request
+from dlplora.engine.requests import Request
 from dlplora.evaluation.run import evaluate, num_prompts
 from dlplora.params.systems import Evaluation
 from dlplora.records.routes import BASE_ROUTE, PER_TOKEN

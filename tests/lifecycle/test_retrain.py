@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dlplora.engine.answers import Request
+from dlplora.engine.requests import Request
 from dlplora.errors import DlpLoraError
 from dlplora.lifecycle.registry import Registry, Version
 from dlplora.lifecycle.retrain import Outcome, retrain

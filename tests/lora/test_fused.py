@@ -2,7 +2,7 @@
 
 import copy
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dlplora.adapters import LoraAdapter, LoraPair
 from dlplora.errors import AdapterError, RouterError
 from dlplora.lora.attach import Pool, attached
 from dlplora.lora.fused import FusedLinear, OneInput
+from dlplora.lora.layers import FusedLayers
 from dlplora.lora.layout import Form, choose_form
 from dlplora.lora.mix import BatchMix
 from dlplora.records.routes import BASE_ROUTE, Route
@@ -202,20 +203,24 @@ def _inputs_read(kind: str) -> list[set[str]]:
     return {"llama": separate, "qwen2": separate}.get(kind, [])
 
 
+def fused_paths(model: nn.Module) -> set[str]:
+    return {path for path, one in model.named_modules() if isinstance(one, FusedLinear)}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_that_read_one_input_are_found(kind: str, tmp_path: Path) -> None:
     model = tiny_model(kind)
     _, adapters = peft_pool(model, configs(kind), tmp_path)
     with attached(model, adapters) as pool:
-        assert pool._groups.keys() == pool._fused.keys()
-        sizes = {len(group) for group in pool._groups.values()}
+        assert pool.layers.groups.keys() == fused_paths(model)
+        sizes = {len(group) for group in pool.layers.groups.values()}
         assert sizes == ({2} if kind in {"llama", "qwen2", "sliding"} else {1})
-        for path, group in pool._groups.items():
+        for path, group in pool.layers.groups.items():
             assert path in group
-            assert all(pool._groups[other] == group for other in group)
+            assert all(pool.layers.groups[other] == group for other in group)
             for read in _inputs_read(kind):
                 if path in read:
-                    assert set(group) == read & pool._groups.keys()
+                    assert set(group) == read & pool.layers.groups.keys()
 
 
 @pytest.mark.parametrize("num_tokens", [1, 9])
@@ -344,7 +349,7 @@ def test_adapters_come_and_go_while_a_batch_runs(tmp_path: Path) -> None:
     model = tiny_model()
     by_peft, adapters = peft_pool(model, configs("llama"), tmp_path)
     one, two, three, _ = adapters
-    pool = Pool(model)
+    pool = Pool(FusedLayers(model))
     pool.add(one)
     begun = pool.mix([Route(("one",), (1.0,))])
     pool.remove("one")
@@ -366,7 +371,7 @@ def test_adapters_come_and_go_while_a_batch_runs(tmp_path: Path) -> None:
         pool.remove("one")
     with pytest.raises(AdapterError, match="there is an adapter 'two' already"):
         pool.add(two)
-    pool.detach()
+    pool.layers.unwrap()
     assert not any(isinstance(module, FusedLinear) for module in model.modules())
 
 
@@ -377,7 +382,7 @@ def test_adapters_come_and_go_while_threads_generate(tmp_path: Path) -> None:
         for target in ("o_proj", "gate_proj", "up_proj", "down_proj")
     }
     _, adapters = peft_pool(model, configs("llama") | wider, tmp_path)
-    pool = Pool(model)
+    pool = Pool(FusedLayers(model))
     pool.add(adapters[0])
     route = [Route(("one",), (1.0,))] * 3
     with torch.no_grad(), pool.mixing(pool.mix(route)):
@@ -394,7 +399,7 @@ def test_adapters_come_and_go_while_threads_generate(tmp_path: Path) -> None:
     threads = [threading.Thread(target=answer) for _ in range(2)]
     for thread in threads:
         thread.start()
-    before = len(pool._fused)
+    before = len(fused_paths(model))
     for adapter in [*adapters[1:] * 4]:  # the last ones change layers that were not fused yet
         pool.add(adapter)
         pool.remove(adapter.name)
@@ -402,7 +407,7 @@ def test_adapters_come_and_go_while_threads_generate(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert found
-    assert len(pool._fused) == before + len(wider) * model.config.num_hidden_layers
+    assert len(fused_paths(model)) == before + len(wider) * model.config.num_hidden_layers
     assert all(torch.equal(logits, expected) for logits in found)
 
 
@@ -411,7 +416,7 @@ def test_an_adapter_of_the_output_head_is_refused_and_changes_nothing() -> None:
     inner = LoraPair(torch.randn(2, 16), torch.randn(16, 2), 1.0)
     head = LoraPair(torch.randn(2, 16), torch.randn(model.config.vocab_size, 2), 1.0)
     pairs = {"model.layers.0.self_attn.q_proj": inner, "lm_head": head}
-    pool = Pool(model)
+    pool = Pool(FusedLayers(model))
     with pytest.raises(AdapterError, match="'mine': lm_head is the model's output head"):
         pool.add(LoraAdapter("mine", pairs))
     assert pool.names == ()
@@ -424,7 +429,7 @@ def test_a_quantised_layer_is_refused_by_name(tmp_path: Path) -> None:
     layer = model.get_submodule("model.layers.0.self_attn.q_proj")
     layer.weight = torch.nn.Parameter(layer.weight.to(torch.uint8), requires_grad=False)
     with pytest.raises(AdapterError, match=r"q_proj holds torch\.uint8, which cannot be fused"):
-        Pool(model).add(adapter)
+        Pool(FusedLayers(model)).add(adapter)
 
 
 def test_a_model_that_fails_when_adapters_are_attached_is_left_as_it_was(tmp_path: Path) -> None:
@@ -432,22 +437,31 @@ def test_a_model_that_fails_when_adapters_are_attached_is_left_as_it_was(tmp_pat
     adapter = save_peft(peft_model(model, seed=0, r=2, target_modules=["q_proj"]), tmp_path / "q")
     before = {name: id(module) for name, module in model.named_modules()}
     broken = model.register_forward_pre_hook(lambda *_: 1 / 0)
-    pool = Pool(model)
+    pool = Pool(FusedLayers(model))
     with pytest.raises(ZeroDivisionError):
         pool.add(adapter)
     assert {name: id(module) for name, module in model.named_modules()} == before
     assert pool.names == ()
     broken.remove()
     pool.add(adapter)
-    assert pool._groups.keys() == pool._fused.keys() == adapter.pairs.keys()
+    assert fused_paths(model) == adapter.pairs.keys()
 
 
-def test_a_second_pool_on_the_same_layers_is_refused(tmp_path: Path) -> None:
+def test_pools_share_the_fused_layers_of_a_model_and_no_others_are_put_on_them(
+    tmp_path: Path,
+) -> None:
     model = tiny_model()
     _, adapters = peft_pool(model, configs("llama"), tmp_path)
-    first, second = Pool(model), Pool(model)
+    layers = FusedLayers(model)
+    first, second = Pool(layers), Pool(layers)
     first.add(adapters[0])
-    with pytest.raises(AdapterError, match="belongs to another pool of the same model"):
-        second.add(adapters[1])
-    second.detach()
-    assert any(isinstance(module, FusedLinear) for module in model.modules())
+    second.add(replace(adapters[1], name=adapters[0].name))
+    rows = [pool.row(Route((adapters[0].name,), (1.0,))) for pool in (first, second)]
+    with torch.no_grad(), layers.mixing(layers.mix(rows)):
+        both = model(IDS[:1].repeat(2, 1)).logits
+    for row, logits in zip(rows, both, strict=True):
+        with torch.no_grad(), layers.mixing(layers.mix([row])):
+            torch.testing.assert_close(model(IDS[:1]).logits[0], logits, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(both[0], both[1], atol=0.1)
+    with pytest.raises(AdapterError, match="is wrapped already by others"):
+        Pool(FusedLayers(model)).add(adapters[1])

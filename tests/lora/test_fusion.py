@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from dlplora.adapters import LoraAdapter
-from dlplora.engine.answers import Answer, Request
+from dlplora.engine.answers import Answer
+from dlplora.engine.requests import Request
 from dlplora.engine.runner import Runner
 from dlplora.errors import AdapterError, RouterError
 from dlplora.lora.attach import Pool, attached
@@ -102,7 +103,7 @@ def test_a_pool_averages_the_same_members_once_in_any_order(
     found = average(fusing, "one", "two")
     assert average(fusing, "two", "one") is found
     assert average(fusing, "one", "three") is not found
-    expected = fusing.lay_out(fuse([adapters[1], adapters[0]], name="x"))
+    expected = fusing.layers.lay_out(fuse([adapters[1], adapters[0]], name="x"))
     for path, pair in expected.items():
         torch.testing.assert_close(found[path].down_RI, pair.down_RI)
         torch.testing.assert_close(found[path].up_RO, pair.up_RO)

@@ -33,7 +33,7 @@ def test_an_engine_answers_as_its_system_until_it_is_closed(data: Path, name: st
         expected = runner.generate(PROMPTS, sampling=SAMPLING)
     own = {path: type(module) for path, module in system.base.model.named_modules()}
 
-    with Engine.load(data, system=name, place=PLACE, places=2) as engine:
+    with Engine.load(data, system=name, place=PLACE, max_batch_size=2) as engine:
         assert engine.generate(PROMPTS, sampling=SAMPLING) == expected
         running = {path: type(module) for path, module in engine.base.model.named_modules()}
         assert (running == own) == (name == "base")
@@ -54,8 +54,8 @@ def test_an_engine_that_is_not_closed_answers_on(data: Path) -> None:
 def test_what_an_engine_cannot_load_is_told_in_one_line(data: Path) -> None:
     with pytest.raises(ParamsError, match=r"no systems\.none; there are: arrow, base"):
         Engine.load(data, system="none")
-    with pytest.raises(GenerationError, match="places is 0"):
-        Engine.load(data, system="arrow", place=PLACE, places=0)
+    with pytest.raises(GenerationError, match="max_batch_size is 0"):
+        Engine.load(data, system="arrow", place=PLACE, max_batch_size=0)
 
 
 def test_the_package_has_one_door() -> None:

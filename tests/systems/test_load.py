@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from dlplora.adapters import LoraAdapter, read_adapter
-from dlplora.engine.answers import Request
+from dlplora.engine.requests import Request
 from dlplora.errors import AdapterError
 from dlplora.lora.cluster import Cluster
 from dlplora.models import Base

@@ -15,7 +15,7 @@ from torch.nn import functional
 from dlplora.adapters import read_adapter
 from dlplora.data.batches import common_prefix
 from dlplora.data.ingest import ingest
-from dlplora.engine.answers import Request
+from dlplora.engine.requests import Request
 from dlplora.engine.runner import Runner
 from dlplora.errors import DataError, ParamsError
 from dlplora.params.inputs import Splits

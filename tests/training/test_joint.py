@@ -7,7 +7,7 @@ import pytest
 
 from dlplora.adapters import read_adapter
 from dlplora.data.ingest import ingest
-from dlplora.engine.answers import Request
+from dlplora.engine.requests import Request
 from dlplora.engine.runner import Runner
 from dlplora.records.examples import Example
 from dlplora.records.routes import Route

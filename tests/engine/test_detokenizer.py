@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from dlplora.data.prompts import ChatFormat
-from dlplora.engine.pieces import Pieces
+from dlplora.engine.detokenizer import Detokenizer
 from dlplora.records.base_card import Frame
 from tests.tiny import tiny_tokenizer
 
@@ -53,7 +53,7 @@ CHATS = {
 def test_the_pieces_make_up_the_text_of_any_tokens(name: str, data: st.DataObject) -> None:
     chat = CHATS[name]
     ids = data.draw(st.lists(st.integers(0, chat.tokenizer.get_vocab_size() - 1), max_size=12))
-    pieces = Pieces(chat)
+    pieces = Detokenizer(chat)
     text = "".join(pieces.add(token) for token in ids) + pieces.rest()
     assert text.strip().replace("\ufffd", "") == chat.decode(ids).strip().replace("\ufffd", "")
 
@@ -62,7 +62,7 @@ def test_the_pieces_make_up_the_text_of_any_tokens(name: str, data: st.DataObjec
 @pytest.mark.parametrize("text", ["a 雨 b", "é", "👩‍🚀 c"])
 def test_characters_of_several_tokens_come_whole(name: str, text: str) -> None:
     chat = CHATS[name]
-    pieces = Pieces(chat)
+    pieces = Detokenizer(chat)
     ids = chat.answer(text.replace(" ", "▁") if name == "fallback" else text)
     written = [pieces.add(token) for token in ids]
     assert "".join(written) == text

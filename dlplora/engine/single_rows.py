@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dlplora.data.batches import Padded
-from dlplora.lora.attach import Pool
+from dlplora.lora.layers import FusedLayers
 from dlplora.lora.mix import BatchMix
 from dlplora.models import Base, head_at
 
@@ -31,7 +31,7 @@ class _Row:
     state: dict[str, Any] = field(default_factory=dict)
 
 
-class Apart:
+class SingleRows:
     """The rows of a batch, as transformers' cache for the calls that a batch makes."""
 
     def __init__(self, num_rows: int) -> None:
@@ -49,17 +49,19 @@ class Apart:
             self._rows.append(copy.deepcopy(row) if id(row) in seen else row)
             seen.add(id(row))
 
-    def copy(self) -> "Apart":
+    def copy(self) -> "SingleRows":
         """Return rows that go on by themselves: states are changed in place."""
-        twin = Apart(0)
-        twin._rows = copy.deepcopy(self._rows)
-        return twin
+        fork = SingleRows(0)
+        fork._rows = copy.deepcopy(self._rows)
+        return fork
 
-    def extend(self, other: "Apart") -> None:
+    def extend(self, other: "SingleRows") -> None:
         """Take in the rows of another batch, behind the own ones."""
         self._rows += other._rows
 
-    def read(self, base: Base, pool: Pool, mix: BatchMix, batch: Padded, keep_BS: Tensor) -> Tensor:
+    def read(
+        self, base: Base, layers: FusedLayers, mix: BatchMix, batch: Padded, keep_BS: Tensor
+    ) -> Tensor:
         """Read each row's tokens behind its own; return the logits (n, V) where they are wanted."""
         if mix is not self._mix:
             self._mix = mix
@@ -68,7 +70,7 @@ class Apart:
         for number, row in enumerate(self._rows):
             is_own_S = batch.mask_BS[number].bool()
             ids, keep = batch.ids_BS[number][is_own_S], keep_BS[number].bool()[is_own_S]
-            with pool.mixing(self._mixes[number]):
+            with layers.mixing(self._mixes[number]):
                 found += _read(base, row, ids.tolist(), keep.tolist())
         return torch.cat(found)
 

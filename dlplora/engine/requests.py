@@ -1,0 +1,149 @@
+"""What the engine is asked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Literal, get_args
+
+from dlplora.engine.logprobs import MAX_ALTERNATIVES
+from dlplora.errors import GenerationError, choices
+from dlplora.records.routes import Route
+from dlplora.sampling import Sampling
+from dlplora.words import Policy
+
+Role = Literal["system", "user", "assistant"]
+# What a router reads of a request: the last user turn, or the end of all turns.
+RouteOn = Literal["last_turn", "window"]
+
+
+def check_text(text: object, what: str = "a prompt") -> None:
+    """Raise `GenerationError` unless this is a text that a tokenizer can read."""
+    if not isinstance(text, str):
+        raise GenerationError(f"{what} is {type(text).__name__}, expected a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise GenerationError(
+            f"{what}'s character {error.start + 1} is {text[error.start]!a}, half of a character"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a chat."""
+
+    role: Role
+    content: str
+
+    def __post_init__(self) -> None:
+        """Refuse what no template knows."""
+        if self.role not in get_args(Role):
+            raise GenerationError(
+                f"a message's role is {self.role!r}, expected one of {choices(get_args(Role))}"
+            )
+        check_text(self.content, "a message")
+
+
+Chat = tuple[Message, ...]
+TokenIds = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and how it is to be answered.
+
+    Without `routes` the router of the request's system chooses, and without `policy` that system's
+    holds. A multi-question prompt asks for `num_answers`: when the model ends one before the last,
+    a line break is appended and, unless the policy is `route_once`, it is routed again. Several
+    `routes` are those of the answers, one after another.
+
+    Args:
+        prompt: A question; a chat, whose last turn is the user's; or token ids, which are taken as
+            they are.
+        sampling: How tokens are chosen, and where the answer ends.
+        routes: The adapters to answer by; their weights may be any finite numbers.
+        policy: When the request is routed again.
+        num_answers: How many questions the prompt holds.
+        system: The system that answers, by a name that the engine was loaded with.
+        raw: Take a prompt's text as it is, without the chat template.
+        truncate: Leave out the first tokens of a prompt that is too long, instead of refusing it.
+        route_on: What the router reads: the last user turn, or the last `window_chars` of the chat.
+        n: How many answers are drawn; the seed of each is one more than that of the one before.
+        logprobs: Score the answer's tokens, each with so many of the likeliest alternatives.
+        echo: Score the prompt's tokens as well.
+    """
+
+    prompt: str | Chat | TokenIds
+    sampling: Sampling = field(default_factory=Sampling)
+    routes: tuple[Route, ...] = ()
+    policy: Policy | None = None
+    num_answers: int = 1
+    system: str | None = None
+    raw: bool = False
+    truncate: bool = False
+    route_on: RouteOn = "last_turn"
+    n: int = 1
+    logprobs: int | None = None
+    echo: bool = False
+    cancelled: Event = field(init=False, default_factory=Event, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be answered."""
+        _check_prompt(self.prompt)
+        for name in ("num_answers", "n"):
+            if not _is_whole(getattr(self, name)) or getattr(self, name) < 1:
+                raise GenerationError(
+                    f"{name} is {getattr(self, name)!r}, expected a whole number, at least 1"
+                )
+        for name, allowed in (("policy", get_args(Policy)), ("route_on", get_args(RouteOn))):
+            value = getattr(self, name)
+            if value not in allowed and not (name == "policy" and value is None):
+                raise GenerationError(f"{name} is {value!r}, expected one of {choices(allowed)}")
+        for name, kind, expected in (
+            ("sampling", Sampling, "a Sampling"),
+            ("routes", tuple, "a tuple of routes"),
+            ("system", str | None, "a name or none"),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise GenerationError(f"{name} is {getattr(self, name)!r}, expected {expected}")
+        if not all(isinstance(route, Route) for route in self.routes):
+            raise GenerationError(f"routes is {self.routes!r}, expected a tuple of routes")
+        if self.logprobs is not None and not (
+            _is_whole(self.logprobs) and 0 <= self.logprobs <= MAX_ALTERNATIVES
+        ):
+            raise GenerationError(
+                f"logprobs is {self.logprobs!r}, expected none or 0 to {MAX_ALTERNATIVES}"
+            )
+        if self.echo and self.logprobs is None:
+            raise GenerationError("echo scores the prompt's tokens: logprobs says how many of each")
+        if self.raw and not isinstance(self.prompt, str):
+            raise GenerationError("raw takes a text as it is; found a chat or token ids")
+
+    @property
+    def has_template(self) -> bool:
+        """Tell whether the prompt is put into the base model's chat template."""
+        is_chat = isinstance(self.prompt, tuple) and isinstance(self.prompt[0], Message)
+        return is_chat or (isinstance(self.prompt, str) and not self.raw)
+
+    def cancel(self) -> None:
+        """Let go of the request; what was written so far is its answer."""
+        self.cancelled.set()
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_prompt(prompt: object) -> None:
+    if isinstance(prompt, tuple) and prompt:
+        if all(isinstance(turn, Message) for turn in prompt):
+            if prompt[-1].role != "user":
+                raise GenerationError(
+                    f"the last message is by the {prompt[-1].role}, expected the user's"
+                )
+            return
+        if all(map(_is_whole, prompt)):
+            return
+    if isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes):
+        raise GenerationError("a prompt is no text; expected a tuple of messages or of token ids")
+    check_text(prompt)
