@@ -19,7 +19,7 @@ from pathlib import Path
 
 from dlplora.errors import DlpLoraError, choices
 from dlplora.project.commands import CommandError, dvc_of_all_commits, git
-from dlplora.project.worktrees import prefix
+from dlplora.project.worktrees import prefix, shared_folder
 from dlplora.records.files import atomic_write, delete_abandoned, read_json, write_json
 from dlplora.records.model_card import MODEL_FILE, VersionCard, version_card_of
 from dlplora.scratch import alone
@@ -244,7 +244,7 @@ class Registry:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        with alone("models", scratch=self._root / ".scratch"):
+        with alone("models", scratch=shared_folder(self._root)):
             yield
 
     def _tags(self, pattern: re.Pattern[str]) -> list[tuple[str, str, str]]:

@@ -16,7 +16,7 @@ from dlplora.lifecycle.registry import CARD, Registry, Version
 from dlplora.params.load import load_params
 from dlplora.project.repro import run_cli
 from dlplora.project.suites import suite_of
-from dlplora.project.worktrees import RETRAIN, commit_all, commit_of
+from dlplora.project.worktrees import RETRAIN, commit_all, commit_of, shared_folder
 from dlplora.records.files import read_json, record_of, write_json
 from dlplora.records.model_card import VersionCard, read_model_card
 from dlplora.records.verdict import Decision, Judgement
@@ -47,7 +47,7 @@ def retrain(root: Path, run_pipeline: Callable[[Path], None]) -> Outcome:
     The user's checkout, index and branch stay as they are. Raises `DlpLoraError` if there is no
     commit, if the user's commit conflicts with `production`, or if a step fails.
     """
-    with alone(RETRAIN, scratch=root / ".scratch"):
+    with alone(RETRAIN, scratch=shared_folder(root)):
         registry, candidate = Registry(root), Candidate(root)
         _settle(registry, candidate)
         registry.current()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dlplora.lifecycle.registry import BRANCH, Registry
 from dlplora.project.commands import dvc, dvc_of_all_commits, git
-from dlplora.project.worktrees import RETRAIN, WorktreeError, prefix
+from dlplora.project.worktrees import RETRAIN, WorktreeError, prefix, shared_folder
 from dlplora.scratch import alone, is_held
 
 _REMOVING = re.compile(r"(?m)^Removing (.+)$")
@@ -31,12 +31,13 @@ def delete_unused(root: Path) -> None:
 
 def _gc(root: Path, word: str) -> str:
     others = [folder for folder in _projects(root) if folder.resolve() != root.resolve()]
-    locks = [(RETRAIN, root), *(("repro", folder) for folder in (root, *others))]
+    locks = [(RETRAIN, root, shared_folder(root))]
+    locks += [("repro", folder, folder / ".scratch") for folder in (root, *others)]
     with ExitStack() as stack:
-        for name, folder in locks:
-            if is_held(name, scratch=folder / ".scratch"):
+        for name, folder, scratch in locks:
+            if is_held(name, scratch=scratch):
                 raise WorktreeError(f"{folder}: a run is at work there; wait until it has ended")
-            stack.enter_context(alone(name, scratch=folder / ".scratch"))
+            stack.enter_context(alone(name, scratch=scratch))
         projects = [part for folder in others for part in ("--projects", str(folder))]
         return dvc(root, "gc", "--workspace", "--all-branches", "--all-tags", *projects, word)
 
@@ -66,7 +67,7 @@ def pull(root: Path) -> str | None:
     A retrain is waited for.
     """
     remote = _remote(root)
-    with alone(RETRAIN, scratch=root / ".scratch"):
+    with alone(RETRAIN, scratch=shared_folder(root)):
         if remote is not None:
             is_there = git(root, "ls-remote", "--heads", remote, f"refs/heads/{BRANCH}")
             branches = [f"refs/heads/{BRANCH}:refs/heads/{BRANCH}"] if is_there else []

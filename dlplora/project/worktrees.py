@@ -36,6 +36,11 @@ def commit_of(root: Path) -> str:
         ) from error
 
 
+def shared_folder(root: Path) -> Path:
+    """Return the folder for what all checkouts of a repository share, such as locks."""
+    return (root / git(root, "rev-parse", "--git-common-dir")).resolve() / "dlplora"
+
+
 def uncommitted(root: Path) -> list[str]:
     """List the tracked files that differ from the commit; a worktree does not see the changes."""
     return git(root, "diff", "--relative", "--name-only", "HEAD", "--", ".").splitlines()

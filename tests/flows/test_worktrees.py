@@ -23,6 +23,7 @@ from dlplora.project.worktrees import (
     commit_of,
     delete_old,
     open_worktree,
+    shared_folder,
     uncommitted,
 )
 from dlplora.scratch import alone
@@ -267,6 +268,17 @@ def test_a_project_may_be_a_folder_of_a_repository(tmp_path: Path) -> None:
         open_worktree(tree.root, "two")
         assert delete_old(tree.root, keep=1) == []
     assert delete_old(tree.root, keep=1) == ["one"]
+
+
+def test_all_checkouts_of_a_repository_share_a_folder_for_locks(tmp_path: Path) -> None:
+    tree = Tree(tmp_path / "project")
+    (tree.root / "inner").mkdir(parents=True)
+    (tree.root / "inner/file").touch()
+    tree.run("git", "init", "-q")
+    tree.commit()
+    tree.run("git", "worktree", "add", "-q", "../other")
+    folders = [tree.root, tree.root / "inner", tmp_path / "other"]
+    assert {shared_folder(folder) for folder in folders} == {tree.root / ".git/dlplora"}
 
 
 def test_a_project_may_be_a_submodule(tmp_path: Path) -> None:

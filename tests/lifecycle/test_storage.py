@@ -105,12 +105,12 @@ def test_what_anything_needs_is_kept_and_the_rest_is_counted_and_freed(
     assert repository.served("weights") == "tagged"
 
 
-@pytest.mark.parametrize("lock", ["repro", "retrain"])
+@pytest.mark.parametrize(("lock", "folder"), [("repro", ".scratch"), ("retrain", ".git/dlplora")])
 def test_nothing_is_freed_while_a_run_or_a_retrain_is_at_work(
-    repository: Repository, lock: str
+    repository: Repository, lock: str, folder: str
 ) -> None:
     before = cached(repository.root)
-    with alone(lock, scratch=repository.root / ".scratch"):
+    with alone(lock, scratch=repository.root / folder):
         for act in (unused_bytes, delete_unused):
             with pytest.raises(WorktreeError, match=r"is at work.*; wait until it has ended"):
                 act(repository.root)
