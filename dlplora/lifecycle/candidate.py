@@ -1,16 +1,18 @@
 """The candidate of a retrain: the branch `runs/retrain` in a worktree of its own.
 
-It is `production` merged with the commit that is checked out here, and the files of the inbox. One
-that was cut off is begun anew, with the files that it had taken; what it computed is in the cache.
+It is `production` merged with the commit that is checked out here, and the files of the inbox. An
+interrupted one starts over with the files that it had taken; what it computed is in the cache.
 """
 
 import hashlib
 import logging
-from pathlib import Path, PurePath
+import os
+from collections.abc import Iterable
+from pathlib import Path
 
 from dlplora.errors import DlpLoraError
 from dlplora.lifecycle import inbox
-from dlplora.lifecycle.registry import BRANCH, CARD, Registry
+from dlplora.lifecycle.registry import BRANCH, CARD
 from dlplora.params.load import load_params
 from dlplora.params.yaml import read_yaml
 from dlplora.project.commands import CommandError, dvc, git
@@ -28,16 +30,15 @@ from dlplora.project.worktrees import (
     open_worktree,
     prefix,
     reset,
+    shared_folder,
     uncommitted,
 )
-from dlplora.records.files import file_sha256
+from dlplora.records.files import file_sha256, read_json, write_json
 from dlplora.scratch import alone
 
 logger = logging.getLogger(__name__)
 _BRANCH = f"runs/{RETRAIN}"
 _RESULTS = ("dvc.lock", "data/metrics.json", str(CARD))  # made again: no inputs
-_TRAILER = "Inbox"  # in messages of commits: where the files that were taken stand
-_CUT_OFF = "refs/dlplora/cut-off"  # a candidate whose files are to be taken again
 
 
 class Candidate:
@@ -51,6 +52,7 @@ class Candidate:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._head = commit_of(root)
+        self._taken = shared_folder(root) / "taken.json"
         self._check_production()
         clear_locks(root, (_BRANCH, BRANCH), tags="model*")
         for changed in uncommitted(root):
@@ -82,20 +84,11 @@ class Candidate:
         production = self._production
         return (
             production is None
-            or self._is_cut_off()
+            or bool(self.taken())
             or bool(inbox.files_in(self._root))
             or self._has_imports(production)
             or not _is_ancestor(self._root, self._head, production)
         )
-
-    def _is_cut_off(self) -> bool:
-        """Tell whether a candidate was begun that was neither registered nor accepted."""
-        if _tip(self._root, _CUT_OFF):
-            return True
-        tip = self.tip()
-        if tip is None or Registry(self._root).at(tip):
-            return False
-        return not (self._production and _is_ancestor(self._root, tip, self._production))
 
     def begin(self) -> None:
         """Check out `production`, and merge what is checked out here.
@@ -103,10 +96,8 @@ class Candidate:
         Raises `WorktreeError` naming the files that both have changed.
         """
         start = self._production or self._head
-        if self._is_cut_off():
-            logger.info("the last retrain was cut off: its files are taken again")
-            if not _tip(self._root, _CUT_OFF):
-                git(self._root, "update-ref", _CUT_OFF, str(self.tip()))
+        if self.taken():
+            logger.info("the last retrain was interrupted: its files are taken again")
         folder = open_worktree(self._root, RETRAIN, start=start, is_ours=True)
         with alone("repro", scratch=folder / ".scratch"):  # what a killed one left running ends
             reset(folder, to=start)
@@ -118,23 +109,20 @@ class Candidate:
 
     def take_inbox(self) -> None:
         """Take the files of the inbox in: copied, tracked and committed, and only then moved."""
-        places = {path: path for path in self.taken() if path.is_file()}  # by one that was cut off
+        places = {path: path for path in self.taken()}  # by one that was interrupted
         if places or inbox.files_in(self._root):
             self._fetch_raw()
-        folder = self._root / inbox.INBOX / inbox.taken_folder()
+        folder = inbox.taken_folder(self._root)
         places |= {path: folder / path.name for path in inbox.settled(inbox.files_in(self._root))}
         taken = {file: digest for file in places if (digest := self._take(file))}
+        self._remember(places[file] for file in taken)
         if taken:
             names = ", ".join(file.name for file in taken)
-            inner = [places[file].relative_to(self._root / inbox.INBOX) for file in taken]
-            trailers = "\n".join(f"{_TRAILER}: {path}" for path in inner)
-            commit_all(self.project.root, f"Take {names} from the inbox\n\n{trailers}")
+            commit_all(self.project.root, f"Take {names} from the inbox")
         for file, digest in taken.items():
             if file != places[file] and file_sha256(file) == digest:  # else it has changed again
                 places[file].parent.mkdir(parents=True, exist_ok=True)
                 file.replace(places[file])
-        if _tip(self._root, _CUT_OFF):
-            git(self._root, "update-ref", "-d", _CUT_OFF)
 
     def _take(self, file: Path) -> str | None:
         """Take a file in, or refuse it; return the hash of what was taken."""
@@ -143,7 +131,7 @@ class Candidate:
             return digest
         arrival = inbox.check(self.project, file)
         if arrival.problem is not None:
-            refused = inbox.refuse(self._root, file, arrival.problem)
+            refused = inbox.refuse(file, arrival.problem)
             logger.warning("%s: refused: %s", refused, arrival.problem)
             return None
         inbox.take(self.project, file)
@@ -151,22 +139,21 @@ class Candidate:
         return digest
 
     def taken(self) -> list[Path]:
-        """List where the files stand that were taken from the inbox and are not accepted yet."""
-        tips = [
-            tip for ref in (f"refs/heads/{_BRANCH}", _CUT_OFF) if (tip := _tip(self._root, ref))
-        ]
-        if not tips:
-            return []
-        words = ["log", f"--format=%(trailers:key={_TRAILER},valueonly)", *tips]
-        lines = git(self._root, *words, *(["--not", self._production] if self._production else []))
-        found = [PurePath(line) for line in dict.fromkeys(lines.splitlines())]
-        return [self._root / inbox.INBOX / path for path in found if inbox.is_taken_path(path)]
+        """List the files taken from an inbox that are neither accepted nor refused yet."""
+        names = read_json(self._taken) if self._taken.is_file() else []
+        files = [Path(os.path.relpath(self._taken.parent / name)) for name in names]
+        return [file for file in files if file.is_file()]
+
+    def _remember(self, files: Iterable[Path]) -> None:
+        """Record where the taken files stand, or will: in this checkout's inbox or in another's."""
+        names = [os.path.relpath(file.resolve(), self._taken.parent) for file in files]
+        write_json(self._taken, names)
 
     def refuse(self, reason: str) -> None:
         """Refuse the files that were taken."""
         for file in self.taken():
-            if file.is_file():
-                inbox.refuse(self._root, file, reason)
+            inbox.refuse(file, reason)
+        self._remember([])
 
     def discard(self) -> None:
         """Go back to `production`."""
@@ -196,6 +183,11 @@ class Candidate:
         commit_all(root, "Update imported data")
 
     def is_accepted(self) -> bool:
+        """Tell whether `production` contains it."""
+        tip, production = self.tip(), self._production
+        return bool(tip and production and _is_ancestor(self._root, tip, production))
+
+    def has_accepted_inputs(self) -> bool:
         """Tell whether `production` holds the same inputs."""
         return bool(self._production) and self.inputs_sha256() == self.inputs_sha256(BRANCH)
 
@@ -217,13 +209,13 @@ class Candidate:
     def accept(self) -> None:
         """Let `production` move on to it; `WorktreeError` if that has moved elsewhere meanwhile."""
         tip, production = self.tip(), self._production
-        if tip is None or (production and _is_ancestor(self._root, tip, production)):
-            return
-        if production and not _is_ancestor(self._root, production, tip):
-            raise WorktreeError(
-                f"{BRANCH} moved elsewhere while {_BRANCH} was trained; merge {_BRANCH} into it"
-            )
-        git(self._root, "update-ref", f"refs/heads/{BRANCH}", tip, *filter(None, [production]))
+        if tip is not None and not self.is_accepted():
+            if production and not _is_ancestor(self._root, production, tip):
+                raise WorktreeError(
+                    f"{BRANCH} moved elsewhere while {_BRANCH} was trained; merge {_BRANCH} into it"
+                )
+            git(self._root, "update-ref", f"refs/heads/{BRANCH}", tip, *filter(None, [production]))
+        self._remember([])
 
     def _has_imports(self, production: str) -> bool:
         """Tell whether `production` has imported files, which may have changed elsewhere."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from dlplora.data.ingest import Ingested, ingest
 from dlplora.errors import DlpLoraError
@@ -97,19 +97,15 @@ def is_taken(project: Project, file: Path) -> bool:
     return file_sha256(file) in [file_sha256(path) for path in there if path.is_file()]
 
 
-def taken_folder() -> Path:
-    """Return where files stand that are taken now, in the inbox."""
-    return Path(_TAKEN, datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ"))
+def taken_folder(root: Path) -> Path:
+    """Return the folder of the inbox to move files to that are taken now."""
+    return root / INBOX / _TAKEN / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
 
 
-def is_taken_path(path: PurePath) -> bool:
-    """Tell whether a path in the inbox is one of files that were taken."""
-    return len(path.parts) == 3 and path.parts[0] == _TAKEN and ".." not in path.parts
-
-
-def refuse(root: Path, file: Path, reason: str) -> Path:
-    """Move a file to the refused ones, with its reason beside it; return where it is."""
-    target = Path(os.path.relpath(root / INBOX / _REFUSED / file.name))
+def refuse(file: Path, reason: str) -> Path:
+    """Move a file of an inbox to its refused ones, with the reason beside it; return its path."""
+    inbox = next(folder for folder in file.absolute().parents if folder.name == INBOX.name)
+    target = Path(os.path.relpath(inbox / _REFUSED / file.name))
     number = 1
     while target.exists() or _reason_of(target).exists():
         number += 1

@@ -59,7 +59,7 @@ def retrain(root: Path, run_pipeline: Callable[[Path], None]) -> Outcome:
         inputs = candidate.inputs_sha256()
         if known := _known(registry, lambda version: version.card.inputs == inputs):
             return _nothing_new(known, candidate)
-        if candidate.is_accepted() and (promoted := registry.promoted()):
+        if candidate.has_accepted_inputs() and (promoted := registry.promoted()):
             return Outcome(None, f"nothing new since {promoted}")
         run_pipeline(candidate.project.root)
         commit_all(candidate.project.root, "Keep the results of a retrain")
@@ -117,16 +117,16 @@ def _judge(folder: Path, promoted: Path) -> Judgement:
 def _settle(registry: Registry, candidate: Candidate) -> Version | None:
     """Let the version that a candidate was registered as take its place, if it has not yet."""
     tip = candidate.tip()
-    name = registry.at(tip) if tip else None
+    name = registry.at(tip) if tip and not candidate.is_accepted() else None
     if name is None:
         return None
     version = registry.named(name)
-    _end(version, candidate)
     was_promoted = name in {entry.version for entry in registry.history()}
     if version.card.decision == "promoted" and not was_promoted:
         replaced = version.card.verdict.against if version.card.verdict else None
         if not registry.promote_after(name, replaced):
             logger.warning("%s: not promoted: it was compared with %s", name, replaced)
+    _end(version, candidate)
     return version
 
 

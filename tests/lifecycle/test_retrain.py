@@ -23,6 +23,7 @@ import yaml
 
 from dlplora.engine.requests import Request
 from dlplora.errors import DlpLoraError
+from dlplora.lifecycle.candidate import Candidate
 from dlplora.lifecycle.registry import Registry, Version
 from dlplora.lifecycle.retrain import Outcome, retrain
 from dlplora.project.repro import run_repro
@@ -233,6 +234,8 @@ def test_a_file_that_makes_answers_worse_is_refused_and_leaves_nothing_behind(
     # It was cut off as it refused the file, which it had taken before.
     (folder,) = (project.root / "data/inbox/taken").iterdir()
     (refused / "opposites.json").replace(folder / "opposites.json")
+    names = [f"../../data/inbox/taken/{folder.name}/opposites.json"]
+    (project.root / ".git/dlplora/taken.json").write_text(json.dumps(names))
     (refused / "opposites.json.reason.txt").unlink()
     assert retrain(project.root, never) == Outcome(None, "nothing new since v0.0.1")
     assert inbox(project) == ["refused/opposites.json", "refused/opposites.json.reason.txt"]
@@ -475,18 +478,51 @@ def test_a_retrain_that_was_cut_off_ends_as_one_that_was_not(
     assert found.card.decision == expected.card.decision == "promoted"
     assert tracked_hash(project) == tracked_hash(twice)
 
-    # Tagged, and production not yet moved, or moved and no version assigned.
+    # Tagged, and not yet promoted, or promoted and production not yet moved.
     after = served(project)
-    for is_moved in (False, True):
-        if not is_moved:
-            project.run("git", "update-ref", "refs/heads/production", "model@v0.0.1^{commit}")
-        project.run("git", "tag", "-d", "model#production#2")
-        link = project.root / ".models/current"
-        link.unlink()
-        link.symlink_to("v0.0.1")
+    for is_promoted in (False, True):
+        project.run("git", "update-ref", "refs/heads/production", "model@v0.0.1^{commit}")
+        if not is_promoted:
+            project.run("git", "tag", "-d", "model#production#2")
+            link = project.root / ".models/current"
+            link.unlink()
+            link.symlink_to("v0.0.1")
         assert retrain(project.root, never) == Outcome(None, "nothing new since v0.0.2")
         assert served(project) == after
     assert inbox(project) == ["taken/opposites.json"]
+
+
+def test_files_survive_two_interruptions_and_are_taken_by_another_checkout(
+    project: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [drop(project, "opposites.json", ONCE_MORE).decode()]
+    stop(project)
+    texts.append(drop(project, "colours.json", reds("colours", count=10, start=100)).decode())
+    drop(project, "opposites.json", reds("opposites", count=30))
+    replace = Path.replace
+
+    def killed(path: Path, target: Path) -> Path:
+        if "taken" in target.parts and target.name == "opposites.json":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            retrain(project.root, never)
+    assert inbox(project) == ["opposites.json", "taken/colours.json", "taken/opposites.json"]
+
+    other = Checkout(tmp_path / "other")
+    project.run("git", "worktree", "add", "-q", "-b", "other", str(other.root))
+    other.run("dvc", "cache", "dir", "-q", "--local", str(project.root / ".dvc/cache"))
+    assert stop(other) == sorted(texts)
+    candidate = Candidate(other.root)
+    candidate.refuse("It is bad.")
+    assert candidate.taken() == []
+    assert inbox(other) == []
+    assert [file for file in inbox(project) if file.endswith(".json")] == [
+        *("opposites.json", "refused/colours.json", "refused/opposites.json"),
+    ]
 
 
 def full(function: Callable[..., Any], suffix: str) -> Callable[..., Any]:
