@@ -54,7 +54,7 @@ class Candidate:
         self._head = commit_of(root)
         self._taken = shared_folder(root) / "taken.json"
         self._check_production()
-        clear_locks(root, (_BRANCH, BRANCH), tags="model*")
+        clear_locks(root, (_BRANCH, BRANCH), tags=("model@v*", "model#production#*"))
         for changed in uncommitted(root):
             logger.warning("%s: its uncommitted changes are not part of this retrain", changed)
 

@@ -8,6 +8,7 @@ of those deleted. A worktree is of the whole repository; the project may be a fo
 import os
 import shutil
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from dlplora.errors import DlpLoraError
@@ -114,12 +115,15 @@ def reset(project: Path, *, to: str) -> None:
     git(project, "clean", "--quiet", "--force", "-d", "-x", "--", str(RAW))
 
 
-def clear_locks(root: Path, branches: Collection[str], *, tags: str) -> None:
-    """Delete the lock files that a git which was killed has left, of the retrains' own alone."""
-    common = root / git(root, "rev-parse", "--git-common-dir")
+def clear_locks(root: Path, branches: Collection[str], *, tags: Collection[str]) -> None:
+    """Delete the lock files that a killed git left of these refs and of the retrains' worktree."""
+    common = shared_folder(root).parent
     left = [common / "refs/heads" / f"{branch}.lock" for branch in branches]
-    left += [*(common / "refs/tags").glob(f"{tags}.lock")]
-    left += [*(common / "worktrees" / RETRAIN).glob("*.lock")]
+    left += [lock for tag in tags for lock in (common / "refs/tags").glob(f"{tag}.lock")]
+    with suppress(CommandError):  # there is no worktree yet, or it is broken
+        own = Path(git(root / _RUNS / RETRAIN, "rev-parse", "--absolute-git-dir"))
+        if own.parent == common / "worktrees":
+            left += own.glob("*.lock")
     for lock in left:
         lock.unlink(missing_ok=True)
 

@@ -19,6 +19,7 @@ from dlplora.project.files import Project
 from dlplora.project.repro import repro_suite
 from dlplora.project.worktrees import (
     WorktreeError,
+    clear_locks,
     commit_all,
     commit_of,
     delete_old,
@@ -30,6 +31,7 @@ from dlplora.scratch import alone
 from flows import experiment, shown
 from flows.experiment import Lora, Router
 from tests.flows.dummies import ROOT, Ended, Tree, ended, make_tree
+from tests.lifecycle.registered import Repository, git, make_repository
 
 
 @pytest.fixture
@@ -279,6 +281,28 @@ def test_all_checkouts_of_a_repository_share_a_folder_for_locks(tmp_path: Path) 
     tree.run("git", "worktree", "add", "-q", "../other")
     folders = [tree.root, tree.root / "inner", tmp_path / "other"]
     assert {shared_folder(folder) for folder in folders} == {tree.root / ".git/dlplora"}
+
+
+def test_locks_are_cleared_of_the_retrains_alone(tmp_path: Path) -> None:
+    project = make_repository(tmp_path / "project").root
+    (project / "params.yaml").touch()
+    Repository(project).commit()
+    git(project, "worktree", "add", "-q", "../retrain")  # the user's
+    own = open_worktree(project, "retrain")
+    folders = [
+        Path(git(folder, "rev-parse", "--git-dir")) for folder in (tmp_path / "retrain", own)
+    ]
+    refs = project / ".git/refs"
+    users = [folders[0] / "index.lock", project / ".git/index.lock", refs / "tags/models.lock"]
+    left = [folders[1] / "index.lock", refs / "heads/production.lock", refs / "tags/model@v1.lock"]
+    for lock in (*users, *left):
+        lock.touch()
+    clear_locks(project, ["production"], tags=["model@v*"])
+    assert [lock for lock in (*users, *left) if lock.exists()] == users
+    shutil.rmtree(own)
+    own.mkdir()
+    clear_locks(project, ["production"], tags=["model@v*"])
+    assert [lock for lock in (*users, *left) if lock.exists()] == users
 
 
 def test_a_project_may_be_a_submodule(tmp_path: Path) -> None:
