@@ -29,6 +29,7 @@ from dlplora.project.worktrees import (
     merge,
     open_worktree,
     prefix,
+    refuse_checked_out,
     reset,
     shared_folder,
     uncommitted,
@@ -44,7 +45,7 @@ _RESULTS = ("dvc.lock", "data/metrics.json", str(CARD))  # made again: no inputs
 class Candidate:
     """What a retrain trains and judges. `project` is its folder once it is open.
 
-    Raises `WorktreeError` if there is no commit, or if `production` is checked out here.
+    Raises `WorktreeError` if there is no commit, or if its branch or `production` is checked out.
     """
 
     project: Project
@@ -53,19 +54,14 @@ class Candidate:
         self._root = root
         self._head = commit_of(root)
         self._taken = shared_folder(root) / "taken.json"
+        refuse_checked_out(root, (BRANCH, _BRANCH))
         self._check_production()
         clear_locks(root, (_BRANCH, BRANCH), tags=("model@v*", "model#production#*"))
         for changed in uncommitted(root):
             logger.warning("%s: its uncommitted changes are not part of this retrain", changed)
 
     def _check_production(self) -> None:
-        """Raise `WorktreeError` if `production` is somebody's own branch, or checked out."""
-        words = ("for-each-ref", "--format=%(worktreepath)", f"refs/heads/{BRANCH}")
-        if place := git(self._root, *words):
-            raise WorktreeError(
-                f"{place}: the branch {BRANCH}, which retrains move on, is checked out there; "
-                f"switch to a branch of your own"
-            )
+        """Raise `WorktreeError` if `production` is the user's own branch."""
         if self._production and not git(self._root, "ls-tree", self._production, "--", str(CARD)):
             raise WorktreeError(
                 f"the branch {BRANCH} has no {CARD} and was made by no retrain; rename it"
@@ -207,13 +203,17 @@ class Candidate:
         return found
 
     def accept(self) -> None:
-        """Let `production` move on to it; `WorktreeError` if that has moved elsewhere meanwhile."""
+        """Let `production` move on to it.
+
+        Raises `WorktreeError` if that moved elsewhere or was checked out meanwhile.
+        """
         tip, production = self.tip(), self._production
         if tip is not None and not self.is_accepted():
             if production and not _is_ancestor(self._root, production, tip):
                 raise WorktreeError(
                     f"{BRANCH} moved elsewhere while {_BRANCH} was trained; merge {_BRANCH} into it"
                 )
+            refuse_checked_out(self._root, (BRANCH,))
             git(self._root, "update-ref", f"refs/heads/{BRANCH}", tip, *filter(None, [production]))
         self._remember([])
 

@@ -42,6 +42,20 @@ def shared_folder(root: Path) -> Path:
     return (root / git(root, "rev-parse", "--git-common-dir")).resolve() / "dlplora"
 
 
+def refuse_checked_out(root: Path, branches: Collection[str]) -> None:
+    """Raise `WorktreeError` if a branch is checked out elsewhere than in retrains' worktrees."""
+    for entry in git(root, "worktree", "list", "--porcelain").split("\n\n"):
+        place, *more = entry.splitlines()
+        folder = Path(place.removeprefix("worktree "))
+        for branch in branches:
+            is_ours = folder.parts[-3:] == (*_RUNS.parts, RETRAIN)
+            if f"branch refs/heads/{branch}" in more and folder.is_dir() and not is_ours:
+                raise WorktreeError(
+                    f"{folder}: the branch {branch}, which retrains move, is checked out there; "
+                    f"switch to a branch of your own"
+                )
+
+
 def uncommitted(root: Path) -> list[str]:
     """List the tracked files that differ from the commit; a worktree does not see the changes."""
     return git(root, "diff", "--relative", "--name-only", "HEAD", "--", ".").splitlines()

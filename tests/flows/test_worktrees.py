@@ -24,6 +24,7 @@ from dlplora.project.worktrees import (
     commit_of,
     delete_old,
     open_worktree,
+    refuse_checked_out,
     shared_folder,
     uncommitted,
 )
@@ -303,6 +304,22 @@ def test_locks_are_cleared_of_the_retrains_alone(tmp_path: Path) -> None:
     own.mkdir()
     clear_locks(project, ["production"], tags=["model@v*"])
     assert [lock for lock in (*users, *left) if lock.exists()] == users
+
+
+def test_a_branch_that_retrains_move_may_not_be_checked_out_by_the_user(tmp_path: Path) -> None:
+    project = make_repository(tmp_path / "project").root
+    (project / "params.yaml").touch()
+    Repository(project).commit()
+    open_worktree(project, "retrain")
+    git(project, "branch", "production")
+    branches = ("production", "runs/retrain")
+    refuse_checked_out(project, branches)
+    for branch in branches:
+        git(project, "worktree", "add", "-q", "--force", "../other", branch)
+        with pytest.raises(WorktreeError, match=rf"other: the branch {branch}, .*switch to"):
+            refuse_checked_out(project, branches)
+        shutil.rmtree(tmp_path / "other")
+        refuse_checked_out(project, branches)
 
 
 def test_a_project_may_be_a_submodule(tmp_path: Path) -> None:
