@@ -154,7 +154,8 @@ def author(root: Path) -> tuple[str, ...]:
 def merge(project: Path, commit: str, *, results: Collection[str]) -> None:
     """Merge a commit into a worktree's branch; of `results`, which are made again, ours stay.
 
-    Raises `WorktreeError` naming the files that both have changed.
+    `results` are relative to the project. Raises `WorktreeError` naming the files of the
+    repository that both have changed.
     """
     _refuse_others(project)
     silent = ("--quiet", "--no-edit", "--no-verify", "--no-gpg-sign")
@@ -163,17 +164,20 @@ def merge(project: Path, commit: str, *, results: Collection[str]) -> None:
         git(project, *_OURS, *author(project), *words)
         return
     except CommandError as error:
-        files = git(project, "diff", "--name-only", "--diff-filter=U", "--relative").splitlines()
+        listed = git(project, "diff", "--no-relative", "--name-only", "--diff-filter=U", "-z")
+        files = [file for file in listed.split("\0") if file]
         if not files:
             raise WorktreeError(str(error)) from error
-    if left := [file for file in files if file not in results]:
+    ours = {f"{prefix(project)}{result}" for result in results}
+    if left := [file for file in files if file not in ours]:
         git(project, "merge", "--abort")
         raise WorktreeError(
             f"{', '.join(left)}: changed in different ways on the branch production and in your "
-            f"commit; run `git merge production`, settle them and commit, then try again"
+            f"commit; run `git merge production`, resolve the conflicts, commit, and try again"
         )
-    git(project, "checkout", "--ours", "--", *files)
-    git(project, "add", "--", *files)
+    paths = [f":(top,literal){file}" for file in files]
+    git(project, "checkout", "--ours", "--", *paths)
+    git(project, "add", "--", *paths)
     git(project, *_OURS, *author(project), "commit", *silent)
 
 

@@ -23,6 +23,7 @@ from dlplora.project.worktrees import (
     commit_all,
     commit_of,
     delete_old,
+    merge,
     open_worktree,
     refuse_checked_out,
     shared_folder,
@@ -320,6 +321,33 @@ def test_a_branch_that_retrains_move_may_not_be_checked_out_by_the_user(tmp_path
             refuse_checked_out(project, branches)
         shutil.rmtree(tmp_path / "other")
         refuse_checked_out(project, branches)
+
+
+def test_conflicts_outside_the_projects_folder_are_named_and_results_are_none(
+    tmp_path: Path,
+) -> None:
+    project = make_repository(tmp_path / "whole", "my project")
+    whole = Repository(tmp_path / "whole")
+
+    def write(folder: Path, text: str) -> None:
+        for name in ("ä b.txt", "my project/dvc.lock"):
+            (folder / name).write_text(text)
+
+    (project.root / "params.yaml").touch()
+    write(whole.root, "one")
+    whole.commit()
+    folder = open_worktree(project.root, "one")
+    top = Repository(folder.parent)
+    write(top.root, "two")
+    before = top.commit()
+    write(whole.root, "three")
+    with pytest.raises(WorktreeError, match=r"^ä b\.txt: changed in different ways [^\n]+$"):
+        merge(folder, whole.commit(), results=["dvc.lock"])
+    assert git(top.root, "status", "--porcelain") == ""
+    assert git(top.root, "rev-parse", "HEAD") == before
+    (whole.root / "ä b.txt").write_text("two")
+    merge(folder, whole.commit(), results=["dvc.lock"])
+    assert (folder / "dvc.lock").read_text() == "two"
 
 
 def test_a_project_may_be_a_submodule(tmp_path: Path) -> None:
