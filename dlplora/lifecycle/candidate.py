@@ -123,14 +123,14 @@ class Candidate:
     def _take(self, file: Path) -> str | None:
         """Take a file in, or refuse it; return the hash of what was taken."""
         digest = file_sha256(file)
-        if inbox.is_taken(self.project, file):
+        if inbox.is_taken(self.project, file.stem, digest):
             return digest
         arrival = inbox.check(self.project, file)
         if arrival.problem is not None:
             refused = inbox.refuse(file, arrival.problem)
             logger.warning("%s: refused: %s", refused, arrival.problem)
             return None
-        inbox.take(self.project, file)
+        inbox.take(self.project, file, digest)
         logger.info("%s: %d new questions of %s", file, arrival.num_new, arrival.task)
         return digest
 

@@ -76,11 +76,11 @@ def check(project: Project, file: Path) -> Arrival:
     return Arrival(file.name, name, is_new, after.read - before.read, new, None)
 
 
-def take(project: Project, file: Path) -> None:
-    """Copy a good file into the raw folder of its task, and let DVC track it."""
+def take(project: Project, file: Path, sha256: str) -> None:
+    """Copy a good file of that hash into the raw folder of its task, and let DVC track it."""
     name = file.stem
     if name in load_params(project.params_file).tasks:
-        add_file(project, file, name, f"{name}-{file_sha256(file)[:12]}{file.suffix.lower()}")
+        add_file(project, file, name, f"{name}-{sha256[:12]}{file.suffix.lower()}")
     else:
         add_task(project, name, file)
 
@@ -90,11 +90,10 @@ def check_task(project: Project, task: str) -> None:
     _ingest(project, task, load_params(project.params_file).tasks[task], [])
 
 
-def is_taken(project: Project, file: Path) -> bool:
-    """Tell whether the raw folder of a file's task holds it already, under whatever name."""
-    trackers = project.raw_folder(file.stem).glob("*.dvc")
-    there = [tracker.with_suffix("") for tracker in trackers]
-    return file_sha256(file) in [file_sha256(path) for path in there if path.is_file()]
+def is_taken(project: Project, task: str, sha256: str) -> bool:
+    """Tell whether a task's raw folder holds a file of that hash already, under whatever name."""
+    files = [tracker.with_suffix("") for tracker in project.raw_folder(task).glob("*.dvc")]
+    return sha256 in [file_sha256(file) for file in files if file.is_file()]
 
 
 def taken_folder(root: Path) -> Path:

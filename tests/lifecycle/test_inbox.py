@@ -26,6 +26,7 @@ from dlplora.lifecycle.inbox import (
 from dlplora.params.load import load_params
 from dlplora.project import own_tasks
 from dlplora.project.files import Project
+from dlplora.records.files import file_sha256
 from tests.project import params
 from tests.tiny import choices, opposites, write_raw
 
@@ -118,7 +119,7 @@ def test_a_few_rows_are_enough_for_a_task_that_is_there(project: Project) -> Non
 @pytest.mark.usefixtures("no_dvc")
 def test_a_file_that_was_taken_brings_nothing_new(project: Project) -> None:
     file = put("colours.json", choices(10, start=70))
-    take(project, file)
+    take(project, file, file_sha256(file))
     assert check(project, file) == Arrival("colours.json", "colours", False, 10, 0, None)
     other = put("colours.json", choices(12, start=70))
     assert check(project, other) == Arrival("colours.json", "colours", False, 12, 2, None)
@@ -252,14 +253,14 @@ def test_a_file_is_copied_into_the_folder_of_its_task_under_a_name_of_its_own(
     csv_file = write("colours.csv", b'Q,A,options\nsay a ?,b,"[""b"", ""c""]"\n')
     for file in (*files, csv_file):
         assert check(project, file).problem is None
-        take(project, file)
+        take(project, file, file_sha256(file))
     there = [path for path in Path("data/raw/colours").iterdir() if path.name[0] != "."]
     assert sorted(path.suffix for path in there) == [".csv", ".json", ".json"]
     contents = {path.read_bytes() for path in there}
     assert contents == {file.read_bytes() for file in (*files, csv_file)}
     assert project.params_file.read_bytes() == text
     assert check(project, put("colours.json", choices(30, start=70))).num_new == 11
-    take(project, files[1])  # again: the same name
+    take(project, files[1], file_sha256(files[1]))  # again: the same name
     assert len(list(Path("data/raw/colours").glob("[!.]*"))) == 3
 
 
@@ -270,12 +271,12 @@ def test_a_new_task_is_listed_with_an_adapter_and_the_next_file_is_added_to_it(
     one, two = put("mine.json", opposites(60)), put("mine.jsonl", [])
     two.write_text('{"Q": "say a ?", "A": "b"}\n')
     assert check(project, one).is_new_task
-    take(project, one)
+    take(project, one, file_sha256(one))
     loaded = load_params(project.params_file)
     assert loaded.tasks["mine"].raw == "data/raw/mine"
     assert "mine" in loaded.adapters
     assert check(project, two) == Arrival("mine.jsonl", "mine", False, 1, 1, None)
-    take(project, two)
+    take(project, two, file_sha256(two))
     assert sorted(path.suffix for path in Path("data/raw/mine").glob("[!.]*")) == [
         ".json",
         ".jsonl",
@@ -285,28 +286,28 @@ def test_a_new_task_is_listed_with_an_adapter_and_the_next_file_is_added_to_it(
 
 def test_what_is_tracked_is_known_as_taken_under_whatever_name(tracked: Project) -> None:
     known, new = put("colours.json", choices(10, start=70)), put("mine.json", opposites(60))
-    assert not is_taken(tracked, known)
-    assert not is_taken(tracked, new)
-    take(tracked, known)
-    take(tracked, new)
+    assert not is_taken(tracked, known.stem, file_sha256(known))
+    assert not is_taken(tracked, new.stem, file_sha256(new))
+    take(tracked, known, file_sha256(known))
+    take(tracked, new, file_sha256(new))
     for file in (known, new):
-        assert is_taken(tracked, file)
+        assert is_taken(tracked, file.stem, file_sha256(file))
         (tracker,) = Path("data/raw", file.stem).glob("*.dvc")
         assert tracker.with_suffix("").read_bytes() == file.read_bytes()
     file = known.with_name("colours.jsonl")
     shutil.copyfile(known, file)
-    assert is_taken(tracked, file)
-    assert not is_taken(tracked, put("colours.json", choices(11, start=70)))
+    assert is_taken(tracked, file.stem, file_sha256(file))
+    assert not is_taken(tracked, "colours", file_sha256(put("colours.json", choices(11, start=70))))
     shutil.copyfile(new, known)  # of another task
-    assert not is_taken(tracked, known)
+    assert not is_taken(tracked, known.stem, file_sha256(known))
     untracked = put("opposites.json", opposites(5, start=300))
     shutil.copyfile(untracked, "data/raw/opposites/left.json")  # by a retrain that was cut off
-    assert not is_taken(tracked, untracked)
+    assert not is_taken(tracked, untracked.stem, file_sha256(untracked))
 
 
 def test_a_tracked_file_that_is_not_checked_out_is_none_that_was_taken(project: Project) -> None:
     Path("data/raw/colours/more.json.dvc").write_text("outs:\n- path: more.json\n")
-    assert not is_taken(project, put("colours.json", choices(10, start=70)))
+    assert not is_taken(project, "colours", file_sha256(put("colours.json", choices(10, start=70))))
 
 
 def test_a_refused_file_stands_beside_its_reason(project: Project) -> None:
