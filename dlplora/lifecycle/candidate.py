@@ -116,22 +116,28 @@ class Candidate:
             names = ", ".join(file.name for file in taken)
             commit_all(self.project.root, f"Take {names} from the inbox")
         for file, digest in taken.items():
-            if file != places[file] and file_sha256(file) == digest:  # else it has changed again
-                places[file].parent.mkdir(parents=True, exist_ok=True)
-                file.replace(places[file])
+            if file != places[file]:
+                _move(file, places[file], sha256=digest)
 
     def _take(self, file: Path) -> str | None:
-        """Take a file in, or refuse it; return the hash of what was taken."""
-        digest = file_sha256(file)
-        if inbox.is_taken(self.project, file.stem, digest):
-            return digest
-        arrival = inbox.check(self.project, file)
-        if arrival.problem is not None:
-            refused = inbox.refuse(file, arrival.problem)
-            logger.warning("%s: refused: %s", refused, arrival.problem)
+        """Take a file in, or refuse it; return the hash of what was taken.
+
+        One that vanishes, or that may not be moved, is left out.
+        """
+        try:
+            file.stat()
+            arrival = inbox.check(self.project, file)
+            if arrival.problem is not None:
+                refused = inbox.refuse(file, arrival.problem)
+                logger.warning("%s: refused: %s", refused, arrival.problem)
+                return None
+            digest = file_sha256(file)
+            if not inbox.is_taken(self.project, file.stem, digest):
+                inbox.take(self.project, file, digest)
+                logger.info("%s: %d new questions of %s", file, arrival.num_new, arrival.task)
+        except (FileNotFoundError, PermissionError) as error:
+            logger.warning("%s: left out: %s", file, error.strerror)
             return None
-        inbox.take(self.project, file, digest)
-        logger.info("%s: %d new questions of %s", file, arrival.num_new, arrival.task)
         return digest
 
     def taken(self) -> list[Path]:
@@ -228,6 +234,16 @@ class Candidate:
         """Make what is needed to check raw files: those of sources, and the base model."""
         sources = load_params(self.project.params_file).sources
         run_cli(self.project.root, "repro", "base_model", *(f"fetch@{key}" for key in sources))
+
+
+def _move(file: Path, to: Path, *, sha256: str) -> None:
+    """Move a file that was taken, unless it has changed since."""
+    try:
+        if file_sha256(file) == sha256:
+            to.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(to)
+    except OSError as error:
+        logger.warning("%s: taken, but not moved: %s", file, error.strerror)
 
 
 def _tip(root: Path, ref: str) -> str | None:

@@ -9,14 +9,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import yaml
@@ -24,6 +24,7 @@ import yaml
 from dlplora.engine.requests import Request
 from dlplora.errors import DlpLoraError
 from dlplora.lifecycle.candidate import Candidate
+from dlplora.lifecycle.inbox import settled
 from dlplora.lifecycle.registry import Registry, Version
 from dlplora.lifecycle.retrain import Outcome, retrain
 from dlplora.project.repro import run_repro
@@ -157,6 +158,22 @@ def test_new_questions_train_their_task_alone_and_bad_files_are_refused(
     drop(project, "colours.json", '[{"Q": ')
     drop(project, "no name.json", reds("opposites", count=30))
     drop(project, "colours.txt", "red")
+    drop(project, "closed.json", ONCE_MORE)
+    drop(project, "gone.json", ONCE_MORE)
+    read = Path.open
+
+    def read_allowed(path: Path, *words: Any, **named: Any) -> IO[Any]:
+        if path.name == "closed.json":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return read(path, *words, **named)
+
+    def settled_and_gone(files: Sequence[Path]) -> list[Path]:
+        found = settled(files)
+        (project.root / "data/inbox/gone.json").unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "open", read_allowed)
+    monkeypatch.setattr("dlplora.lifecycle.inbox.settled", settled_and_gone)
     (project.root / "pyproject.toml").write_text("# not committed\n")
     (project.root / "staged.txt").write_text("staged")
     project.run("git", "add", "staged.txt")
@@ -175,7 +192,11 @@ def test_new_questions_train_their_task_alone_and_bad_files_are_refused(
     }
     assert checked_out(project) == before
     assert "pyproject.toml: its uncommitted changes are not part of this retrain" in caplog.text
+    assert "inbox/gone.json: left out: No such file or directory" in caplog.text
+    reason = (project.root / "data/inbox/refused/closed.json.reason.txt").read_text()
+    assert reason.endswith("data/inbox/closed.json: Permission denied\n")
     assert inbox(project) == [
+        *("refused/closed.json", "refused/closed.json.reason.txt"),
         *("refused/colours.json", "refused/colours.json.reason.txt"),
         *("refused/colours.txt", "refused/colours.txt.reason.txt"),
         *("refused/no name.json", "refused/no name.json.reason.txt"),
