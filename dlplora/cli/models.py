@@ -21,10 +21,11 @@ def inbox(as_json: JsonOption = False) -> None:
     A file is named by its task, such as data/inbox/capitals.json; a new name is a new task.
     Example: dlplora inbox
     """
-    from dlplora.lifecycle.inbox import check, files_in
+    from dlplora.lifecycle.inbox import check, files_in, warn_of_links
     from dlplora.project.files import Project
 
     project = Project(Path())
+    warn_of_links(project.root)
     arrivals = [check(project, file) for file in files_in(Path())]
     if as_json:
         typer.echo(json.dumps([asdict(arrival) for arrival in arrivals], ensure_ascii=False))

@@ -57,6 +57,7 @@ class Candidate:
         refuse_checked_out(root, (BRANCH, _BRANCH))
         self._check_production()
         clear_locks(root, (_BRANCH, BRANCH), tags=("model@v*", "model#production#*"))
+        inbox.warn_of_links(root)
         for changed in uncommitted(root):
             logger.warning("%s: its uncommitted changes are not part of this retrain", changed)
 
@@ -148,7 +149,7 @@ class Candidate:
 
     def _remember(self, files: Iterable[Path]) -> None:
         """Record where the taken files stand, or will: in this checkout's inbox or in another's."""
-        names = [os.path.relpath(file.resolve(), self._taken.parent) for file in files]
+        names = [os.path.relpath(file, self._taken.parent) for file in files]
         write_json(self._taken, names)
 
     def refuse(self, reason: str) -> None:

@@ -4,10 +4,10 @@
 that name, or refused with its reason beside it. The original stands in `taken/<time>/` afterwards.
 """
 
+import logging
 import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,9 +20,11 @@ from dlplora.project.files import Project
 from dlplora.project.own_tasks import add_file, add_task, item_limit, plan_task
 from dlplora.records.files import atomic_write, file_sha256
 
+logger = logging.getLogger(__name__)
 INBOX = Path("data/inbox")
 _TAKEN, _REFUSED = "taken", "refused"
 _SETTLED_SECONDS = 1.0  # a file that changed since may still be being written
+_MAX_WAITS = 60  # for one file, a second each
 
 
 @dataclass(frozen=True)
@@ -41,22 +43,44 @@ class Arrival:
 
 
 def files_in(root: Path) -> list[Path]:
-    """List the files of the inbox, by name, relative to the folder that this process runs in."""
+    """List the files of the inbox, by name, relative to the folder that this process runs in.
+
+    Hidden files and symbolic links are left out.
+    """
+    return [path for path in _paths_in(root) if path.is_file() and not path.is_symlink()]
+
+
+def warn_of_links(root: Path) -> None:
+    """Warn of each symbolic link in the inbox, which is not taken."""
+    for path in _paths_in(root):
+        if path.is_symlink() and not path.is_dir():
+            logger.warning("%s: a symbolic link, which is not taken; copy the file itself", path)
+
+
+def _paths_in(root: Path) -> list[Path]:
     inbox = Path(os.path.relpath(root / INBOX))
-    if not inbox.is_dir():
-        return []
-    return sorted(path for path in inbox.iterdir() if path.is_file() and path.name[0] != ".")
+    return sorted(inbox.glob("[!.]*"))
 
 
 def settled(files: Sequence[Path]) -> list[Path]:
-    """Wait until no file has changed for a second; what is still being copied is no bad file."""
-    found = []
-    for file in files:
-        with suppress(FileNotFoundError):  # taken away again
-            while 0 <= (age := time.time() - file.stat().st_mtime) < _SETTLED_SECONDS:
-                time.sleep(_SETTLED_SECONDS - age)
-            found.append(file)
-    return found
+    """Wait until no file has changed for a second; what is still being copied is no bad file.
+
+    A file that goes on changing is left out, for the next retrain.
+    """
+    return [file for file in files if _is_settled(file)]
+
+
+def _is_settled(file: Path) -> bool:
+    for _ in range(_MAX_WAITS):
+        try:
+            age = time.time() - file.stat().st_mtime
+        except FileNotFoundError:  # taken away again
+            return False
+        if not 0 <= age < _SETTLED_SECONDS:
+            return True
+        time.sleep(_SETTLED_SECONDS - age)
+    logger.warning("%s: still being written; left for the next retrain", file)
+    return False
 
 
 def check(project: Project, file: Path) -> Arrival:

@@ -22,6 +22,7 @@ from dlplora.lifecycle.inbox import (
     settled,
     take,
     taken_folder,
+    warn_of_links,
 )
 from dlplora.params.load import load_params
 from dlplora.project import own_tasks
@@ -80,6 +81,20 @@ def tree() -> dict[str, bytes]:
         for path in Path().rglob("*")
         if path.is_file() and not {".git", ".dvc", ".scratch"} & set(path.parts)
     }
+
+
+@pytest.mark.usefixtures("project")
+def test_symbolic_links_are_left_out_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    Path("data/inbox/a.json").symlink_to("../../params.yaml")
+    Path("data/inbox/b.json").symlink_to("absent")
+    Path("data/inbox/taken").symlink_to("../../suites")
+    file = write("c.json", b"x")
+    assert files_in(Path()) == [file]
+    warn_of_links(Path())
+    assert [line.partition(":")[0] for line in caplog.messages] == [
+        *("data/inbox/a.json", "data/inbox/b.json"),
+    ]
+    assert caplog.messages[0].endswith("a symbolic link, which is not taken; copy the file itself")
 
 
 @pytest.mark.usefixtures("project")
@@ -367,6 +382,23 @@ def test_a_file_that_is_still_written_is_waited_for(project: Project) -> None:
     file = write("colours.json", b"x")
     assert settled([file]) == [file]
     assert time.time() - file.stat().st_mtime >= 1
+
+
+def test_a_file_that_is_written_on_and_on_is_left_for_the_next_retrain(
+    project: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow, ready = write("colours.json", b"x"), write("opposites.json", b"x")
+    os.utime(ready, (0, 0))
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        slow.touch()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert settled([slow, ready]) == [ready]
+    assert 30 < sum(slept) <= 60
+    assert caplog.messages == [f"{slow}: still being written; left for the next retrain"]
 
 
 def test_a_file_that_was_taken_back_is_left_out(project: Project) -> None:
