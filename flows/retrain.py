@@ -38,11 +38,11 @@ def retrain() -> State[None]:
         return Completed(message=outcome.message)
     _show(outcome)
     version = outcome.version
-    if version.card.decision == "awaiting approval":
+    if outcome.decision == "awaiting approval":
         told = f"{version.name} awaits approval: `dlplora promote {version.name}`"
         return Completed(name="AwaitingApproval", message=f"{told}. {outcome.message} {_ADVICE}")
-    told = f"{version.name} {version.card.decision}. {outcome.message}"
-    if version.card.decision == "refused":
+    told = f"{version.name} {outcome.decision}. {outcome.message}"
+    if outcome.decision == "refused":
         return Completed(name="Refused", message=told)
     return Completed(message=f"{told} {_ADVICE}")
 
@@ -59,7 +59,7 @@ def _show(outcome: lifecycle.Outcome) -> None:
     """Show the verdict, in words and task by task."""
     version = outcome.version
     assert version is not None
-    head = f"# {version.name}: {version.card.decision}\n\n"
+    head = f"# {version.name}: {outcome.decision}\n\n"
     create_markdown_artifact(head + outcome.message, key="verdict")
     if version.card.verdict is not None:
         rows = {"all tasks": version.card.verdict.overall, **version.card.verdict.tasks}

@@ -158,6 +158,28 @@ def test_versions_are_listed_in_words_with_the_history(run: Run, repository: Rep
     assert all(re.fullmatch(r"\S+ from \d{4}-\d\d-\d\d \d\d:\d\d:\d\d on", line) for line in told)
 
 
+def test_what_never_was_in_production_is_listed_as_not_promoted_whatever_the_gate_said(
+    run: Run, repository: Repository
+) -> None:
+    good(run("promote", "v0.0.2"))
+    (line,) = (line for line in good(run("models")).splitlines() if "v0.0.1" in line)
+    assert line.rstrip().endswith("not promoted")
+    assert good(run("models", "show", "v0.0.1")).startswith("v0.0.1, not promoted\n")
+
+
+def test_a_promoted_version_whose_data_retrains_do_not_use_says_how_to_merge_it(
+    run: Run, repository: Repository
+) -> None:
+    git(repository.root, "branch", "production", "model@v0.0.2^{}")
+    assert good(run("promote", "v0.0.1")) == "v0.0.1 is in production: .models/current\n"
+    promoted, advice = good(run("promote", "v0.0.3")).splitlines()
+    assert promoted == "v0.0.3 is in production: .models/current"
+    assert advice == (
+        "retrains do not use the data of v0.0.3: the branch production lacks it; "
+        "`git merge model@v0.0.3` brings it into your branch and the next retrain"
+    )
+
+
 def test_one_version_is_shown_in_words_and_as_json(run: Run, repository: Repository) -> None:
     out = good(run("models", "show", "v0.0.3"))
     commit = Registry(Path()).named("v0.0.3").commit

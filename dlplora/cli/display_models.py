@@ -7,13 +7,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dlplora.lifecycle.registry import Assignment, Version
+from dlplora.lifecycle.registry import Assignment, Version, state_of
 
 
 def versions(listed: Sequence[Version], entries: Sequence[Assignment]) -> None:
-    """Print the versions of a model, that in production in colour."""
-    promoted = entries[-1].version if entries else None
-    earlier = {entry.version for entry in entries}
+    """Print the versions of a model, with the one in production in colour."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("version", no_wrap=True)
     table.add_column("created", no_wrap=True)
@@ -24,7 +22,7 @@ def versions(listed: Sequence[Version], entries: Sequence[Assignment]) -> None:
     for each in listed:
         card = each.card
         num_examples = sum(task.train for task in card.card.tasks.values())
-        was = "replaced" if each.name in earlier else card.decision
+        state = state_of(each, entries)
         table.add_row(
             each.name,
             card.created[:10],
@@ -32,8 +30,8 @@ def versions(listed: Sequence[Version], entries: Sequence[Assignment]) -> None:
             str(len(card.card.tasks)),
             f"{num_examples:,}",
             card.verdict.overall.verdict if card.verdict else "the first",
-            "production" if each.name == promoted else was,
-            style="bold cyan" if each.name == promoted else "",
+            state,
+            style="bold cyan" if state == "production" else "",
         )
     Console().print(table)
 
@@ -45,11 +43,11 @@ def history(entries: Sequence[Assignment]) -> None:
         _print(f"  {entry.version} from {entry.time[:19].replace('T', ' ')} on")
 
 
-def version(found: Version, promoted: str | None) -> None:
+def version(found: Version, entries: Sequence[Assignment]) -> None:
     """Print what is known of a version of a model."""
     card = found.card
-    state = "in production" if found.name == promoted else card.decision
-    _print(f"{found.name}, {state}")
+    state = state_of(found, entries)
+    _print(f"{found.name}, {'in production' if state == 'production' else state}")
     _print(f"created {card.created}, commit {found.commit}, suite {card.suite}")
     _print(f"answers by {card.card.system}; base model {card.card.base[:12]}")
     _print("The first version." if card.verdict is None else str(card.verdict))

@@ -131,7 +131,7 @@ def show(version: VersionArgument, as_json: JsonOption = False) -> None:
         row = _row(found, registry.promoted()) | {"card": asdict(found.card)}
         typer.echo(json.dumps(row, ensure_ascii=False))
     else:
-        display_models.version(found, registry.promoted())
+        display_models.version(found, registry.history())
 
 
 def promote(version: VersionArgument) -> None:
@@ -141,8 +141,11 @@ def promote(version: VersionArgument) -> None:
     """
     from dlplora.lifecycle.registry import Registry
 
-    found = Registry(Path()).promote(version)
+    registry = Registry(Path())
+    found = registry.promote(version)
     typer.echo(f"{found.name} is in production: .models/current")
+    if advice := registry.advice():
+        typer.echo(advice)
 
 
 def rollback(

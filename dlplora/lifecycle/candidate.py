@@ -15,7 +15,7 @@ from dlplora.lifecycle import inbox
 from dlplora.lifecycle.registry import BRANCH, CARD
 from dlplora.params.load import load_params
 from dlplora.params.yaml import read_yaml
-from dlplora.project.commands import CommandError, dvc, git
+from dlplora.project.commands import dvc, git
 from dlplora.project.files import Project
 from dlplora.project.own_tasks import is_import
 from dlplora.project.repro import run_cli
@@ -26,12 +26,14 @@ from dlplora.project.worktrees import (
     clear_locks,
     commit_all,
     commit_of,
+    contains,
     merge,
     open_worktree,
     prefix,
     refuse_checked_out,
     reset,
     shared_folder,
+    tip_of,
     uncommitted,
 )
 from dlplora.records.files import file_sha256, read_json, write_json
@@ -70,11 +72,11 @@ class Candidate:
 
     @property
     def _production(self) -> str | None:
-        return _tip(self._root, f"refs/heads/{BRANCH}")
+        return tip_of(self._root, BRANCH)
 
     def tip(self) -> str | None:
         """Return the candidate's last commit."""
-        return _tip(self._root, f"refs/heads/{_BRANCH}")
+        return tip_of(self._root, _BRANCH)
 
     def may_have_news(self) -> bool:
         """Tell whether anything may differ from what `production` was made of."""
@@ -84,7 +86,7 @@ class Candidate:
             or bool(self.taken())
             or bool(inbox.files_in(self._root))
             or self._has_imports(production)
-            or not _is_ancestor(self._root, self._head, production)
+            or not contains(self._root, production, self._head)
         )
 
     def begin(self) -> None:
@@ -153,15 +155,12 @@ class Candidate:
         write_json(self._taken, names)
 
     def refuse(self, reason: str) -> None:
-        """Refuse the files that were taken."""
+        """Refuse the files that were taken, and go back to `production`."""
         for file in self.taken():
             inbox.refuse(file, reason)
         self._remember([])
-
-    def discard(self) -> None:
-        """Go back to `production`."""
         if self._production:
-            reset(self.project.root, to=self._production)
+            git(self._root, "update-ref", f"refs/heads/{_BRANCH}", self._production)
 
     def update_imports(self) -> None:
         """Fetch imported files again; what there was stays where that fails, or the data is bad."""
@@ -188,7 +187,7 @@ class Candidate:
     def is_accepted(self) -> bool:
         """Tell whether `production` contains it."""
         tip, production = self.tip(), self._production
-        return bool(tip and production and _is_ancestor(self._root, tip, production))
+        return bool(tip and production and contains(self._root, production, tip))
 
     def has_accepted_inputs(self) -> bool:
         """Tell whether `production` holds the same inputs."""
@@ -216,7 +215,7 @@ class Candidate:
         """
         tip, production = self.tip(), self._production
         if tip is not None and not self.is_accepted():
-            if production and not _is_ancestor(self._root, production, tip):
+            if production and not contains(self._root, tip, production):
                 raise WorktreeError(
                     f"{BRANCH} moved elsewhere while {_BRANCH} was trained; merge {_BRANCH} into it"
                 )
@@ -245,19 +244,3 @@ def _move(file: Path, to: Path, *, sha256: str) -> None:
             file.replace(to)
     except OSError as error:
         logger.warning("%s: taken, but not moved: %s", file, error.strerror)
-
-
-def _tip(root: Path, ref: str) -> str | None:
-    """Return the commit of a ref, if there is one."""
-    try:
-        return git(root, "rev-parse", "--verify", "--quiet", ref)
-    except CommandError:
-        return None
-
-
-def _is_ancestor(root: Path, commit: str, of: str) -> bool:
-    try:
-        git(root, "merge-base", "--is-ancestor", commit, of)
-    except CommandError:
-        return False
-    return True

@@ -12,16 +12,18 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from dlplora.errors import DlpLoraError, choices
 from dlplora.project.commands import CommandError, dvc_of_all_commits, git
-from dlplora.project.worktrees import prefix, shared_folder
+from dlplora.project.worktrees import contains, prefix, shared_folder, tip_of
 from dlplora.records.files import atomic_write, delete_abandoned, read_json, write_json
 from dlplora.records.model_card import MODEL_FILE, VersionCard, version_card_of
+from dlplora.records.verdict import Decision
 from dlplora.scratch import alone
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,19 @@ class Assignment:
     number: int
     version: str
     time: str
+
+
+State = Decision | Literal["production", "replaced"]
+
+
+def state_of(version: Version, history: Sequence[Assignment]) -> State:
+    """Return what a version is now, by the history; else what was decided about it."""
+    decision = version.card.decision
+    if history and history[-1].version == version.name:
+        return "production"
+    if decision != "refused" and version.name in {entry.version for entry in history}:
+        return "replaced"
+    return "not promoted" if decision == "promoted" else decision
 
 
 class Registry:
@@ -100,6 +115,16 @@ class Registry:
         """Return the version in production, if there is one."""
         history = self.history()
         return history[-1].version if history else None
+
+    def advice(self) -> str | None:
+        """Return how retrains get the data of the promoted version, if `production` lacks it."""
+        name, tip = self.promoted(), tip_of(self._root, BRANCH)
+        if name is None or tip is None or contains(self._root, tip, self.named(name).commit):
+            return None
+        return (
+            f"retrains do not use the data of {name}: the branch {BRANCH} lacks it; "
+            f"`git merge {_NAME}@{name}` brings it into your branch and the next retrain"
+        )
 
     def named(self, name: str) -> Version:
         """Return a version, with or without its v; `RegistryError` if there is none."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dlplora.lifecycle.candidate import Candidate
 from dlplora.lifecycle.gate import decide
-from dlplora.lifecycle.registry import CARD, Registry, Version
+from dlplora.lifecycle.registry import CARD, Registry, State, Version, state_of
 from dlplora.params.load import load_params
 from dlplora.project.repro import run_cli
 from dlplora.project.suites import suite_of
@@ -24,8 +24,9 @@ from dlplora.scratch import alone
 
 logger = logging.getLogger(__name__)
 _VERDICT = Path(".scratch/verdict.json")
-_STATES: dict[Decision, str] = {
-    "promoted": "",
+_STATES: dict[State, str] = {
+    "production": "",
+    "replaced": ", which is no longer in production",
     "refused": ", which was refused",
     "not promoted": ", which was not promoted",
     "awaiting approval": ", which awaits approval",
@@ -34,10 +35,11 @@ _STATES: dict[Decision, str] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a retrain ended: the version it registered, if any, and what it says."""
+    """How a retrain ended: the version it registered, if any, why, and what became of that."""
 
     version: Version | None
     message: str
+    decision: Decision | None = None
 
 
 def retrain(root: Path, run_pipeline: Callable[[Path], None]) -> Outcome:
@@ -49,8 +51,10 @@ def retrain(root: Path, run_pipeline: Callable[[Path], None]) -> Outcome:
     """
     with alone(RETRAIN, scratch=shared_folder(root)):
         registry, candidate = Registry(root), Candidate(root)
-        _settle(registry, candidate)
+        _finish_registered(registry, candidate)
         registry.current()
+        if advice := registry.advice():
+            logger.warning(advice)
         if not candidate.may_have_news() and (promoted := registry.promoted()):
             return Outcome(None, f"nothing new since {promoted}")
         candidate.begin()
@@ -58,14 +62,14 @@ def retrain(root: Path, run_pipeline: Callable[[Path], None]) -> Outcome:
         candidate.update_imports()
         inputs = candidate.inputs_sha256()
         if known := _known(registry, lambda version: version.card.inputs == inputs):
-            return _nothing_new(known, candidate)
+            return _nothing_new(known, registry, candidate)
         if candidate.has_accepted_inputs() and (promoted := registry.promoted()):
             return Outcome(None, f"nothing new since {promoted}")
         run_pipeline(candidate.project.root)
         commit_all(candidate.project.root, "Keep the results of a retrain")
         model_md5 = candidate.md5_of("data/model")
         if known := _known(registry, lambda version: version.card.model_md5 == model_md5):
-            return _nothing_new(known, candidate)
+            return _nothing_new(known, registry, candidate)
         return _register(registry, candidate, inputs=inputs)
 
 
@@ -76,11 +80,11 @@ def _known(registry: Registry, is_same: Callable[[Version], bool]) -> Version | 
     return next((version for version in compared if is_same(version)), None)
 
 
-def _nothing_new(known: Version, candidate: Candidate) -> Outcome:
+def _nothing_new(known: Version, registry: Registry, candidate: Candidate) -> Outcome:
     """End a candidate that is the same as a version, as that ended."""
-    _end(known, candidate)
-    candidate.discard()
-    return Outcome(None, f"nothing new since {known.name}{_STATES[known.card.decision]}")
+    state = state_of(known, registry.history())
+    _accept_or_refuse(known, state, candidate)
+    return Outcome(None, f"nothing new since {known.name}{_STATES[state]}")
 
 
 def _register(registry: Registry, candidate: Candidate, *, inputs: str) -> Outcome:
@@ -104,8 +108,21 @@ def _register(registry: Registry, candidate: Candidate, *, inputs: str) -> Outco
     write_json(folder / CARD, asdict(version_card))
     told = "The first version." if judgement is None else str(judgement)
     commit_all(folder, f"Register a model: {version_card.decision}\n\n{told}")
-    registry.register(commit_of(folder))
-    return Outcome(_settle(registry, candidate), told)
+    name = registry.register(commit_of(folder))
+    _finish_registered(registry, candidate)
+    return outcome_of(registry, registry.named(name), told)
+
+
+def outcome_of(registry: Registry, version: Version, told: str) -> Outcome:
+    """Tell what became of a version, which is not promoted if another one was meanwhile."""
+    decision = version.card.decision
+    if decision == "promoted" and state_of(version, registry.history()) == "not promoted":
+        decision = "not promoted"
+        told = (
+            f"{registry.promoted()} was put into production meanwhile, and {version.name} was not "
+            f"compared with it. {told}"
+        )
+    return Outcome(version, told, decision)
 
 
 def _judge(folder: Path, promoted: Path) -> Judgement:
@@ -114,25 +131,22 @@ def _judge(folder: Path, promoted: Path) -> Judgement:
     return record_of(Judgement, read_json(folder / _VERDICT))
 
 
-def _settle(registry: Registry, candidate: Candidate) -> Version | None:
-    """Let the version that a candidate was registered as take its place, if it has not yet."""
+def _finish_registered(registry: Registry, candidate: Candidate) -> None:
+    """Promote and accept the candidate, or refuse it, if it is registered and not finished yet."""
     tip = candidate.tip()
     name = registry.at(tip) if tip and not candidate.is_accepted() else None
     if name is None:
-        return None
+        return
     version = registry.named(name)
-    was_promoted = name in {entry.version for entry in registry.history()}
-    if version.card.decision == "promoted" and not was_promoted:
-        replaced = version.card.verdict.against if version.card.verdict else None
-        if not registry.promote_after(name, replaced):
-            logger.warning("%s: not promoted: it was compared with %s", name, replaced)
-    _end(version, candidate)
-    return version
+    card, state = version.card, state_of(version, registry.history())
+    if card.decision == "promoted" and state == "not promoted":
+        registry.promote_after(name, card.verdict.against if card.verdict else None)
+    _accept_or_refuse(version, state, candidate)
 
 
-def _end(version: Version, candidate: Candidate) -> None:
-    """Accept what a candidate has taken in, or refuse it, as a version says."""
-    if version.card.decision == "refused":
+def _accept_or_refuse(version: Version, state: State, candidate: Candidate) -> None:
+    """Accept what a candidate has taken in unless its version was refused."""
+    if state == "refused":
         candidate.refuse(str(version.card.verdict))
     else:
         candidate.accept()

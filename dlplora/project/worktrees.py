@@ -37,6 +37,23 @@ def commit_of(root: Path) -> str:
         ) from error
 
 
+def tip_of(root: Path, branch: str) -> str | None:
+    """Return the last commit of a branch, if there is one."""
+    try:
+        return git(root, "rev-parse", "--verify", "--quiet", f"refs/heads/{branch}")
+    except CommandError:
+        return None
+
+
+def contains(root: Path, tip: str, commit: str) -> bool:
+    """Tell whether a commit is another one or an ancestor of it."""
+    try:
+        git(root, "merge-base", "--is-ancestor", commit, tip)
+    except CommandError:
+        return False
+    return True
+
+
 def shared_folder(root: Path) -> Path:
     """Return the folder for what all checkouts of a repository share, such as locks."""
     return (root / git(root, "rev-parse", "--git-common-dir")).resolve() / "dlplora"

@@ -42,7 +42,7 @@ def outcome(decision: Decision, verdict: Verdict | None) -> Outcome:
         verdict=judgement,
         decision=decision,
     )
-    return Outcome(Version("v0.0.7", "c" * 40, card), "What the verdict says.")
+    return Outcome(Version("v0.0.7", "c" * 40, card), "What the verdict says.", decision)
 
 
 def retrained(

@@ -26,10 +26,13 @@ from dlplora.errors import DlpLoraError
 from dlplora.lifecycle.candidate import Candidate
 from dlplora.lifecycle.inbox import settled
 from dlplora.lifecycle.registry import Registry, Version
-from dlplora.lifecycle.retrain import Outcome, retrain
+from dlplora.lifecycle.retrain import Outcome, outcome_of, retrain
 from dlplora.project.repro import run_repro
+from dlplora.records.verdict import Decision
 from dlplora.sampling import Sampling
 from dlplora.systems.engine import Engine
+from tests.lifecycle.registered import Repository, judged, make_repository
+from tests.lifecycle.registered import git as git_in
 from tests.project import Checkout, reds
 from tests.tiny import write_raw
 from tests.waiting import until
@@ -257,6 +260,7 @@ def test_a_file_that_makes_answers_worse_is_refused_and_leaves_nothing_behind(
     (refused / "opposites.json").replace(folder / "opposites.json")
     names = [f"../../data/inbox/taken/{folder.name}/opposites.json"]
     (project.root / ".git/dlplora/taken.json").write_text(json.dumps(names))
+    project.run("git", "update-ref", "refs/heads/runs/retrain", "model@v0.0.2^{commit}")
     (refused / "opposites.json.reason.txt").unlink()
     assert retrain(project.root, never) == Outcome(None, "nothing new since v0.0.1")
     assert inbox(project) == ["refused/opposites.json", "refused/opposites.json.reason.txt"]
@@ -278,6 +282,13 @@ def test_a_file_that_makes_answers_worse_is_refused_and_leaves_nothing_behind(
     assert answers(models / "current") == answers(models / "v0.0.1") == ["red", "red"]
     assert stop(project) == [good]
     assert served(project) == before[1]
+
+    registry.promote("v0.0.2")
+    shutil.rmtree(project.root / "data/inbox/taken")
+    drop(project, "opposites.json", poison)
+    assert retrain(project.root, never) == Outcome(None, "nothing new since v0.0.2")
+    assert "taken/opposites.json" in inbox(project)
+    assert trackers(project) == ["data/raw/opposites/opposites.json.dvc"]
 
 
 def test_approval_and_what_cannot_be_judged_wait_for_the_user(project: Checkout) -> None:
@@ -310,6 +321,76 @@ def test_approval_and_what_cannot_be_judged_wait_for_the_user(project: Checkout)
     Registry(project.root).rollback(None)
     assert retrain(project.root, never).version is None
     assert served(project)[1:] == ["v0.0.1", "v0.0.1"]
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    """A tiny repository whose candidate is registered as v0.0.2 and not yet finished.
+
+    It was compared with v0.0.1; v0.0.3 is a version as well. None is in production.
+    """
+    repository = make_repository(tmp_path / "project")
+    registry = Registry(repository.root)
+    registry.register(repository.commit_version("one"))
+    for name, text in (("runs/retrain", "two"), ("other", "three")):
+        git_in(repository.root, "checkout", "-q", "-b", name)
+        decision: Decision = "promoted" if text == "two" else "refused"
+        commit = repository.commit_version(text, verdict=judged("better"), decision=decision)
+        registry.register(commit)
+        git_in(repository.root, "checkout", "-q", "-")
+    git_in(repository.root, "branch", "production")
+    return repository
+
+
+def test_a_candidate_is_not_promoted_if_another_version_was_meanwhile(
+    repository: Repository,
+) -> None:
+    registry = Registry(repository.root)
+    for name in ("v0.0.1", "v0.0.3"):
+        registry.promote(name)
+    told = "nothing new since v0.0.3"
+    assert retrain(repository.root, never) == Outcome(None, told)
+    version = registry.named("v0.0.2")
+    assert git_in(repository.root, "rev-parse", "production") == version.commit
+    assert outcome_of(registry, version, "Better.") == Outcome(
+        version,
+        "v0.0.3 was put into production meanwhile, and v0.0.2 was not compared with it. Better.",
+        "not promoted",
+    )
+    registry.rollback(None)
+    assert retrain(repository.root, never) == Outcome(None, "nothing new since v0.0.1")
+    assert registry.promoted() == "v0.0.1"
+
+
+def test_a_candidate_that_passed_is_promoted_by_the_next_retrain_if_it_was_not_yet(
+    repository: Repository,
+) -> None:
+    registry = Registry(repository.root)
+    registry.promote("v0.0.1")
+    git_in(repository.root, "worktree", "add", "-q", "../other", "production")
+    with pytest.raises(DlpLoraError, match="switch to a branch of your own"):
+        retrain(repository.root, never)
+    assert registry.promoted() == "v0.0.1"
+    git_in(repository.root, "worktree", "remove", "../other")
+    assert retrain(repository.root, never) == Outcome(None, "nothing new since v0.0.2")
+    version = registry.named("v0.0.2")
+    assert git_in(repository.root, "rev-parse", "production") == version.commit
+    assert outcome_of(registry, version, "Better.") == Outcome(version, "Better.", "promoted")
+
+
+def test_data_that_production_lacks_is_named_at_each_retrain(
+    repository: Repository, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = Registry(repository.root)
+    registry.promote("v0.0.3")
+    retrain(repository.root, never)
+    assert "`git merge model@v0.0.3` brings it into your branch" in caplog.text
+    git_in(repository.root, "branch", "-f", "production", "model@v0.0.3^{}")
+    caplog.clear()
+    registry.promote("v0.0.3")
+    git_in(repository.root, "branch", "-D", "runs/retrain")
+    retrain(repository.root, never)
+    assert caplog.messages == []
 
 
 def test_without_a_commit_one_line_says_so(tmp_path: Path) -> None:
