@@ -64,6 +64,7 @@ def retrain(root: Path, run_pipeline: Callable[[Path], None]) -> Outcome:
         if known := _known(registry, lambda version: version.card.inputs == inputs):
             return _nothing_new(known, registry, candidate)
         if candidate.has_accepted_inputs() and (promoted := registry.promoted()):
+            candidate.accept()
             return Outcome(None, f"nothing new since {promoted}")
         run_pipeline(candidate.project.root)
         commit_all(candidate.project.root, "Keep the results of a retrain")
@@ -74,10 +75,11 @@ def retrain(root: Path, run_pipeline: Callable[[Path], None]) -> Outcome:
 
 
 def _known(registry: Registry, is_same: Callable[[Version], bool]) -> Version | None:
-    """Return the version in production or the last one, if it is the same."""
-    versions, promoted = registry.versions(), registry.promoted()
-    compared = [version for version in versions if version.name == promoted] + versions[-1:]
-    return next((version for version in compared if is_same(version)), None)
+    """Return the version that is the same, if there is one: that in production, or the newest."""
+    promoted = registry.promoted()
+    same = [version for version in registry.versions() if is_same(version)]
+    same.sort(key=lambda version: version.name == promoted)
+    return same[-1] if same else None
 
 
 def _nothing_new(known: Version, registry: Registry, candidate: Candidate) -> Outcome:

@@ -322,6 +322,11 @@ def test_approval_and_what_cannot_be_judged_wait_for_the_user(project: Checkout)
     assert retrain(project.root, never).version is None
     assert served(project)[1:] == ["v0.0.1", "v0.0.1"]
 
+    project.run("git", "revert", "--no-edit", "HEAD", "HEAD~1")
+    told = "nothing new since v0.0.2, which is no longer in production"
+    assert retrain(project.root, never) == Outcome(None, told)
+    assert retrain(project.root, never) == Outcome(None, "nothing new since v0.0.1")
+
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
@@ -453,6 +458,9 @@ def test_results_that_differ_are_no_conflict(project: Checkout) -> None:
     assert retrain(project.root, never) == Outcome(None, "nothing new since v0.0.1")
     theirs = git(project, "show", "production:dvc.lock")
     assert git(project, "show", "runs/retrain:dvc.lock") == theirs
+    shutil.rmtree(project.root / ".scratch/runs/retrain")
+    assert retrain(project.root, never) == Outcome(None, "nothing new since v0.0.1")
+    assert not (project.root / ".scratch/runs/retrain").exists()  # it was not needed
 
 
 def test_a_commit_that_was_taken_back_is_no_longer_part_of_it(project: Checkout) -> None:
