@@ -241,7 +241,7 @@ def test_data_that_cannot_be_had_is_one_line(run: Run, repository: Repository) -
     shutil.rmtree(".dvc/cache")
     shutil.rmtree(".models")
     line = mistake(run("promote", "v0.0.2"))
-    assert line.startswith("v0.0.2: data/model of its commit cannot be had (`make pull` fetches")
+    assert line.startswith("v0.0.2: data/model of its commit is not available (`make pull` fetches")
 
 
 @pytest.mark.parametrize(

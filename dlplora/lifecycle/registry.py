@@ -12,18 +12,23 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 from dlplora.errors import DlpLoraError, choices
 from dlplora.project.commands import CommandError, dvc_of_all_commits, git
 from dlplora.project.worktrees import contains, prefix, shared_folder, tip_of
-from dlplora.records.files import atomic_write, delete_abandoned, read_json, write_json
+from dlplora.records.files import (
+    atomic_write,
+    delete_abandoned,
+    link_or_copy,
+    read_json,
+    write_json,
+)
 from dlplora.records.model_card import MODEL_FILE, VersionCard, version_card_of
-from dlplora.records.verdict import Decision
+from dlplora.records.verdict import State
 from dlplora.scratch import alone
 
 logger = logging.getLogger(__name__)
@@ -39,7 +44,7 @@ _FORMAT = "%(refname:strip=2)%09%(*objecttype)%09%(*objectname)%09%(creatordate:
 
 
 class RegistryError(DlpLoraError):
-    """There is no such version, or it cannot be had."""
+    """There is no such version, or its data is not available."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,6 @@ class Assignment:
     number: int
     version: str
     time: str
-
-
-State = Decision | Literal["production", "replaced"]
 
 
 def state_of(version: Version, history: Sequence[Assignment]) -> State:
@@ -119,12 +121,10 @@ class Registry:
     def advice(self) -> str | None:
         """Return how retrains get the data of the promoted version, if `production` lacks it."""
         name, tip = self.promoted(), tip_of(self._root, BRANCH)
-        if name is None or tip is None or contains(self._root, tip, self.named(name).commit):
+        if not name or not tip or contains(self._root, tip, self.named(name).commit):
             return None
-        return (
-            f"retrains do not use the data of {name}: the branch {BRANCH} lacks it; "
-            f"`git merge {_NAME}@{name}` brings it into your branch and the next retrain"
-        )
+        told = f"retrains do not use the data of {name}: the branch {BRANCH} lacks it"
+        return f"{told}; `git merge {_NAME}@{name}` brings it into your branch and the next retrain"
 
     def named(self, name: str) -> Version:
         """Return a version, with or without its v; `RegistryError` if there is none."""
@@ -244,10 +244,10 @@ class Registry:
         return bool(told["commit"] == version.commit)
 
     def _put_base(self, version: Version, to: Path) -> None:
-        """Link the files of another checkout's base model if it is the same, or get them."""
+        """Link or copy another checkout's base model if it is the same, or get it."""
         for file in self._models.glob(f"v*/{MODEL_FILE}"):
             if read_json(file)["base_md5"] == version.card.base_md5:
-                shutil.copytree(file.parent / "base", to, copy_function=os.link)
+                shutil.copytree(file.parent / "base", to, copy_function=link_or_copy)
                 return
         self._get(version, _BASE, to)
 
@@ -257,8 +257,8 @@ class Registry:
             dvc_of_all_commits(self._root, *words, "-o", str(to.resolve()))
         except CommandError as error:
             raise RegistryError(
-                f"{version.name}: {path} of its commit cannot be had (`make pull` fetches it from "
-                f"the remote): {error}"
+                f"{version.name}: {path} of its commit is not available (`make pull` fetches it "
+                f"from the remote): {error}"
             ) from error
 
     def _switch(self, name: str) -> None:
@@ -267,10 +267,8 @@ class Registry:
         aside.symlink_to(name, target_is_directory=True)
         aside.replace(self._models / CURRENT)
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        with alone("models", scratch=shared_folder(self._root)):
-            yield
+    def _alone(self) -> AbstractContextManager[None]:
+        return alone("models", scratch=shared_folder(self._root))
 
     def _tags(self, pattern: re.Pattern[str]) -> list[tuple[str, str, str]]:
         """List annotated tags of commits: what the pattern asks for, the commit, the time."""

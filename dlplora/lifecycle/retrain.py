@@ -12,14 +12,14 @@ from pathlib import Path
 
 from dlplora.lifecycle.candidate import Candidate
 from dlplora.lifecycle.gate import decide
-from dlplora.lifecycle.registry import CARD, Registry, State, Version, state_of
+from dlplora.lifecycle.registry import CARD, Registry, Version, state_of
 from dlplora.params.load import load_params
 from dlplora.project.repro import run_cli
 from dlplora.project.suites import suite_of
 from dlplora.project.worktrees import RETRAIN, commit_all, commit_of, shared_folder
 from dlplora.records.files import read_json, record_of, write_json
 from dlplora.records.model_card import VersionCard, read_model_card
-from dlplora.records.verdict import Decision, Judgement
+from dlplora.records.verdict import Decision, Judgement, State
 from dlplora.scratch import alone
 
 logger = logging.getLogger(__name__)

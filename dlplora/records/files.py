@@ -67,6 +67,14 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def link_or_copy(source: str, target: str) -> None:
+    """Hard-link a file, or copy it where that is not possible."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, target)
+
+
 @contextmanager
 def written_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder that becomes `path`, replacing what stood there, on success."""

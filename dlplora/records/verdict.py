@@ -7,6 +7,7 @@ Verdict = Literal[
     "better", "within noise", "worse within noise", "significantly worse", "cannot judge"
 ]
 Decision = Literal["promoted", "awaiting approval", "not promoted", "refused"]
+State = Decision | Literal["production", "replaced"]  # of a version now
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The registry over real git, DVC and gto: versions, promotions, rollbacks, checkouts."""
 
+import errno
 import logging
 import os
 import re
@@ -180,6 +181,22 @@ def test_versions_of_one_base_model_share_its_files_and_others_do_not(
     assert repository.served("base/weights") == "base two"
     shutil.rmtree(repository.root / ".models/v0.0.1")
     assert (repository.root / ".models/v0.0.2/base/weights").read_text() == "base one"
+
+
+@pytest.mark.parametrize("reason", [errno.EPERM, errno.EXDEV])
+def test_the_base_model_is_copied_where_files_cannot_be_linked(
+    repository: Repository, registry: Registry, monkeypatch: pytest.MonkeyPatch, reason: int
+) -> None:
+    registry.promote("v0.0.1")
+
+    def link(source: str, target: str) -> None:
+        raise OSError(reason, os.strerror(reason), source, None, target)
+
+    monkeypatch.setattr(os, "link", link)
+    registry.promote("v0.0.2")
+    files = [repository.root / f".models/{name}/base/weights" for name in ("v0.0.1", "v0.0.2")]
+    assert [file.read_text() for file in files] == ["base one", "base one"]
+    assert not files[0].samefile(files[1])
 
 
 def test_the_base_model_is_linked_even_where_the_cache_has_lost_it(
@@ -417,7 +434,7 @@ def test_a_version_whose_data_is_in_no_cache_is_one_line_that_names_make_pull(
     with pytest.raises(RegistryError) as caught:
         registry.promote("v0.0.2")
     message = str(caught.value)
-    assert re.match(r"v0\.0\.2: data/model of its commit cannot be had \(`make pull` ", message)
+    assert re.match(r"v0\.0\.2: data/model of its commit is not available \(`make pull` ", message)
     assert "\n" not in message
     assert registry.promoted() == repository.current() == "v0.0.1"
     assert history(registry) == ["v0.0.1"]
