@@ -10,15 +10,12 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from dlplora.errors import DlpLoraError
 from dlplora.lifecycle import inbox
+from dlplora.lifecycle.raw_data import fetch_raw, has_imports, update_imports
 from dlplora.lifecycle.registry import BRANCH, CARD
-from dlplora.params.load import load_params
 from dlplora.params.yaml import read_yaml
-from dlplora.project.commands import dvc, git
+from dlplora.project.commands import git
 from dlplora.project.files import Project
-from dlplora.project.own_tasks import is_import
-from dlplora.project.repro import run_cli
 from dlplora.project.worktrees import (
     RETRAIN,
     WorktreeError,
@@ -85,7 +82,7 @@ class Candidate:
             production is None
             or bool(self.taken())
             or bool(inbox.files_in(self._root))
-            or self._has_imports(production)
+            or has_imports(self._root, production)
             or not contains(self._root, production, self._head)
         )
 
@@ -110,7 +107,7 @@ class Candidate:
         """Take the files of the inbox in: copied, tracked and committed, and only then moved."""
         places = {path: path for path in self.taken()}  # by one that was interrupted
         if places or inbox.files_in(self._root):
-            self._fetch_raw()
+            fetch_raw(self.project)
         folder = inbox.taken_folder(self._root)
         places |= {path: folder / path.name for path in inbox.settled(inbox.files_in(self._root))}
         taken = {file: digest for file in places if (digest := self._take(file))}
@@ -164,25 +161,8 @@ class Candidate:
 
     def update_imports(self) -> None:
         """Fetch imported files again; what there was stays where that fails, or the data is bad."""
-        root = self.project.root
-        tasks = load_params(self.project.params_file).tasks
-        trackers = sorted(
-            path
-            for path in root.glob("data/raw/*/*.dvc")
-            if path.parent.name in tasks and is_import(path)
-        )
-        if trackers:
-            self._fetch_raw()
-        for tracker in trackers:
-            name = str(tracker.relative_to(root))
-            try:
-                dvc(root, "update", name)
-                inbox.check_task(self.project, tracker.parent.name)
-            except DlpLoraError as error:
-                logger.warning("%s: not updated: %s", name, error)
-                git(root, "checkout", "--", name)
-                dvc(root, "checkout", "--force", name)
-        commit_all(root, "Update imported data")
+        update_imports(self.project)
+        commit_all(self.project.root, "Update imported data")
 
     def is_accepted(self) -> bool:
         """Tell whether `production` contains it."""
@@ -222,18 +202,6 @@ class Candidate:
             refuse_checked_out(self._root, (BRANCH,))
             git(self._root, "update-ref", f"refs/heads/{BRANCH}", tip, *filter(None, [production]))
         self._remember([])
-
-    def _has_imports(self, production: str) -> bool:
-        """Tell whether `production` has imported files, which may have changed elsewhere."""
-        words = ("ls-tree", "-r", "-z", "--name-only", production, "--", "data/raw")
-        trackers = [name for name in git(self._root, *words).split("\0") if name.endswith(".dvc")]
-        texts = [git(self._root, "show", f"{production}:./{name}") for name in trackers]
-        return any("\ndeps:" in f"\n{text}" for text in texts)
-
-    def _fetch_raw(self) -> None:
-        """Make what is needed to check raw files: those of sources, and the base model."""
-        sources = load_params(self.project.params_file).sources
-        run_cli(self.project.root, "repro", "base_model", *(f"fetch@{key}" for key in sources))
 
 
 def _move(file: Path, to: Path, *, sha256: str) -> None:
