@@ -166,19 +166,20 @@ def rollback(
 
 def schedule(
     state: Annotated[
-        Literal["on", "off", "show"], typer.Argument(help="Retrain on time?")
+        Literal["on", "off", "show"], typer.Argument(help="Retrain by the timer?")
     ] = "show",
 ) -> None:
-    """Switch the timer of retrains on or off, on this machine; `make ui` keeps it.
+    """Switch the timer of retrains on or off, in this clone; it runs while `make ui` is open.
 
-    When it rings stands in prefect.yaml. Files put into data/inbox start a retrain either way.
+    Its cron stands in prefect.yaml. Files put into data/inbox start a retrain either way.
     Example: dlplora schedule on
     """
     from dlplora.lifecycle.schedule import is_on, switch
 
     if state != "show":
         switch(Path(), on=state == "on")
-    now = "on: while `make ui` is open, models are retrained on time" if is_on(Path()) else "off"
+    on = "on: retrains start by the cron of prefect.yaml, while `make ui` is open"
+    now = on if is_on(Path()) else "off"
     typer.echo(f"the schedule is {now}")
 
 
@@ -193,7 +194,9 @@ def gc(
 
     count, size = unused_bytes(Path())
     typer.echo(f"{count} cached files, {size / 2**20:,.1f} MiB, are needed by nothing")
-    if yes or typer.confirm("delete them, and checkouts of models not in production?"):
+    if yes or typer.confirm(
+        "delete them, and the folders .models/v… of models that are not in production?"
+    ):
         delete_unused(Path())
 
 

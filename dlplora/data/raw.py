@@ -151,7 +151,8 @@ def _check_list_ends(file: Path) -> None:
             last = stream.read(end - start).rstrip()[-1:]
             end = start
     if last != b"]":
-        raise DataError(f"{file}: not JSON: it ends in {last!r}, expected b']'")
+        ends = last.decode(errors="backslashreplace")
+        raise DataError(f"{file}: not JSON: it ends in '{ends}', expected ']'")
 
 
 def _json_error(message: str) -> str:

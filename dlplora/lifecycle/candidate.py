@@ -58,7 +58,11 @@ class Candidate:
         clear_locks(root, (_BRANCH, BRANCH), tags=("model@v*", "model#production#*"))
         inbox.warn_of_links(root)
         for changed in uncommitted(root):
-            logger.warning("%s: its uncommitted changes are not part of this retrain", changed)
+            logger.warning(
+                "%s: its uncommitted changes are not part of this retrain, which starts from the "
+                "last commit",
+                changed,
+            )
 
     def _check_production(self) -> None:
         """Raise `WorktreeError` if `production` is the user's own branch."""

@@ -208,7 +208,7 @@ def test_white_space_around_a_list_is_nothing(tmp_path: Path, content: str) -> N
 
 @pytest.mark.parametrize("content", ['[{"Q": "up"},', '[{"Q": "up"}, \n', "[[1], [2],"])
 def test_a_list_that_breaks_off_behind_a_comma_is_refused(tmp_path: Path, content: str) -> None:
-    assert _error(tmp_path / "raw.json", content) == "not JSON: it ends in b',', expected b']'"
+    assert _error(tmp_path / "raw.json", content) == "not JSON: it ends in ',', expected ']'"
 
 
 def test_every_list_cut_short_is_refused(tmp_path: Path) -> None:
