@@ -16,7 +16,7 @@ _GAP_OF_16_BITS, _AHEAD_OF_16_BITS = 0.05, 0.01
 
 @torch.inference_mode()
 def check_reading(base: Base) -> None:
-    """Read a few short rows of unequal lengths and go on by a token in another order.
+    """Read a few short rows of unequal lengths and continue by a token each, in another order.
 
     Raises `ModelError` if the logits are not about those that the model has for each row alone, or
     if it looks ahead.

@@ -32,7 +32,7 @@ class RequestRouter:
     Args:
         base: The base model.
         pool: The adapters that routes may name.
-        router: Chooses the routes of requests that bring none, by their texts or, as a probe, by
+        router: Chooses the routes of requests that name none, by their texts or, as a probe, by
             the base model's own reading of them.
         policy: When requests that name none are routed again.
         fallback_below: Routes of less confidence go to the base model instead.

@@ -39,7 +39,7 @@ class Runner:
     Args:
         base: The frozen base model.
         pool: The adapters attached to it.
-        router: Chooses the routes of requests that bring none, by their texts or, as a probe, by
+        router: Chooses the routes of requests that name none, by their texts or, as a probe, by
             the base model's own reading of them; where the base model answers, it continues from
             that.
         policy: When requests that name none are routed again.

@@ -24,7 +24,7 @@ class Scheduler:
     """Owns the requests that wait, are read and are answered.
 
     A request may be added at any time, from any thread; one thread calls `step`, over and over. A
-    step reads one part of the prompts that are to be read, and writes one token of every answer. A
+    step reads one part of the queued prompts, and writes one token of every answer. A
     request that cannot be answered ends alone, with its error; one that is cancelled leaves with
     the next step.
 
@@ -66,7 +66,7 @@ class Scheduler:
         self._running: list[RunningBatch] = []
 
     def add(self, request: Request) -> int:
-        """Let a request wait for its turn; return its number, which its pieces bear."""
+        """Queue a request; return its number, by which its pieces are told apart."""
         with self._adding:
             number = next(self._numbers)
             self._waiting.append((number, request))

@@ -50,7 +50,7 @@ class SingleRows:
             seen.add(id(row))
 
     def copy(self) -> "SingleRows":
-        """Return rows that go on by themselves: states are changed in place."""
+        """Return rows that continue by themselves: states are changed in place."""
         fork = SingleRows(0)
         fork._rows = copy.deepcopy(self._rows)
         return fork

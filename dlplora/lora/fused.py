@@ -84,7 +84,7 @@ class OneInput:
         self._asked = 0
 
     def part(self, number: int, x_BSI: Tensor) -> Tensor:
-        """Return a layer's hidden values; computed anew for any other input than the last."""
+        """Return a layer's hidden values; computed again for any other input than the last."""
         if len(self._widths) == 1:
             return self._down(x_BSI)
         if x_BSI is not self._x:
