@@ -80,24 +80,32 @@ class PrefillQueue:
         """Let go of groups of which nothing is wanted any more."""
         self._groups = [one for one in self._groups if any(s.is_open for s in one.sequences)]
 
-    def advance(self, num_tokens: int) -> Read | None:
-        """Read a part of about so many tokens; return what was read if that ends a group."""
+    def advance(self, num_tokens: int | None) -> list[Read]:
+        """Read a part of about so many tokens, or all that there is; return what is read now."""
         if not self._groups:
-            return None
+            return []
+        if num_tokens is None:
+            return [read for group in list(self._groups) for read in self._advance(group, None)]
         shortest = min(self._groups, key=lambda group: group.prefill.num_tokens)
         group = self._groups[0] if self._is_oldest_next else shortest
         self._is_oldest_next = not self._is_oldest_next
+        return self._advance(group, num_tokens)
+
+    def _advance(self, group: _Group, num_tokens: int | None) -> list[Read]:
         error = None
         try:
-            if not group.prefill.advance(num_tokens):
-                return None
+            is_done = group.prefill.advance(num_tokens)
+            while num_tokens is None and not is_done:
+                is_done = group.prefill.advance()
+            if not is_done:
+                return []
         except Exception as failure:  # of the model, or for want of memory
             error = failure
         self._groups.remove(group)
         for sequence, scores in zip(group.sequences, group.prefill.scores, strict=True):
             sequence.prompt_scores = sequence.prompt_scores or tuple(scores)
         seconds = time.perf_counter() - group.since
-        return Read(group.sequences, group.prefill, seconds, error)
+        return [Read(group.sequences, group.prefill, seconds, error)]
 
     def _group(self, members: list[Sequence], known: list[KeyValues | None]) -> _Group:
         probe = members[0].probe

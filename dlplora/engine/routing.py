@@ -57,7 +57,7 @@ class RequestRouter:
         """Take the adapters of a route as they are now; `RouterError` on one that is not here."""
         return self.pool.row(route)
 
-    def text(self, request: Request, written: str = "") -> str:
+    def text(self, request: Request, written: str | None = None) -> str:
         """Return what the router reads of a request, and of its answer so far."""
         prompt = request.prompt
         if isinstance(prompt, str):
@@ -69,7 +69,7 @@ class RequestRouter:
             text = turns[-1] if request.route_on == "last_turn" else "\n".join(turns)
         if request.route_on == "window":
             text = text[-self.window_chars :]
-        return f"{text}\n{written}"[-self.window_chars :] if written else text
+        return text if written is None else f"{text}\n{written}"[-self.window_chars :]
 
     def routes(self, texts: Sequence[str]) -> list[Route]:
         """Return the router's route for each text.
@@ -93,7 +93,7 @@ class RequestRouter:
         """
         places = [place for place, sequence in enumerate(sequences) if sequence.is_open]
         opened = [sequences[place] for place in places]
-        texts = [self.text(sequence.request, sequence.text) for sequence in opened]
+        texts = [self.text(sequence.request, sequence.text or None) for sequence in opened]
         try:
             routes = self._probed(texts, read.inputs()[places], seconds)
         except Exception as error:

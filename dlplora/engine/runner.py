@@ -109,16 +109,19 @@ class Runner:
     def _router(self) -> RequestRouter:
         return self._routers[self._name]
 
-    def scheduler(self, *, cache: bool = True) -> Scheduler:
+    def scheduler(self) -> Scheduler:
         """Return a scheduler, to which requests may be added at any time."""
+        return self._new_scheduler(prefill_tokens=self._prefill_tokens, cache=self._cache)
+
+    def _new_scheduler(self, *, prefill_tokens: int | None, cache: PrefixCache | None) -> Scheduler:
         return Scheduler(
             self.base,
             self.pool.layers,
             self._routers,
             default=self._name,
             max_batch_size=self._max_batch_size,
-            prefill_tokens=self._prefill_tokens,
-            cache=self._cache if cache else None,
+            prefill_tokens=prefill_tokens,
+            cache=cache,
             language=self._language,
         )
 
@@ -155,8 +158,11 @@ class Runner:
         return RunningBatch(batch, sequences)
 
     def finish(self, running: RunningBatch) -> list[Answer]:
-        """Write the answers to prompts that were read; the batch is used up."""
-        scheduler = self.scheduler(cache=False)
+        """Write the answers to prompts that were read; the batch is used up.
+
+        Nobody else waits, so that whatever is read again is read at once.
+        """
+        scheduler = self._new_scheduler(prefill_tokens=None, cache=None)
         count = len(running.sequences)
         scheduler.resume(running)
         return _answers(_pieces(scheduler, iter(())), [1] * count)

@@ -35,7 +35,7 @@ class Scheduler:
         default: The system of requests that name none.
         max_batch_size: How many answers are written at once.
         prefill_tokens: How many tokens of prompts a step reads, padding included: so long all
-            answers wait.
+            answers wait. None reads all prompts at once.
         cache: Keys and values of earlier prompts, shared by schedulers of one model.
         language: The language of the answers, by which sentences are told apart.
     """
@@ -48,7 +48,7 @@ class Scheduler:
         *,
         default: str,
         max_batch_size: int,
-        prefill_tokens: int,
+        prefill_tokens: int | None,
         cache: PrefixCache | None,
         language: str,
     ) -> None:
@@ -102,8 +102,7 @@ class Scheduler:
         """Continue all requests; return what was written, and what ended."""
         pieces = self._end_cancelled()
         pieces += self._admit()
-        read = self._reading.advance(self._prefill_tokens)
-        if read is not None:
+        for read in self._reading.advance(self._prefill_tokens):
             pieces += self._begin(read)
         return pieces + self._write()
 
