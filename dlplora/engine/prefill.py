@@ -149,7 +149,7 @@ class Prefill:
         stretch.done = end
         if end == stretch.num_columns:
             self._end_stretch()
-        return not self._stretches
+        return not self._stretches or (num_tokens is None and self.advance())
 
     def _end_stretch(self) -> None:
         """Go to the next stretch; each prompt gets its copy of what it shares with others."""

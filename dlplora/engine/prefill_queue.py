@@ -94,10 +94,7 @@ class PrefillQueue:
     def _advance(self, group: _Group, num_tokens: int | None) -> list[Read]:
         error = None
         try:
-            is_done = group.prefill.advance(num_tokens)
-            while num_tokens is None and not is_done:
-                is_done = group.prefill.advance()
-            if not is_done:
+            if not group.prefill.advance(num_tokens):
                 return []
         except Exception as failure:  # of the model, or for want of memory
             error = failure

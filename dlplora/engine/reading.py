@@ -93,6 +93,5 @@ def probe(
 
 
 def _read(prefill: Prefill) -> Batch:
-    while not prefill.advance():
-        pass
+    prefill.advance()
     return prefill.batch()

@@ -51,13 +51,12 @@ class RunningBatch:
 
     def store_ended(self, cache: PrefixCache) -> None:
         """Keep the keys and values of the sequences that have ended."""
-        if not self.batch.keeps_all_tokens:
-            return
         for row, sequence in enumerate(self.sequences):
-            if sequence.ending is not None and not sequence.is_rerouted:
-                ids = sequence.ids[: self.batch.num_read(row)]
-                if not cache.has(sequence.row, ids):
-                    cache.store(sequence.row, ids, self.batch.key_values(row))
+            if sequence.ending is None or sequence.is_rerouted or not self.batch.keeps_all_tokens:
+                continue
+            ids = sequence.ids[: self.batch.num_read(row)]
+            if not cache.has(sequence.row, ids):
+                cache.store(sequence.row, ids, self.batch.key_values(row))
 
     def keep(self, rows: list[int]) -> None:
         """Let go of all sequences but these."""

@@ -52,8 +52,9 @@ class Engine(Runner):
             pools: dict[tuple[str, ...], Pool] = {}
             routers = {}
             for name, one in built.items():
-                if (pool := pools.get(one.pool.key)) is None:
-                    pool = pools[one.pool.key] = one.pool.make(layers)
+                if one.pool.key not in pools:
+                    pools[one.pool.key] = one.pool.empty(layers)
+                pool = pools[one.pool.key]
                 one.pool.add_to(pool)
                 decisions = loaded.decision_log(log, name, one)
                 routers[name] = RequestRouter(

@@ -3,10 +3,10 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -20,8 +20,6 @@ from dlplora.records.routes import Route
 from dlplora.routing.base import Classifier, Probe, Router
 from dlplora.routing.build import load_classifier
 from dlplora.words import Policy
-
-R = TypeVar("R", bound=Runner)
 
 
 @dataclass(frozen=True)
@@ -119,13 +117,9 @@ class System:
         (row,) = self.classifier.probabilities([text])
         return dict(zip(self.classifier.labels, row.tolist(), strict=True))
 
-    def running(self, **settings: Any) -> AbstractContextManager[Runner]:
-        """Yield what answers requests, for the time of a `with` block; `settings` of a `Runner`."""
-        return self.running_as(Runner, **settings)
-
     @contextmanager
-    def running_as(self, runner: type[R], **settings: Any) -> Iterator[R]:
-        """Do the same with a runner of a type."""
+    def running(self, **settings: Any) -> Iterator[Runner]:
+        """Yield what answers requests, for the time of a `with` block; `settings` of a `Runner`."""
         with fused(self.base.model) as layers:
             pool = self.pool.make(layers)
-            yield runner(self.base, pool, router=self.router, policy=self.policy, **settings)
+            yield Runner(self.base, pool, router=self.router, policy=self.policy, **settings)
