@@ -33,7 +33,7 @@ from dlplora.runtime import best_place
 from dlplora.sampling import Sampling
 
 LONG, THREADS = 2000, 2
-PARTS = (256, 512, 1024, LONG)
+PARTS = (128, 256, 512, 1024, LONG)
 FEW = Sampling(max_new_tokens=8, ignore_eos=True)
 
 

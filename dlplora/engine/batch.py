@@ -83,8 +83,8 @@ class Batch:
 
     def reroute(self, rows: Sequence[Row]) -> None:
         """Continue by other rows; what the cache holds was computed under the earlier ones."""
-        keys = [row_key(row) for row in self.rows]
-        if [row_key(row) for row in rows] != keys:
+        pairs = zip(self.rows, rows, strict=True)
+        if any(old is not new and row_key(old) != row_key(new) for old, new in pairs):
             self.mix = self.mix.of(rows)
 
     @torch.inference_mode()

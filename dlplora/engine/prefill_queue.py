@@ -34,8 +34,8 @@ class Read:
 class PrefillQueue:
     """Prompts that are to be read, in groups of like length.
 
-    Parts are read of the oldest group and of the one with the least left, in turns: a short prompt
-    waits for one part of a long one, and a long one is not kept waiting by short ones.
+    A short prompt waits for one part of a long one: the group with the least left is read next. A
+    long one is not kept waiting by short ones: after such a group the oldest has its turn.
     """
 
     def __init__(self, base: Base, layers: FusedLayers, cache: PrefixCache | None) -> None:
@@ -88,7 +88,7 @@ class PrefillQueue:
             return [read for group in list(self._groups) for read in self._advance(group, None)]
         shortest = min(self._groups, key=lambda group: group.prefill.num_tokens)
         group = self._groups[0] if self._is_oldest_next else shortest
-        self._is_oldest_next = not self._is_oldest_next
+        self._is_oldest_next = group is not self._groups[0]
         return self._advance(group, num_tokens)
 
     def _advance(self, group: _Group, num_tokens: int | None) -> list[Read]:

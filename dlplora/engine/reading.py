@@ -32,12 +32,27 @@ def prefill_rows(
     base: Base, layers: FusedLayers, prompts: Sequence[Sequence[int]], rows: Sequence[Row]
 ) -> Batch:
     """Read prompts, each by a row; it may stem from another pool than the others."""
+    parts, reads = _read(base, layers, prompts, rows)
+    return merged([read.batch() for read in reads], parts)
+
+
+def _read(
+    base: Base,
+    layers: FusedLayers,
+    prompts: Sequence[Sequence[int]],
+    rows: Sequence[Row],
+    *,
+    watch: str | None = None,
+) -> tuple[list[list[int]], list[Prefill]]:
+    """Read prompts, those of like length together; return which were, and what was read."""
     parts = parts_to_read(base, [len(prompt) for prompt in prompts])
-    batches = [
-        _read(Prefill(base, layers, [prompts[p] for p in part], [rows[p] for p in part]))
+    reads = [
+        Prefill(base, layers, [prompts[p] for p in part], [rows[p] for p in part], watch=watch)
         for part in parts
     ]
-    return merged(batches, parts)
+    for read in reads:
+        read.advance()
+    return parts, reads
 
 
 def merged(batches: Sequence[Batch], parts: Sequence[Sequence[int]]) -> Batch:
@@ -81,17 +96,11 @@ def probe(
     Returns the batch, which answers as the base model, and what the layer at `path` read of each
     prompt's last token (B, I). Raises `RouterError` if no adapter changes that layer.
     """
-    parts = parts_to_read(base, [len(prompt) for prompt in prompts])
-    read = [
-        Prefill(base, pool.layers, [prompts[p] for p in part], [()] * len(part), watch=path)
-        for part in parts
-    ]
-    batch = merged([_read(each) for each in read], parts)
-    order = [number for part in parts for number in part]
-    inputs_BI = torch.cat([each.inputs() for each in read])
-    return batch, inputs_BI[[order.index(number) for number in range(len(prompts))]]
-
-
-def _read(prefill: Prefill) -> Batch:
-    prefill.advance()
-    return prefill.batch()
+    parts, reads = _read(base, pool.layers, prompts, [()] * len(prompts), watch=path)
+    inputs_I = {
+        number: input_I
+        for part, read in zip(parts, reads, strict=True)
+        for number, input_I in zip(part, read.inputs(), strict=True)
+    }
+    inputs_BI = torch.stack([inputs_I[number] for number in range(len(prompts))])
+    return merged([read.batch() for read in reads], parts), inputs_BI

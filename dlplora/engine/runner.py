@@ -20,7 +20,7 @@ from dlplora.engine.requests import Request, check_text
 from dlplora.engine.routing import RequestRouter
 from dlplora.engine.running import RunningBatch
 from dlplora.engine.scheduler import Scheduler
-from dlplora.engine.sequence import new_sequence
+from dlplora.engine.sequence import Sequence as AnswerSequence
 from dlplora.errors import GenerationError
 from dlplora.lora.attach import Pool, attached
 from dlplora.models import Base
@@ -148,7 +148,7 @@ class Runner:
         else:
             batch = re_prefill(batch, prompts, rows)
         sequences = [
-            new_sequence(
+            AnswerSequence(
                 router, request, prompt, route, number=number, language=self._language, row=row
             )
             for number, (request, prompt, route, row) in enumerate(

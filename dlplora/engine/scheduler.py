@@ -12,7 +12,7 @@ from dlplora.engine.prompts import prompt_tokens
 from dlplora.engine.requests import Request
 from dlplora.engine.routing import RequestRouter, first_routes
 from dlplora.engine.running import RunningBatch, add_running
-from dlplora.engine.sequence import Sequence, as_request_error, new_sequence
+from dlplora.engine.sequence import Sequence, as_request_error
 from dlplora.errors import DlpLoraError, GenerationError, choices
 from dlplora.lora.layers import FusedLayers
 from dlplora.lora.mix import row_key
@@ -171,7 +171,7 @@ class Scheduler:
                 f"n is {request.n}, expected at most {self._max_batch_size}, the largest batch"
             )
         prompt = prompt_tokens(self._base, request)
-        return new_sequence(
+        return Sequence(
             self._router(request), request, prompt, route, number=number, language=self._language
         )
 

@@ -5,9 +5,6 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-
-from dlplora.data.prompts import ChatFormat
 from dlplora.engine.answers import Answer, Ending, Passage, Piece
 from dlplora.engine.detokenizer import Detokenizer
 from dlplora.engine.logprobs import TokenScore
@@ -28,28 +25,40 @@ _CONTEXT = 4  # tokens of a prompt that its continuation is decoded behind
 
 
 class Sequence:
-    """One answer to a request so far. `ids` are the tokens of prompt and answer."""
+    """One answer to a request so far. `ids` are the tokens of prompt and answer.
+
+    Args:
+        router: What routes the request.
+        request: What is asked.
+        prompt: Its tokens.
+        route: The route that the answer begins with.
+        number: The request's number.
+        language: The language of the answer, by which sentences are told apart.
+        row: What the route stands for, where that is known; else the router's pool tells.
+
+    Raises `GenerationError` if the request has several routes and its policy takes one.
+    """
 
     def __init__(
         self,
+        router: "RequestRouter",
         request: Request,
-        number: int,
         prompt: tuple[int, ...],
         route: Route,
-        row: Row,
-        router: "RequestRouter",
-        chat: ChatFormat,
         *,
-        policy: Policy,
-        end_ids: frozenset[int],
-        device: torch.device,
+        number: int,
         language: str,
+        row: Row | None = None,
     ) -> None:
         self.request = request
-        self.policy = policy
+        self.policy: Policy = request.policy or router.policy
+        if len(request.routes) > 1 and self.policy == "route_once":
+            raise GenerationError(
+                f"{len(request.routes)} routes with the policy route_once, which takes one"
+            )
         self.number = number
         self.route = route
-        self.row = row  # what answers by the route, taken when it was chosen
+        self.row = router.row(route) if row is None else row  # taken when the route was chosen
         self.is_rerouted = False  # the cache was computed under more than one row
         self.is_split = request.n == 1  # the other answers to the request have their sequences
         self.num_prompt = len(prompt)
@@ -58,10 +67,7 @@ class Sequence:
         self.router = router
         self.probe: Probe | None = None  # what is to choose the route by reading all so far …
         self.parked: Batch | None = None  # … and what was read before the probe does
-        self.chat = chat
         self._prompt = prompt
-        self._end_ids = end_ids
-        self._device = device
         self._language = language
         self._begin(0)
 
@@ -73,8 +79,8 @@ class Sequence:
         self.sampler = Sampler(
             replace(told, seed=(told.seed + choice) % 2**63),
             num_prompt=self.num_prompt,
-            end_ids=self._end_ids,
-            device=self._device,
+            end_ids=self.router.base.end_ids,
+            device=self.router.base.device,
         )
         self.ending: Ending | None = None
         self.error: DlpLoraError | None = None  # what ended it without an answer
@@ -84,7 +90,7 @@ class Sequence:
         self._ended_by: list[Route] = []  # … and the routes that they ended by
         self._forced: deque[int] = deque()
         before = () if self.request.has_template else self._prompt[-_CONTEXT:]
-        self._detokenizer = Detokenizer(self.chat, before)
+        self._detokenizer = Detokenizer(self.router.base.chat, before)
         self._sentences = Sentences(self._language)
         self._routes: list[Route] = []
         self._written = ""
@@ -146,10 +152,10 @@ class Sequence:
         self.begins = False
         if self._forced:
             token = self._forced.popleft()
-        elif token in self._end_ids and not self.request.sampling.ignore_eos:
+        elif token in self.router.base.end_ids and not self.request.sampling.ignore_eos:
             if len(self._starts) == self.request.num_answers:
                 return self._finish("end")
-            self._forced = deque(self.chat.answer("\n") or [token])
+            self._forced = deque(self.router.base.chat.answer("\n") or [token])
             token = self._forced.popleft()
             self._ended_by.append(self.route)
             self._starts.append(len(self._written))
@@ -249,38 +255,6 @@ class Sequence:
         piece = text[len(self._shown) :]
         self._shown += piece
         return piece
-
-
-def new_sequence(
-    router: "RequestRouter",
-    request: Request,
-    prompt: tuple[int, ...],
-    route: Route,
-    *,
-    number: int,
-    language: str,
-    row: Row | None = None,
-) -> Sequence:
-    """Return the beginning of the answer to a request; `row` is what the route stands for."""
-    policy = request.policy or router.policy
-    if len(request.routes) > 1 and policy == "route_once":
-        raise GenerationError(
-            f"{len(request.routes)} routes with the policy route_once, which takes one"
-        )
-    base = router.base
-    return Sequence(
-        request,
-        number,
-        prompt,
-        route,
-        router.row(route) if row is None else row,
-        router,
-        base.chat,
-        policy=policy,
-        end_ids=base.end_ids,
-        device=base.device,
-        language=language,
-    )
 
 
 def as_request_error(error: Exception) -> DlpLoraError:

@@ -75,17 +75,10 @@ def attached(
 ) -> Iterator[Pool]:
     """Attach adapters to a model for the time of a `with` block."""
     with fused(model) as layers:
-        yield pool_of(layers, adapters, pool_type=pool_type)
-
-
-def pool_of(
-    layers: FusedLayers, adapters: Sequence[LoraAdapter], *, pool_type: type[Pool] = Pool
-) -> Pool:
-    """Return a pool of adapters on a model's fused layers."""
-    pool = pool_type(layers)
-    for adapter in adapters:
-        pool.add(adapter)
-    return pool
+        pool = pool_type(layers)
+        for adapter in adapters:
+            pool.add(adapter)
+        yield pool
 
 
 def found(adapters: Mapping[str, T], name: str) -> T:
