@@ -309,6 +309,7 @@ def train(base: Path, targets: Sequence[str], out: Path) -> None:
             validate_every=4,
             patience=None,
             share_prefix="exact",
+            reworded=0.0,
         )
         train_adapter(
             load_base(base, place=PLACE, attention="eager"),

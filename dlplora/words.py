@@ -11,5 +11,6 @@ Primary = Literal["accuracy", "exact_match", "rougeL", "bleu"]
 # What happens when a sentence begins: nothing; the router is asked again and the cache is kept as
 # the earlier mix made it; or all that was read and written is read again under the new mix.
 Policy = Literal["route_once", "keep", "refill"]
-# The conditions of a comparison: test items one by one, or several questions in one prompt.
-Setting = Literal["iid", "composite_2", "composite_3"]
+# The conditions of a comparison: test items one by one (as they are, without their task's template,
+# in another wording), or several questions in one prompt.
+Setting = Literal["iid", "no_template", "reworded", "composite_2", "composite_3"]

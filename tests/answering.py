@@ -19,6 +19,7 @@ TASKS = ("colours", "opposites")
 _LOGO = {"score": "norm", "k": 2, "block": "last", "projection": "q_proj", "neutral": []}
 _TASK = {
     "raw": "data/raw/x",
+    "wordings": "x",
     "keys": "auto",
     "on_bad_row": "refuse",
     "primary": "accuracy",

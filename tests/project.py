@@ -128,6 +128,7 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
     def task(name: str, primary: str) -> dict[str, Any]:
         return {
             "raw": f"suites/{name}.json",
+            "wordings": f"suites/wordings/{name}.yaml",
             "keys": "auto",
             "on_bad_row": "refuse",
             "primary": primary,
@@ -180,6 +181,7 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
             "validate_every": 2,
             "patience": None,
             "share_prefix": "exact",
+            "reworded": 0.5,
         },
         "adapters": {"opposites": {}, "colours": {}},
         "imported_adapters": {},
@@ -187,7 +189,13 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
         "joint": {},
         "merges": {},
         "lorahub": {},
-        "balance": {"per_task": 20, "validation_per_task": 4, "composites": 4, "parts": [2]},
+        "balance": {
+            "per_task": 20,
+            "validation_per_task": 4,
+            "reworded": 0.5,
+            "composites": 4,
+            "parts": [2],
+        },
         "routers": {
             "mlp": {
                 "kind": "mlp",
@@ -290,6 +298,13 @@ def add_methods(values: dict[str, Any], embedder: Path) -> None:
     }
 
 
+def write_wordings(file: Path, word: str) -> None:
+    """Write a file of wordings that begin with a word."""
+    splits = {"train": ["now", "say"], "validation": ["then"], "test": ["left", "right"]}
+    values = {split: [f"{word} {one} : {{}}" for one in own] for split, own in splits.items()}
+    file.write_text(yaml.safe_dump(values))
+
+
 def write_project(root: Path, values: dict[str, Any]) -> Checkout:
     """Write a project of this checkout's code with two tasks, committed, where nothing has run."""
     root.mkdir(parents=True)
@@ -299,6 +314,10 @@ def write_project(root: Path, values: dict[str, Any]) -> Checkout:
     write_raw(root / "suites/opposites.json", opposites(70))
     write_raw(root / "suites/colours.json", choices(70))
     write_raw(root / "suites/letters.json", opposites(70, start=900))
+    (root / "suites/wordings").mkdir()
+    shutil.copy(ROOT / "suites/wordings/none.yaml", root / "suites/wordings/none.yaml")
+    for name in ("opposites", "colours"):
+        write_wordings(root / f"suites/wordings/{name}.yaml", name)
     write_tiny_encoder(root / "tiny_encoder", "roberta")
     (root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     project = Checkout(root)

@@ -130,6 +130,12 @@ def add_task(
             help="PEFT's folder of a LoRA adapter trained elsewhere; else one is trained."
         ),
     ] = None,
+    wordings: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML with train, validation and test: other wordings, {} for the question."
+        ),
+    ] = None,
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave bad items out instead of refusing.")
     ] = False,
@@ -151,6 +157,7 @@ def add_task(
         "keys": _keys(keys, context),
         "on_bad_row": "skip" if skip_bad_rows else "refuse",
         "adapter": adapter,
+        "wordings": wordings,
     }
     if "://" in file:
         ingested = import_task(project, name, file, **options)

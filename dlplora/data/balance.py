@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from dlplora.data.wordings import asked, check_distinct
 from dlplora.params.routing import Balance
 from dlplora.records.examples import Example
 from dlplora.records.files import read_table, record_of, write_table, written_folder
@@ -59,12 +60,15 @@ def balance(
 
     Every task contributes exactly `per_task` texts to training and `validation_per_task` to
     validation. Composites join 2, 3, … questions of different tasks, in the order of
-    `params.parts`, as long as there are so many tasks.
+    `params.parts`, as long as there are so many tasks. Raises `DataError` if wordings make the same
+    question of two tasks.
     """
+    for part in (train, validation):
+        check_distinct(part)
     rng = np.random.default_rng(seed)
     return RouterData(
-        train=_labelled(train, params.per_task, rng),
-        validation=_labelled(validation, params.validation_per_task, rng),
+        train=_labelled(train, params.per_task, params.reworded, rng),
+        validation=_labelled(validation, params.validation_per_task, params.reworded, rng),
         composites=_composites(train, params, seed),
     )
 
@@ -88,12 +92,19 @@ def balanced_examples(
 
 
 def _labelled(
-    examples: Mapping[str, Sequence[Example]], count: int, rng: np.random.Generator
+    examples: Mapping[str, Sequence[Example]],
+    count: int,
+    reworded: float,
+    rng: np.random.Generator,
 ) -> list[Labelled]:
+    questions = {
+        task: [example.question for example in asked(own, share=reworded)]
+        for task, own in examples.items()
+    }
     return [
-        Labelled(examples[task][row].question, task)
-        for task in sorted(examples)
-        for row in draw(len(examples[task]), count, rng)
+        Labelled(questions[task][row], task)
+        for task in sorted(questions)
+        for row in draw(len(questions[task]), count, rng)
     ]
 
 

@@ -8,12 +8,13 @@ out of the folder that it is unpacked to.
 import hashlib
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from dlplora.records.files import delete_abandoned, file_sha256, written_folder
 from dlplora.words import Advance
 
 logger = logging.getLogger(__name__)
+_LABEL = re.compile(r"\w+: ")
 _ADVICE = "check the network and the package index, then run the same command again"
 
 
@@ -114,10 +116,12 @@ def bigbench_items(task: Mapping[str, Any]) -> list[dict[str, Any]]:
     The question is built as BIG-bench builds it: prefix, input prefix, input, choices, output
     prefix. An item is multiple choice if it has scored targets, unless the task prefers to
     match a target that it also gives. Where choices are shown, their order comes from a hash
-    of the input, so that a position never tells the answer.
+    of the input, so that a position never tells the answer. A label in front of all inputs, such
+    as "Utterance: ", is part of the template, not of the bare question.
     """
     if "examples" not in task:
         raise SourceError(f"the task {task.get('name')!r} of the archive is no JSON task")
+    label = _common_label([str(example["input"]) for example in task["examples"]])
     by_choice = task.get("preferred_score") == "multiple_choice_grade"
     items = []
     for example in task["examples"]:
@@ -134,7 +138,7 @@ def bigbench_items(task: Mapping[str, Any]) -> list[dict[str, Any]]:
             + shown
             + task.get("example_output_prefix", "\nA: ")
         )
-        item: dict[str, Any] = {"Q": question, "bare": str(example["input"])}
+        item: dict[str, Any] = {"Q": question, "bare": str(example["input"])[len(label) :]}
         if is_choice:
             best = max(scores.values())
             item["A"] = [option for option, score in scores.items() if score == best]
@@ -144,3 +148,10 @@ def bigbench_items(task: Mapping[str, Any]) -> list[dict[str, Any]]:
             item["A"] = target if isinstance(target, list) else [target]
         items.append(item)
     return items
+
+
+def _common_label(inputs: Sequence[str]) -> str:
+    """Return the word and colon that all inputs begin with, unless most inputs have several."""
+    labels = {found[0] if (found := _LABEL.match(text)) else "" for text in inputs}
+    has_more = sum(len(_LABEL.findall(text)) > 1 for text in inputs) > len(inputs) / 2
+    return "" if len(labels) != 1 or has_more else labels.pop()

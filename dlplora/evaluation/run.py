@@ -83,7 +83,9 @@ def _batches(
     seed: int,
 ) -> Iterator[list[Prompt]]:
     if NUM_QUESTIONS[setting] == 1:
-        return item_batches(runner.base, system, tests, batch_size=evaluation.batch_size)
+        return item_batches(
+            runner.base, system, tests, setting=setting, batch_size=evaluation.batch_size
+        )
     return multi_question_batches(
         runner,
         system,

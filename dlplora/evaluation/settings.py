@@ -6,7 +6,13 @@ from dlplora.params.inputs import Task
 from dlplora.params.project import Params
 from dlplora.words import Primary, Setting
 
-NUM_QUESTIONS: dict[Setting, int] = {"iid": 1, "composite_2": 2, "composite_3": 3}  # of a prompt
+NUM_QUESTIONS: dict[Setting, int] = {  # of a prompt
+    "iid": 1,
+    "no_template": 1,
+    "reworded": 1,
+    "composite_2": 2,
+    "composite_3": 3,
+}
 
 
 def systems_in(setting: Setting, params: Params) -> list[str]:
@@ -19,10 +25,12 @@ def systems_in(setting: Setting, params: Params) -> list[str]:
 def primaries_in(setting: Setting, tasks: Mapping[str, Task]) -> dict[str, Primary]:
     """Return what counts as each task's score, by the tasks' names in order.
 
-    In a prompt of several questions no options are weighed: the generated text counts.
+    Options are weighed in `iid` alone. In the other settings the generated text counts, which is
+    what a person would get.
     """
-    alone = NUM_QUESTIONS[setting] == 1
     return {
-        name: tasks[name].primary if alone or tasks[name].primary != "accuracy" else "exact_match"
+        name: tasks[name].primary
+        if setting == "iid" or tasks[name].primary != "accuracy"
+        else "exact_match"
         for name in sorted(tasks)
     }

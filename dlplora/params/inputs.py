@@ -143,10 +143,11 @@ class Task(Section):
     """One NLP task: where its items come from and how its answers are scored.
 
     Where answers tell their reasoning first, exact match reads what follows the last
-    `answer_after`, such as '####'.
+    `answer_after`, such as '####'. The file of `wordings` has others for its questions.
     """
 
     raw: CommandPath
+    wordings: CommandPath
     keys: Literal["auto"] | Keys
     on_bad_row: Literal["refuse", "skip"]
     primary: Primary

@@ -4,14 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dlplora.params.fields import CommandPath, Count, Name, Section
+from dlplora.params.fields import CommandPath, Count, Fraction, Name, Section
 
 
 class Balance(Section):
-    """How router data is drawn from the tasks."""
+    """How router data is drawn from the tasks; the share `reworded` is asked in other wordings."""
 
     per_task: Count
     validation_per_task: Count
+    reworded: Fraction
     composites: Annotated[int, Field(ge=0)]
     parts: list[Annotated[int, Field(ge=2)]]
 
@@ -50,7 +51,20 @@ class TfidfRouter(Section):
     regularisation: Annotated[float, Field(gt=0)]
 
 
-RouterParams = Annotated[MlpRouter | EncoderRouter | TfidfRouter, Field(discriminator="kind")]
+class LinearRouter(Section):
+    """A logistic or a ridge regression over the vectors of the embedder's folder that it `reads`.
+
+    `regularisation` is scikit-learn's: C of the one, where less is more, alpha of the other.
+    """
+
+    kind: Literal["logistic", "ridge"]
+    reads: CommandPath
+    regularisation: Annotated[float, Field(gt=0)]
+
+
+RouterParams = Annotated[
+    MlpRouter | EncoderRouter | TfidfRouter | LinearRouter, Field(discriminator="kind")
+]
 
 
 class TunedEmbedder(Section):

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from dlplora.params.fields import CommandPath, Count, Name, Section
+from dlplora.params.fields import CommandPath, Count, Fraction, Name, Section
 
 
 class Adapter(Section):
@@ -15,7 +15,8 @@ class Adapter(Section):
     new best, or never early if it is null. What all prompts of a part begin with is computed once:
     with `share_prefix` "exact" only without dropout, with "always" also when dropout would have
     dropped it otherwise in each row. An item has at most `max_tokens`, its prompt and answer
-    together: ingest refuses longer ones, and memory follows the items there are.
+    together: ingest refuses longer ones, and memory follows the items there are. A share of the
+    items, `reworded`, is asked in other wordings.
     """
 
     target_modules: list[str]
@@ -31,6 +32,7 @@ class Adapter(Section):
     validate_every: Count
     patience: Count | None
     share_prefix: Literal["exact", "always"]
+    reworded: Fraction
 
 
 class Experts(Section):

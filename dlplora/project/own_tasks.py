@@ -16,6 +16,7 @@ from dlplora.data.ingest import Ingested, ingest
 from dlplora.data.limits import ItemLimit
 from dlplora.data.raw import FORMATS, raw_files
 from dlplora.data.scripts import words_of
+from dlplora.data.wordings import read_wordings
 from dlplora.errors import AdapterError, DataError, ParamsError, choices
 from dlplora.params.fields import is_identifier
 from dlplora.params.inputs import Keys, Splits
@@ -31,6 +32,8 @@ from dlplora.records.training import ADAPTER_WEIGHTS
 from dlplora.words import Primary
 
 _IMPORTED = Path("data/imported")
+_WORDINGS = Path("suites/wordings")
+_NO_WORDINGS = _WORDINGS / "none.yaml"
 _ADAPTER_FILES = ("adapter_config.json", ADAPTER_WEIGHTS)
 _TRAINING = "training.json"  # of an adapter of this project: it names the base model by its hash
 _LONG_ANSWER_WORDS = 8
@@ -39,14 +42,21 @@ _FINAL = 40  # characters; a longer text is no final answer
 
 
 def add_task(
-    project: Project, name: str, file: Path, *, adapter: Path | None = None, **options: Any
+    project: Project,
+    name: str,
+    file: Path,
+    *,
+    adapter: Path | None = None,
+    wordings: Path | None = None,
+    **options: Any,
 ) -> Ingested:
     """Copy a file to data/raw/NAME as a new task, track it by DVC and list it in params.yaml.
 
     `adapter` is PEFT's folder of one that was trained elsewhere; without it one is trained
-    here. `options` and errors are those of `plan_task`.
+    here. A file of `wordings` is copied to suites/wordings. `options` and errors are those of
+    `plan_task`.
     """
-    ingested, text = plan_task(project, name, file, adapter=adapter, **options)
+    ingested, text = plan_task(project, name, file, adapter=adapter, wordings=wordings, **options)
     file = _one_file(file)
     add_file(project, file, name, f"{name}{file.suffix.lower()}")
     if adapter is not None:
@@ -55,6 +65,11 @@ def add_task(
                 if (adapter / part).is_file():
                     shutil.copyfile(adapter / part, aside / part)
         _dvc(project, "add", str(_IMPORTED / name))
+    if wordings is not None:
+        target = project.root / _wordings_file(name)
+        if not target.exists():
+            with atomic_write(target) as aside:
+                shutil.copyfile(wordings, aside)
     project.write(text)
     return ingested
 
@@ -70,6 +85,7 @@ def plan_task(
     keys: Literal["auto"] | Keys = "auto",
     on_bad_row: Literal["refuse", "skip"] = "refuse",
     adapter: Path | None = None,
+    wordings: Path | None = None,
 ) -> tuple[Ingested, str]:
     """Return what a new task of a file would hold, and params.yaml with it; nothing is written.
 
@@ -77,7 +93,8 @@ def plan_task(
     that end in a mark and a short answer (`answer_after`), and ROUGE-L for other long ones; the
     token limit is a quarter above the longest training answer. All can be given.
 
-    Raises `ParamsError` for a name that is taken or no identifier, `DataError` for a bad file,
+    Raises `ParamsError` for a name that is taken or no identifier and for bad wordings, `DataError`
+    for a bad file,
     `AdapterError` for an adapter that does not fit.
     """
     params = project.read()
@@ -85,6 +102,8 @@ def plan_task(
     _check_new_name(project, params, name, file)
     if adapter is not None:
         _check_adapter(project, name, adapter)
+    if wordings is not None:
+        _check_wordings(project, name, wordings)
     limit = item_limit(project)
     ingested = ingest(
         file,
@@ -103,6 +122,7 @@ def plan_task(
         answer_after = _mark_of(ingested)
     task = CommentedMap(
         raw=str(RAW / name),
+        wordings=str(_NO_WORDINGS if wordings is None else _wordings_file(name)),
         keys=keys if keys == "auto" else keys.model_dump(),
         on_bad_row=on_bad_row,
         primary=primary or _fitting_metric(ingested, answer_after),
@@ -199,6 +219,17 @@ def _check_adapter(project: Project, name: str, adapter: Path) -> None:
         from dlplora.imports import import_adapter
 
         import_adapter(adapter, task=name, base=base)
+
+
+def _wordings_file(name: str) -> Path:
+    return _WORDINGS / f"{name}.yaml"
+
+
+def _check_wordings(project: Project, name: str, wordings: Path) -> None:
+    read_wordings(wordings)
+    target = project.root / _wordings_file(name)
+    if target.exists() and not filecmp.cmp(target, wordings, shallow=False):
+        raise ParamsError(f"{target}: holds other wordings than {wordings}; move it away first")
 
 
 def _check_new_name(project: Project, params: Mapping[str, Any], name: str, file: Path) -> None:

@@ -30,6 +30,7 @@ _SCHEMA = pa.schema(
         ("answers", _TEXTS),
         ("options", _TEXTS),
         ("bare", pa.string()),
+        ("reworded", pa.string()),
     ]
 )
 
@@ -39,7 +40,7 @@ class Example:
     """One question with its answers.
 
     `options` makes it multiple choice; `bare` is the question without the task's template
-    where the source tells the two apart.
+    where the source tells the two apart, `reworded` the bare question in another wording.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Example:
     answers: tuple[str, ...]
     options: tuple[str, ...] | None
     bare: str | None
+    reworded: str | None = None
 
     @property
     def kind(self) -> Kind:

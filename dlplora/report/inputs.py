@@ -34,7 +34,7 @@ class Inputs:
     """Everything that a report shows."""
 
     comparison: Comparison
-    multi_question: Mapping[str, Comparison]
+    others: Mapping[str, Comparison]  # by setting
     novelties: Novelties
     findings: Mapping[str, Findings]
     trainings: Mapping[str, AdapterTraining]
@@ -57,10 +57,10 @@ def read_inputs(
     runtime: Mapping[str, Any],
 ) -> Inputs:
     """Read what the listed tasks, routers and stages left; other files are not looked at."""
-    iid, *several = read_comparisons(comparison)
+    iid, *others = read_comparisons(comparison)
     return Inputs(
         comparison=iid,
-        multi_question={found.setting: found for found in several},
+        others={found.setting: found for found in others},
         novelties=read_novelties(comparison, unseen_tasks),
         findings={task: read_findings(findings / f"{task}.json") for task in tasks},
         trainings={task: read_adapter_training(adapters / task) for task in tasks},

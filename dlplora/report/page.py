@@ -11,6 +11,8 @@ from dlplora.records.files import written_folder
 from dlplora.report import plots, tables
 from dlplora.report.inputs import Inputs
 
+_SEVERAL = ("composite_2", "composite_3")
+
 
 def write_report(inputs: Inputs, out: Path) -> None:
     """Write index.html, report.md and figures/ to a folder."""
@@ -93,7 +95,9 @@ def _learned(inputs: Inputs) -> list[str]:
 
 def _content(inputs: Inputs) -> Mapping[str, Any]:
     comparison = inputs.comparison
-    settings = [comparison, *inputs.multi_question.values()]
+    settings = [comparison, *inputs.others.values()]
+    several = {name: found for name, found in inputs.others.items() if name in _SEVERAL}
+    worded = {name: found for name, found in inputs.others.items() if name not in _SEVERAL}
     return {
         "reference": comparison.reference,
         "headline": [comparison.summaries[name] for name in _headline(inputs)],
@@ -111,7 +115,10 @@ def _content(inputs: Inputs) -> Mapping[str, Any]:
         "metrics": tables.all_metrics(comparison, _headline(inputs)),
         "routing": tables.routed_systems(comparison),
         "unseen": tables.unseen_tasks(inputs.novelties),
-        "multi_question": tables.multi_question(inputs.multi_question, inputs.timings),
+        "wordings": tables.by_setting(worded, inputs.timings, routed="routing accuracy"),
+        "multi_question": tables.by_setting(
+            several, inputs.timings, routed="right adapter at the end"
+        ),
         "routers": tables.router_quality(inputs.routers),
         "findings": tables.data_findings(inputs.findings, inputs.trainings),
         "problems": {

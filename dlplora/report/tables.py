@@ -89,8 +89,13 @@ def interference(comparison: Comparison, shown: Sequence[str]) -> Table:
     return Table(head, [*rows, means])
 
 
-def multi_question(comparisons: Mapping[str, Comparison], timings: Sequence[Timing]) -> Table:
-    """Lay out how prompts of several questions were answered: quality and seconds by system."""
+def by_setting(
+    comparisons: Mapping[str, Comparison], timings: Sequence[Timing], *, routed: str
+) -> Table:
+    """Lay out how each system answered in each setting: quality, routing and seconds.
+
+    `routed` says what counts as the right adapter.
+    """
     seconds = {
         (timing.item, setting): taken
         for timing in timings
@@ -111,7 +116,7 @@ def multi_question(comparisons: Mapping[str, Comparison], timings: Sequence[Timi
                     Cell(f"{taken:.1f}", f"{taken / fastest:.2f} × the fastest"),
                 ]
             )
-    head = ["setting", "system", "score", "difference", "right adapter at the end", "seconds"]
+    head = ["setting", "system", "score", "difference", routed, "seconds"]
     return Table(head, rows)
 
 

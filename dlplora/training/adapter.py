@@ -9,6 +9,7 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 
 from dlplora.adapters import WholeAdapter
 from dlplora.data.batches import batches_in_order
+from dlplora.data.wordings import asked
 from dlplora.errors import ParamsError
 from dlplora.lora.attach import check_fusable, target_paths
 from dlplora.models import Base
@@ -58,11 +59,13 @@ def train_adapter(
     """Train an adapter on examples; of n accepted answers, step s learns answer s mod n.
 
     `name` is that of its task, or its own if the examples are of several tasks. Batches are drawn
-    by the seed, each of like lengths and beginnings, or are cut from the examples `in_order`.
+    by the seed, each of like lengths and beginnings, or are cut from the examples `in_order`. A
+    share of the examples is asked in other wordings.
 
     Raises `DataError` if an example is longer than `max_tokens`, and
     `TrainingError` if the loss is not finite or not even one example fits into memory.
     """
+    train, validation = (asked(part, share=params.reworded) for part in (train, validation))
     torch.manual_seed(seed)
     model = _with_lora(base, params)
     pairs = encode_pairs(train, base.chat, max_tokens=params.max_tokens)

@@ -6,7 +6,6 @@ whatever its size, and what the prompts of a task have in common is computed onc
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from dlplora.adapters import WholeAdapter, peft_tensors
+from dlplora.data.wordings import asked
 from dlplora.lora.cluster import Cluster, cluster_of
 from dlplora.lora.experts import attach_experts
 from dlplora.models import Base
@@ -84,7 +84,11 @@ def train_experts(
         scaling=training.alpha / training.rank,
         dropout=training.dropout,
     )
-    encode = partial(encode_pairs, chat=base.chat, max_tokens=training.max_tokens)
+
+    def encode(part: Sequence[Example]) -> list[list[Pair]]:
+        worded = asked(part, share=training.reworded)
+        return encode_pairs(worded, base.chat, max_tokens=training.max_tokens)
+
     learned = [encode(examples[task].train) for task in tasks]
     held_out = [encode(examples[task].validation) for task in tasks]
     answers = AnswerTraining(base.model, base.chat, training, title=f"experts {name}")

@@ -13,11 +13,13 @@ from torch.nn import functional
 
 from dlplora.data.balance import Labelled
 from dlplora.data.batches import batch_order
-from dlplora.params.routing import EncoderRouter, MlpRouter, RouterParams, TfidfRouter
+from dlplora.params.routing import EncoderRouter, LinearRouter, MlpRouter, RouterParams, TfidfRouter
 from dlplora.records.files import write_json, written_folder
 from dlplora.records.training import Curve, curve_to_json
 from dlplora.routing.base import Classifier, calibration_error
+from dlplora.routing.embedding import Embedder
 from dlplora.routing.encoder import EncoderClassifier, EncoderNetwork, load_encoder, load_tokenizer
+from dlplora.routing.linear import fit_linear
 from dlplora.routing.mlp import MiniMlp, MlpClassifier, embedding_width, read_tokenizer
 from dlplora.routing.simple import fit_tfidf
 from dlplora.runtime import best_place
@@ -72,14 +74,16 @@ def train_router(
 ) -> TrainedRouter:
     """Train the kind of router that the params name; `title` names the training in messages.
 
-    `reads` is the folder whose tokenizer, or encoder, it reads by. `advance` is called after each
-    of at most `num_steps`.
+    `reads` is the folder whose tokenizer, encoder or embedder it reads by. `advance` is called after
+    each of at most `num_steps`.
     """
     texts, tasks = [row.text for row in train], [row.task for row in train]
     if isinstance(params, TfidfRouter):
         fitted = fit_tfidf(texts, tasks, regularisation=params.regularisation)
         quality = measure(fitted, validation, fitted.coefficients.size + fitted.intercepts.size)
         return TrainedRouter(fitted, partial(fitted.save, base=reads), quality, None)
+    if isinstance(params, LinearRouter):
+        return _linear(params, train, validation, folder=reads)
     labels = tuple(sorted(set(tasks)))
     classifier: MlpClassifier | EncoderClassifier
     save: Callable[[Path], None]
@@ -100,6 +104,26 @@ def train_router(
     num_parameters = sum(parameter.numel() for parameter in classifier.model.parameters())
     quality = measure(classifier, validation, num_parameters)
     return TrainedRouter(classifier, save, quality, curve)
+
+
+def _linear(
+    params: LinearRouter,
+    train: Sequence[Labelled],
+    validation: Sequence[Labelled],
+    *,
+    folder: Path,
+) -> TrainedRouter:
+    """Fit a linear router over an embedder's vectors, calibrated on the validation texts."""
+    embedder = Embedder.load(folder, device=best_place().device)
+    fitted = fit_linear(
+        params.kind,
+        embedder,
+        embedder.embed([row.text for row in train], normalise=True),
+        [row.task for row in train],
+        regularisation=params.regularisation,
+    ).calibrated([row.text for row in validation], [row.task for row in validation])
+    num_parameters = fitted.coefficients_ND.size + fitted.intercepts_N.size
+    return TrainedRouter(fitted, fitted.save, measure(fitted, validation, num_parameters), None)
 
 
 def _new_mlp(params: MlpRouter, labels: tuple[str, ...], *, base: Path, seed: int) -> MlpClassifier:
@@ -177,7 +201,7 @@ def _encoded(
 
 def num_steps(params: RouterParams, *, num_rows: int) -> int:
     """Return how many steps the training of a router on so many texts takes at most."""
-    if isinstance(params, TfidfRouter):
+    if isinstance(params, TfidfRouter | LinearRouter):
         return 0
     return params.epochs * max(1, num_rows // params.batch_size)
 

@@ -27,7 +27,7 @@ from dlplora.params.routing import Balance
 from dlplora.records.examples import Example, example_id
 
 SIZES = {"up": 7, "hot": 30, "big": 1, "left": 13}
-PARAMS = Balance(per_task=20, validation_per_task=5, composites=60, parts=[2, 3])
+PARAMS = Balance(per_task=20, validation_per_task=5, reworded=0.0, composites=60, parts=[2, 3])
 
 
 def _examples(task: str, size: int, part: str) -> list[Example]:
@@ -157,7 +157,11 @@ def test_any_tasks_get_equal_shares_without_needless_repetition(
     train = {task: _examples(task, size, "train") for task, size in sizes.items()}
     validation = {task: _examples(task, 31 - size, "check") for task, size in sizes.items()}
     params = Balance(
-        per_task=per_task, validation_per_task=per_validation, composites=5, parts=[2, 3]
+        per_task=per_task,
+        validation_per_task=per_validation,
+        reworded=0.0,
+        composites=5,
+        parts=[2, 3],
     )
     data = balance(train, validation, params=params, seed=seed)
     assert data == balance(train, validation, params=params, seed=seed)

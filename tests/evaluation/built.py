@@ -47,6 +47,7 @@ def items_of(*names: str, words: int = 1) -> list[TaskItems]:
         questions = [f"{'say ' * words}{number} {name} ?" for number in ("a", "b", "up", "c", "d")]
         task = Task(
             raw="x",
+            wordings="x",
             keys="auto",
             on_bad_row="refuse",
             primary="accuracy" if options else "rougeL",

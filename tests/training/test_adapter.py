@@ -45,6 +45,7 @@ PARAMS = Adapter(
     validate_every=20,
     patience=None,
     share_prefix="exact",
+    reworded=0.0,
 )
 
 

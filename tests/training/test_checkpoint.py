@@ -263,6 +263,7 @@ ADAPTER = Adapter(
     validate_every=2,
     patience=None,
     share_prefix="exact",
+    reworded=0.0,
 )
 EXAMPLES = [
     Example(
