@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dlplora.data.ingest import ingest
 from dlplora.data.limits import ItemLimit
-from dlplora.data.wordings import read_wordings
+from dlplora.data.wordings import apply_wordings, read_wordings
 from dlplora.params.fields import named
 from dlplora.params.load import load_params
 from dlplora.records.examples import check_primary, examples_path, write_examples
@@ -41,7 +41,9 @@ def main(
     )
     check_primary(settings.primary, ingested.findings.kind, task=task)
     for split, part in ingested.examples.items():
-        write_examples(examples_path(examples, split, task), other.apply(part, split, limit))
+        write_examples(
+            examples_path(examples, split, task), apply_wordings(other, part, split, limit=limit)
+        )
     write_findings(findings, ingested.findings)
     write_timing(timing)
 

@@ -109,7 +109,7 @@ def systems() -> dict[str, Any]:
     adapters, router = {"adapters": "data/adapters"}, {"router": "data/routers/mlp"}
     two = {"settings": ["composite_2"]}
     likeliest = {**adapters, **router, "p": 0.6, "weights": "renormalise"}
-    both = {"settings": ["iid", "composite_2"]}
+    both = {"settings": ["iid", "reworded", "composite_2"]}
     logo = {"score": "norm", "k": 1, "block": "last", "projection": "q_proj", "neutral": ["say a"]}
     return {
         "base": system_entry("base"),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from dlplora import params as params_package
+from dlplora.data.wordings import read_wordings
 from dlplora.errors import ParamsError
 from dlplora.params.fields import Section, is_identifier, named
 from dlplora.params.load import load_params, parse_params
@@ -119,6 +120,8 @@ def test_every_suite_trains_an_adapter_for_each_task_and_names_what_exists(
     }
     listed = sections["tasks"] | sections["unseen_tasks"]
     raws = {task["raw"] for task in listed.values()}
+    for task in sections["tasks"].values():
+        assert len(read_wordings(root / task["wordings"]).test) == 4
     assert fetched <= raws
     assert all((root / raw).is_file() for raw in raws - fetched)
     made = {f"data/routers/{router}" for section in ROUTERS for router in sections[section]}
@@ -129,7 +132,8 @@ def test_every_suite_trains_an_adapter_for_each_task_and_names_what_exists(
         assert {system[key] for key in ("adapters", "artifact", "router")} <= made, name
     for router in sections["routers"].values():
         in_embedders = router["reads"].startswith("data/embedders/")
-        assert in_embedders if router["kind"] == "encoder" else router["reads"] == "data/base"
+        reads_embedder = router["kind"] in ("encoder", "ensemble", "logistic", "ridge")
+        assert in_embedders if reads_embedder else router["reads"] == "data/base"
 
 
 def test_loading_keeps_every_value_of_the_file(root: Path, values: dict[str, Any]) -> None:
@@ -263,7 +267,7 @@ def test_the_training_of_experts_is_that_of_an_adapter_with_overrides(
             "params.yaml: default_system is single; expected a system that needs no task: ",
         ),
         (
-            lambda v: v["systems"]["single"].update(settings=["iid", "composite_3"]),
+            lambda v: v["systems"]["single"].update(settings=["iid", "reworded", "composite_3"]),
             "params.yaml: systems.dlp_mlp.settings: composite_2: expected systems.single to answer "
             "it, too: scores are compared with its",
         ),
@@ -287,8 +291,8 @@ def test_the_training_of_experts_is_that_of_an_adapter_with_overrides(
         (lambda v: v["systems"].pop("single"), "params.yaml: no systems.single; there are: base, "),
         (
             lambda v: v["systems"]["dlp_mlp"].update(router="data/base"),
-            "params.yaml: systems.dlp_mlp.router is data/base; there are: data/routers/mlp, "
-            "data/routers/tfidf",
+            "params.yaml: systems.dlp_mlp.router is data/base; there are: data/routers/ensemble, "
+            "data/routers/mlp, data/routers/tfidf",
         ),
         (
             lambda v: v["systems"]["dlp_mlp"].update(router="data/routers/absent"),

@@ -153,6 +153,7 @@ def test_an_added_task_is_copied_tracked_and_listed(own: Project, template: Path
     before, after = _values(Project(template)), _values(own)
     assert after["tasks"].pop("mine") == {
         "raw": "data/raw/mine",
+        "wordings": "suites/wordings/none.yaml",
         "keys": "auto",
         "on_bad_row": "refuse",
         "primary": "exact_match",
@@ -801,7 +802,7 @@ RESULTS = [
     *((result, "past_tense", "gone") for result in TASK_RESULTS),
     *(
         (f"data/scores/{setting}/NAME/summary.json", "dlp_mlp", "dlp_gone")
-        for setting in ("iid", "composite_2", "composite_3")
+        for setting in ("iid", "no_template", "reworded", "composite_2", "composite_3")
     ),
     ("data/timings/evaluate/NAME.json", "dlp_mlp", "dlp_gone"),
     ("data/timings/NAME.json", "compare", "gone"),
@@ -884,6 +885,26 @@ def _with_experts(values: dict[str, Any]) -> dict[str, Any]:
     """List one cluster of all tasks."""
     cluster = {"tasks": list(values["tasks"]), "common": 1, "specific": 1, "expert_rank": 4}
     return values | {"experts": {"mine": cluster | {"embedding": 8, "training": {}}}}
+
+
+@pytest.mark.usefixtures("no_dvc")
+def test_wordings_of_an_added_task_are_copied_and_wrong_ones_refused(project: Project) -> None:
+    file = project.root.parent / "wordings.yaml"
+    file.write_text("train: ['say {}']\nvalidation: []\ntest: ['now {}']\n")
+    _add(project, "early", opposites(60), wordings=file)
+    assert _values(project)["tasks"]["early"]["wordings"] == "suites/wordings/early.yaml"
+    assert (project.root / "suites/wordings/early.yaml").read_text() == file.read_text()
+
+    file.write_text("train: ['say']\nvalidation: []\ntest: []\n")
+    before = project.params_file.read_text()
+    with pytest.raises(ParamsError, match=r"wordings\.yaml: train\.0: expected one {} for the q"):
+        _add(project, "late", opposites(60), wordings=file)
+    assert project.params_file.read_text() == before
+    assert not (project.root / "data/raw/late").exists()
+    remove_task(project, "early")
+    file.write_text("train: ['other {}']\nvalidation: []\ntest: []\n")
+    with pytest.raises(ParamsError, match=r"early\.yaml: holds other wordings than "):
+        _add(project, "early", opposites(60), wordings=file)
 
 
 def test_the_results_named_here_are_all_that_the_pipeline_writes_by_name() -> None:

@@ -4,50 +4,25 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import AfterValidator, model_validator
 
 from dlplora.data.limits import ItemLimit
 from dlplora.errors import DataError, ParamsError
-from dlplora.params.fields import Section, checked
+from dlplora.params.fields import checked
+from dlplora.params.wordings import SLOT, Wordings
 from dlplora.params.yaml import read_yaml
 from dlplora.records.examples import Example, Split, normalise
 
-SLOT = "{}"
 
+def apply_wordings(
+    wordings: Wordings, examples: Iterable[Example], split: Split, *, limit: ItemLimit
+) -> list[Example]:
+    """Give each example of a split one of its wordings, drawn by a hash.
 
-def _with_one_slot(template: str) -> str:
-    if (count := template.count(SLOT)) != 1:
-        raise ValueError(f"expected one {SLOT} for the question, not {count}")
-    return template
-
-
-Wording = Annotated[str, AfterValidator(_with_one_slot)]
-
-
-class Wordings(Section):
-    """Templates to learn from, to choose by and to test with; none stands in two of these."""
-
-    train: list[Wording]
-    validation: list[Wording]
-    test: list[Wording]
-
-    @model_validator(mode="after")
-    def _are_different(self) -> "Wordings":
-        every = [normalise(one) for one in (*self.train, *self.validation, *self.test)]
-        if twice := next((one for one in every if every.count(one) > 1), None):
-            raise ValueError(f"{twice!r} stands twice; each wording is of one split")
-        return self
-
-    def apply(self, examples: Iterable[Example], split: Split, limit: ItemLimit) -> list[Example]:
-        """Give each example of a split one of its wordings, drawn by a hash.
-
-        A new wording moves only the examples that it takes. Where there is none, or the item
-        would be too long with it, an example stays without.
-        """
-        templates: list[str] = getattr(self, split)
-        return [_reworded(example, templates, limit) for example in examples]
+    A new wording moves only the examples that it takes. Where there is none, or the item
+    would be too long with it, an example stays without.
+    """
+    templates: list[str] = getattr(wordings, split)
+    return [_reworded(example, templates, limit) for example in examples]
 
 
 def read_wordings(file: Path) -> Wordings:

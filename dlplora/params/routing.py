@@ -62,8 +62,21 @@ class LinearRouter(Section):
     regularisation: Annotated[float, Field(gt=0)]
 
 
+class EnsembleRouter(Section):
+    """TF-IDF and a logistic regression over the vectors of the embedder's folder that it `reads`.
+
+    Both have their own `regularisation`: by words, and by meaning.
+    """
+
+    kind: Literal["ensemble"]
+    reads: CommandPath
+    words_regularisation: Annotated[float, Field(gt=0)]
+    meaning_regularisation: Annotated[float, Field(gt=0)]
+
+
 RouterParams = Annotated[
-    MlpRouter | EncoderRouter | TfidfRouter | LinearRouter, Field(discriminator="kind")
+    MlpRouter | EncoderRouter | TfidfRouter | LinearRouter | EnsembleRouter,
+    Field(discriminator="kind"),
 ]
 
 

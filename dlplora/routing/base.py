@@ -17,6 +17,7 @@ from dlplora.records.routes import Route
 Probabilities = NDArray[np.float64]
 Vectors = NDArray[np.float32]
 _CALIBRATION_BINS = 15
+_LOG_TEMPERATURES = (-6.0, 3.0)
 
 
 class Router(Protocol):
@@ -117,3 +118,26 @@ def calibration_error(confidence: Probabilities, right: NDArray[np.bool_]) -> fl
         for number in np.unique(bins)
     ]
     return float(sum(gaps))
+
+
+def softmax(scores_BN: Probabilities) -> Probabilities:
+    """Return the probabilities of tasks (B, N) by their scores."""
+    from scipy.special import softmax as scipy_softmax
+
+    probabilities_BN: Probabilities = scipy_softmax(scores_BN, axis=1)
+    return probabilities_BN
+
+
+def fit_temperature(scores_BN: Probabilities, targets_B: Sequence[int]) -> float:
+    """Return the temperature under whose softmax the true tasks of held-out texts are likeliest.
+
+    Guo et al., "On Calibration of Modern Neural Networks" (arXiv 1706.04599), section 4.2.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    def loss(log_temperature: float) -> float:
+        logs_BN = log_softmax(scores_BN / np.exp(log_temperature), axis=1)
+        return -float(logs_BN[np.arange(len(targets_B)), targets_B].mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=_LOG_TEMPERATURES, method="bounded").x))

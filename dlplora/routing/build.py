@@ -10,6 +10,7 @@ from dlplora.records.base_card import read_base_card
 from dlplora.records.router_card import read_router_card
 from dlplora.routing.base import Classifier, ClassifierRouter, Router
 from dlplora.routing.encoder import EncoderClassifier
+from dlplora.routing.ensemble import EnsembleClassifier
 from dlplora.routing.linear import LinearClassifier
 from dlplora.routing.mlp import MlpClassifier
 from dlplora.routing.nearest import CentroidClassifier, KnnClassifier
@@ -23,6 +24,7 @@ CLASSIFIERS: dict[str, Callable[[Path, Mapping[str, Any], Path], Classifier]] = 
     "retriever": lambda folder, card, _: Retriever.load(folder, card),
     "knn": lambda folder, card, _: KnnClassifier.load(folder, card),
     "centroid": lambda folder, card, _: CentroidClassifier.load(folder, card),
+    "ensemble": lambda folder, card, _: EnsembleClassifier.load(folder),
     "logistic": lambda folder, card, _: LinearClassifier.load(folder, card),
     "ridge": lambda folder, card, _: LinearClassifier.load(folder, card),
 }

@@ -13,11 +13,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from dlplora.records.router_card import ROUTER_WEIGHTS, write_router_card
-from dlplora.routing.base import Probabilities, Vectors
+from dlplora.routing.base import Probabilities, Vectors, fit_temperature, softmax
 from dlplora.routing.embedding import Embedder
 from dlplora.runtime import best_place
-
-_LOG_TEMPERATURES = (-6.0, 3.0)
 
 
 @dataclass(frozen=True)
@@ -34,32 +32,24 @@ class LinearClassifier:
     intercepts_N: NDArray[np.float64]
     temperature: float = 1.0
 
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers were fitted."""
+        return self.coefficients_ND.size + self.intercepts_N.size
+
     def probabilities(self, texts: Sequence[str]) -> Probabilities:
         """Return the probability of each task (B, N)."""
-        return _softmax(self._scores(self.vectors(texts)) / self.temperature)
+        return softmax(self._scores(self.vectors(texts)) / self.temperature)
 
     def vectors(self, texts: Sequence[str]) -> Vectors:
         """Return the embeddings of texts (B, D), of length 1."""
         return self.embedder.embed(texts, normalise=True)
 
     def calibrated(self, texts: Sequence[str], tasks: Sequence[str]) -> "LinearClassifier":
-        """Return the same with the temperature under which held-out tasks are likeliest.
-
-        Guo et al., "On Calibration of Modern Neural Networks" (arXiv 1706.04599), section 4.2.
-        """
-        from scipy.optimize import minimize_scalar
-
-        scores_BN = self._scores(self.vectors(texts))
+        """Return the same with the temperature under which held-out tasks are likeliest."""
         targets_B = [self.labels.index(task) for task in tasks]
-        tiny = np.finfo(np.float64).tiny
-
-        def loss(log_temperature: float) -> float:
-            likely_BN = _softmax(scores_BN / np.exp(log_temperature))
-            chosen_B = likely_BN[np.arange(len(targets_B)), targets_B]
-            return float(-np.log(np.maximum(chosen_B, tiny)).mean())
-
-        found = minimize_scalar(loss, bounds=_LOG_TEMPERATURES, method="bounded")
-        return replace(self, temperature=float(np.exp(found.x)))
+        scores_BN = self._scores(self.vectors(texts))
+        return replace(self, temperature=fit_temperature(scores_BN, targets_B))
 
     def _scores(self, vectors_BD: Vectors) -> NDArray[np.float64]:
         scores_BN: NDArray[np.float64] = vectors_BD @ self.coefficients_ND.T + self.intercepts_N
@@ -117,7 +107,8 @@ def fit_linear(
             if kind == "logistic"
             else RidgeClassifier(alpha=regularisation, class_weight="balanced", solver="cholesky")
         ).fit(vectors_MD.astype(np.float64), targets_M)
-        coefficients_ND, intercepts_N = model.coef_, np.atleast_1d(model.intercept_)
+        coefficients_ND = np.atleast_2d(model.coef_)
+        intercepts_N = np.atleast_1d(model.intercept_)
     if len(labels) == 2:  # scikit-learn keeps one row for two classes
         coefficients_ND = np.concatenate([-coefficients_ND, coefficients_ND]) / 2
         intercepts_N = np.concatenate([-intercepts_N, intercepts_N]) / 2
@@ -128,10 +119,3 @@ def fit_linear(
         coefficients_ND=np.ascontiguousarray(coefficients_ND),
         intercepts_N=np.ascontiguousarray(intercepts_N),
     )
-
-
-def _softmax(scores_BN: NDArray[np.float64]) -> Probabilities:
-    from scipy.special import softmax
-
-    result: Probabilities = softmax(scores_BN, axis=1)
-    return result

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from dlplora.data.scripts import terms_of
-from dlplora.records.base_card import read_base_card
 from dlplora.records.router_card import ROUTER_WEIGHTS, write_router_card
 from dlplora.records.routes import Route
 from dlplora.routing.base import Probabilities, Vectors
@@ -58,6 +57,11 @@ class TfidfClassifier:
     coefficients: NDArray[np.float64]
     intercepts: NDArray[np.float64]
 
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers were fitted."""
+        return self.coefficients.size + self.intercepts.size
+
     def probabilities(self, texts: Sequence[str]) -> Probabilities:
         """Return the probability of each task (B, N)."""
         from scipy.special import softmax
@@ -79,7 +83,7 @@ class TfidfClassifier:
     def _fitted(self) -> Any:
         return _vectoriser(self.terms, self.idf)
 
-    def save(self, folder: Path, *, base: Path) -> None:
+    def save(self, folder: Path) -> None:
         """Write router.safetensors and router.json."""
         tensors = {
             "idf": self.idf,
@@ -90,7 +94,7 @@ class TfidfClassifier:
         card = {
             "kind": "tfidf",
             "labels": list(self.labels),
-            "base_fingerprint": read_base_card(base).fingerprint,
+            "base_fingerprint": None,
             "terms": list(self.terms),
         }
         write_router_card(folder, card)

@@ -13,15 +13,23 @@ from torch.nn import functional
 
 from dlplora.data.balance import Labelled
 from dlplora.data.batches import batch_order
-from dlplora.params.routing import EncoderRouter, LinearRouter, MlpRouter, RouterParams, TfidfRouter
+from dlplora.params.routing import (
+    EncoderRouter,
+    EnsembleRouter,
+    LinearRouter,
+    MlpRouter,
+    RouterParams,
+    TfidfRouter,
+)
 from dlplora.records.files import write_json, written_folder
 from dlplora.records.training import Curve, curve_to_json
 from dlplora.routing.base import Classifier, calibration_error
 from dlplora.routing.embedding import Embedder
 from dlplora.routing.encoder import EncoderClassifier, EncoderNetwork, load_encoder, load_tokenizer
-from dlplora.routing.linear import fit_linear
+from dlplora.routing.ensemble import EnsembleClassifier
+from dlplora.routing.linear import LinearClassifier, fit_linear
 from dlplora.routing.mlp import MiniMlp, MlpClassifier, embedding_width, read_tokenizer
-from dlplora.routing.simple import fit_tfidf
+from dlplora.routing.simple import TfidfClassifier, fit_tfidf
 from dlplora.runtime import best_place
 from dlplora.training.checkpoint import Checkpoint
 from dlplora.training.loop import Schedule, fit
@@ -74,17 +82,17 @@ def train_router(
 ) -> TrainedRouter:
     """Train the kind of router that the params name; `title` names the training in messages.
 
-    `reads` is the folder whose tokenizer, encoder or embedder it reads by. `advance` is called after
-    each of at most `num_steps`.
+    `reads` is the folder whose tokenizer, encoder or embedder it reads by. `advance` is called
+    after each of at most `num_steps`.
     """
-    texts, tasks = [row.text for row in train], [row.task for row in train]
-    if isinstance(params, TfidfRouter):
-        fitted = fit_tfidf(texts, tasks, regularisation=params.regularisation)
-        quality = measure(fitted, validation, fitted.coefficients.size + fitted.intercepts.size)
-        return TrainedRouter(fitted, partial(fitted.save, base=reads), quality, None)
-    if isinstance(params, LinearRouter):
-        return _linear(params, train, validation, folder=reads)
-    labels = tuple(sorted(set(tasks)))
+    if not isinstance(params, MlpRouter | EncoderRouter):
+        fitted = _fit(params, train, reads)
+        if not isinstance(fitted, TfidfClassifier):
+            tasks = [row.task for row in validation]
+            fitted = fitted.calibrated([row.text for row in validation], tasks)
+        quality = measure(fitted, validation, fitted.num_parameters)
+        return TrainedRouter(fitted, fitted.save, quality, None)
+    labels = tuple(sorted({row.task for row in train}))
     classifier: MlpClassifier | EncoderClassifier
     save: Callable[[Path], None]
     if isinstance(params, MlpRouter):
@@ -106,24 +114,22 @@ def train_router(
     return TrainedRouter(classifier, save, quality, curve)
 
 
-def _linear(
-    params: LinearRouter,
-    train: Sequence[Labelled],
-    validation: Sequence[Labelled],
-    *,
-    folder: Path,
-) -> TrainedRouter:
-    """Fit a linear router over an embedder's vectors, calibrated on the validation texts."""
-    embedder = Embedder.load(folder, device=best_place().device)
-    fitted = fit_linear(
-        params.kind,
-        embedder,
-        embedder.embed([row.text for row in train], normalise=True),
-        [row.task for row in train],
-        regularisation=params.regularisation,
-    ).calibrated([row.text for row in validation], [row.task for row in validation])
-    num_parameters = fitted.coefficients_ND.size + fitted.intercepts_N.size
-    return TrainedRouter(fitted, fitted.save, measure(fitted, validation, num_parameters), None)
+def _fit(
+    params: TfidfRouter | LinearRouter | EnsembleRouter, train: Sequence[Labelled], reads: Path
+) -> TfidfClassifier | LinearClassifier | EnsembleClassifier:
+    """Fit a router that needs no gradients."""
+    texts, tasks = [row.text for row in train], [row.task for row in train]
+    if isinstance(params, TfidfRouter):
+        return fit_tfidf(texts, tasks, regularisation=params.regularisation)
+    embedder = Embedder.load(reads, device=best_place().device)
+    vectors_MD = embedder.embed(texts, normalise=True)
+    fit_vectors = partial(fit_linear, embedder=embedder, vectors_MD=vectors_MD, tasks=tasks)
+    if isinstance(params, LinearRouter):
+        return fit_vectors(params.kind, regularisation=params.regularisation)
+    return EnsembleClassifier(
+        fit_tfidf(texts, tasks, regularisation=params.words_regularisation),
+        fit_vectors("logistic", regularisation=params.meaning_regularisation),
+    )
 
 
 def _new_mlp(params: MlpRouter, labels: tuple[str, ...], *, base: Path, seed: int) -> MlpClassifier:
@@ -201,7 +207,7 @@ def _encoded(
 
 def num_steps(params: RouterParams, *, num_rows: int) -> int:
     """Return how many steps the training of a router on so many texts takes at most."""
-    if isinstance(params, TfidfRouter | LinearRouter):
+    if not isinstance(params, MlpRouter | EncoderRouter):
         return 0
     return params.epochs * max(1, num_rows // params.batch_size)
 

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from dlplora.data.balance import (
     states_of,
     write_router_data,
 )
+from dlplora.errors import DataError
 from dlplora.params.routing import Balance
 from dlplora.records.examples import Example, example_id
 
@@ -241,3 +243,18 @@ def test_routers_learn_from_the_texts_and_the_states(tmp_path: Path) -> None:
     write_router_data(tmp_path / "router_data", data)
     states = [state for composite in data.composites for state in states_of(composite)]
     assert read_training_texts(tmp_path / "router_data") == [*data.train, *states]
+
+
+def test_a_share_of_the_texts_is_worded_otherwise_and_contradictions_are_refused() -> None:
+    worded = {
+        task: [replace(row, reworded=f"now {row.question.strip()}") for row in own]
+        for task, own in TRAIN.items()
+    }
+    params = PARAMS.model_copy(update={"reworded": 1.0})
+    found = balance(worded, VALIDATION, params=params, seed=0)
+    assert all(row.text.startswith("now ") for row in found.train)
+    assert found.validation == balance(TRAIN, VALIDATION, params=PARAMS, seed=0).validation
+    assert all("now" not in composite.text for composite in found.composites)
+    same = {task: [replace(row, reworded="up ?") for row in own] for task, own in TRAIN.items()}
+    with pytest.raises(DataError, match=r"make the question 'up \?', which big has, too"):
+        balance(same, VALIDATION, params=params, seed=0)

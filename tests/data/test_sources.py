@@ -43,6 +43,26 @@ def test_a_free_answer_has_the_usual_prefixes_and_no_choices() -> None:
     assert _one(FREE) == {"Q": "\nQ: up\nA: ", "bare": "up", "A": ["down"]}
 
 
+@pytest.mark.parametrize(
+    ("inputs", "bare"),
+    [
+        (["Word: up", "Word: left"], ["up", "left"]),
+        (["Word: up", "left"], ["Word: up", "left"]),
+        (
+            ["name: up, near: left", "name: big, near: up"],
+            ["name: up, near: left", "name: big, near: up"],
+        ),
+    ],
+)
+def test_a_label_before_all_inputs_is_no_part_of_the_bare_question(
+    inputs: list[str], bare: list[str]
+) -> None:
+    examples = [{"input": text, "target": "down"} for text in inputs]
+    items = bigbench_items(FREE | {"examples": examples})
+    assert [item["bare"] for item in items] == bare
+    assert [item["Q"] for item in items] == [f"\nQ: {text}\nA: " for text in inputs]
+
+
 def test_a_task_may_set_every_prefix() -> None:
     item = _one(
         FREE,

@@ -1,18 +1,40 @@
 """One system in all its settings, against its items asked one by one."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 
 from dlplora.engine.requests import Request
-from dlplora.evaluation.run import evaluate, num_prompts
+from dlplora.errors import DataError
+from dlplora.evaluation.items import TaskItems
+from dlplora.evaluation.run import Scores, evaluate, num_prompts
 from dlplora.params.systems import Evaluation
 from dlplora.records.routes import BASE_ROUTE, PER_TOKEN
 from dlplora.sampling import Sampling
+from dlplora.systems.system import System
+from dlplora.words import Setting
 from tests.answering import TASKS
 from tests.evaluation.asking import ask, no_store
 from tests.evaluation.built import TOKENS, Built, items_of
 
 EVALUATION = Evaluation(batch_size=3, multi_question_prompts=4)
 SETTINGS = ("iid", "composite_2")
+
+
+def evaluated(system: System, tests: Sequence[TaskItems], setting: Setting) -> Scores:
+    """Return what a system scores in one setting."""
+    ((_, found),) = evaluate(
+        system,
+        tests,
+        name="mine",
+        settings=[setting],
+        evaluation=EVALUATION,
+        seed=0,
+        store=no_store(),
+        advance=lambda *_, **__: None,
+    )
+    return found
 
 
 KINDS = (
@@ -68,6 +90,46 @@ def test_items_of_a_batch_are_answered_and_weighed_as_each_alone(built: Built, n
         assert found.summary.adapters_per_prompt == (0 if name == "base" else None)
     if built.params.systems[name].needs_task:
         assert found.summary.routing_accuracy == 1
+
+
+@pytest.mark.parametrize("setting", ["no_template", "reworded"])
+def test_items_are_asked_as_the_setting_says_and_scored_by_their_text(
+    built: Built, setting: Setting
+) -> None:
+    system = built.system("dlp_mlp")
+    field = "bare" if setting == "no_template" else "reworded"
+    tests = [
+        replace(
+            test,
+            examples=[
+                replace(example, **({field: f"now {example.question}"} if place else {}))
+                for place, example in enumerate(test.examples)
+            ],
+        )
+        for test in items_of(*TASKS)
+    ]
+
+    found = evaluated(system, tests, setting)
+
+    worded = [example for test in tests for example in test.examples[1:]]  # the first has none
+    assert [item.id for item in found.items] == [example.id for example in worded]
+    with system.running() as runner:
+        for example, item in zip(worded, found.items, strict=True):
+            question = f"now {example.question}"
+            (route,) = runner.route([question])
+            (answer,) = runner.generate([Request(question, Sampling(max_new_tokens=TOKENS))])
+            assert (item.prompt, item.generated) == (question, answer.text)
+            assert item.route.adapters == route.adapters
+            assert item.options is None
+    assert found.summary.tasks["colours"].primary == "exact_match"
+
+
+@pytest.mark.parametrize("setting", ["no_template", "reworded"])
+def test_a_setting_of_which_no_item_has_a_question_is_refused(
+    built: Built, setting: Setting
+) -> None:
+    with pytest.raises(DataError, match=f"setting {setting}: no test item has .*; give tasks some"):
+        evaluated(built.system("base"), items_of(*TASKS), setting)
 
 
 def test_one_run_of_a_system_answers_all_its_settings(built: Built) -> None:

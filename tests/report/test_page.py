@@ -158,7 +158,7 @@ def make_inputs() -> Inputs:
     )
     return Inputs(
         comparison=comparison,
-        multi_question={"composite_2": several},
+        others={"composite_2": several},
         novelties={"sums": {"mlp": Novelty(60, 40, 0.912, 0.834, 0.756)}},
         findings={task: findings(task) for task in TASKS},
         trainings={task: training(task) for task in TASKS},
@@ -572,7 +572,7 @@ def test_systems_of_any_name_have_the_same_report(tmp_path: Path, report: Report
     other = replace(
         inputs,
         comparison=renamed(inputs.comparison),
-        multi_question={name: renamed(row) for name, row in inputs.multi_question.items()},
+        others={name: renamed(row) for name, row in inputs.others.items()},
         timings=[replace(row, item=names.get(row.item, row.item)) for row in inputs.timings],
     )
     write_report(other, tmp_path / "report")

@@ -29,7 +29,7 @@ def tfidf(tmp_path: Path, base: Path) -> Path:
     folder = tmp_path / "tfidf"
     folder.mkdir()
     labels = ["opposite", "opposite", "colour", "colour"]
-    fit_tfidf(TEXTS, labels, regularisation=10.0).save(folder, base=base)
+    fit_tfidf(TEXTS, labels, regularisation=10.0).save(folder)
     return folder
 
 

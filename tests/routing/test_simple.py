@@ -17,7 +17,6 @@ from dlplora.data.scripts import terms_of
 from dlplora.records.router_card import read_router_card
 from dlplora.records.routes import Route
 from dlplora.routing.simple import ConstantRouter, RandomRouter, TfidfClassifier, fit_tfidf
-from tests.tiny import write_tiny_tokenizer
 
 TEXTS = {
     "colour": ["Which colour is the sky?", "what colour: red, green or blue?", "Name a colour!"],
@@ -90,7 +89,7 @@ def test_a_saved_tfidf_router_gives_the_same_probabilities(
 ) -> None:
     texts, labels = _rows(tasks)
     classifier = fit_tfidf(texts, labels, regularisation=10.0)
-    classifier.save(tmp_path, base=write_tiny_tokenizer(tmp_path / "base"))
+    classifier.save(tmp_path)
 
     loaded = TfidfClassifier.load(tmp_path, read_router_card(tmp_path))
 

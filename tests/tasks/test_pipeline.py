@@ -35,6 +35,8 @@ def test_the_first_run_ends_with_a_comparison_and_a_report(finished: Path) -> No
     assert "Several questions in one prompt" in (report / "report.md").read_text()
     assert "AUROC" in (report / "report.md").read_text()
     compared = json.loads((finished / "data/comparison.json").read_text())
+    assert set(compared["reworded"]) == {"single", "dlp_mlp"}
+    assert "Other wordings" in (report / "report.md").read_text()
     assert set(compared["composite_2"]) == {"single", "dlp_mlp", "dlp_mlp_keep", "dlp_mlp_refill"}
     metrics = json.loads((finished / "data/metrics.json").read_text())
     assert metrics == {

@@ -4,11 +4,12 @@ import copy
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch.nn import functional
 
@@ -60,6 +61,34 @@ def examples(tmp_path: Path) -> dict[str, list[Example]]:
 
 def silent(*_: object, **__: object) -> None:
     """Show no progress."""
+
+
+def test_a_share_of_the_examples_is_learned_in_other_wordings(
+    examples: dict[str, list[Example]],
+) -> None:
+    def trained(parts: list[list[Example]], share: float) -> dict[str, torch.Tensor]:
+        model = train_adapter(
+            tiny_base(),
+            *parts,
+            name="opposites",
+            params=PARAMS.model_copy(update={"steps": 3, "reworded": share}),
+            seed=0,
+            checkpoint=None,
+            advance=silent,
+        ).model
+        return get_peft_model_state_dict(model)
+
+    worded = [
+        [replace(example, reworded=f"say {example.question}") for example in examples[split]]
+        for split in ("train", "validation")
+    ]
+    other = [[replace(one, question=str(one.reworded)) for one in part] for part in worded]
+    plain = trained([examples["train"], examples["validation"]], 0.0)
+    for share, expected in ((0.0, plain), (1.0, trained(other, 0.0))):
+        found = trained(worded, share)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    half = trained(worded, 0.5)
+    assert not all(torch.equal(half[name], plain[name]) for name in plain)
 
 
 def pairs(examples: list[Example]) -> list[Pair]:

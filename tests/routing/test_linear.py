@@ -1,0 +1,125 @@
+"""Linear routers and ensembles beside scikit-learn, closed forms and plain products."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
+
+from dlplora.routing.build import load_classifier
+from dlplora.routing.embedding import Embedder, unit
+from dlplora.routing.ensemble import EnsembleClassifier
+from dlplora.routing.linear import fit_linear
+from dlplora.routing.simple import fit_tfidf
+from tests.embedders import ToldEmbedder, write_tiny_embedder
+from tests.tiny import write_tiny_tokenizer
+
+RNG = np.random.default_rng(0)
+TASKS = [str(task) for task in RNG.choice(["a", "b", "c"], 90)]
+VECTORS = unit(
+    np.array([(ord(task) - 98, 1, 0.5 * (task == "b")) for task in TASKS])
+    + 0.5 * RNG.normal(size=(90, 3))
+).astype(np.float32)
+TEXTS = [f"text {number}" for number in range(90)]
+TOLD = ToldEmbedder({text: row.tolist() for text, row in zip(TEXTS, VECTORS, strict=True)})
+KINDS: tuple[Literal["logistic", "ridge"], ...] = ("logistic", "ridge")
+
+
+@pytest.mark.parametrize("tasks", [TASKS, ["b" if task == "a" else task for task in TASKS]])
+def test_logistic_probabilities_are_scikit_learns(tasks: list[str]) -> None:
+    found = fit_linear("logistic", TOLD, VECTORS, tasks, regularisation=3.0)
+    reference = LogisticRegression(C=3.0, max_iter=1000).fit(VECTORS.astype(np.float64), tasks)
+    assert found.labels == tuple(reference.classes_)
+    expected = reference.predict_proba(VECTORS.astype(np.float64))
+    np.testing.assert_allclose(found.probabilities(TEXTS), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("names", ["abc", "bc"])
+def test_ridge_solves_the_normal_equations_with_all_tasks_alike(names: str) -> None:
+    tasks = [task if task in names else "b" for task in TASKS]
+    found = fit_linear("ridge", TOLD, VECTORS, tasks, regularisation=0.5)
+    weights = np.array([len(tasks) / (len(names) * tasks.count(task)) for task in tasks])
+    targets = np.array([[2.0 * (task == name) - 1 for name in names] for task in tasks])
+    centre, mean = (np.average(part, axis=0, weights=weights) for part in (VECTORS, targets))
+    x, y = VECTORS - centre, targets - mean
+    solved = np.linalg.solve(
+        x.T @ (weights[:, None] * x) + 0.5 * np.eye(3), x.T @ (weights[:, None] * y)
+    )
+    scores = x @ solved + mean
+    if len(names) == 2:  # scikit-learn solves for one of the two
+        scores = scores / 2
+    np.testing.assert_allclose(found.probabilities(TEXTS), softmax(scores, 1), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_calibration_keeps_choices_and_is_the_likeliest_temperature(kind: str) -> None:
+    plain = fit_linear(kind, TOLD, VECTORS, TASKS, regularisation=1.0)  # type: ignore[arg-type]
+    found = plain.calibrated(TEXTS, TASKS)
+    places = np.arange(len(TASKS)), [found.labels.index(task) for task in TASKS]
+
+    def loss(temperature: float) -> float:
+        logits = np.log(plain.probabilities(TEXTS)) / temperature
+        return -float(np.log(softmax(logits, 1)[places]).mean())
+
+    grid = np.exp(np.linspace(-6, 3, 300))
+    assert loss(found.temperature) <= min(map(loss, grid)) + 1e-5
+    chosen = plain.probabilities(TEXTS).argmax(1)
+    assert np.array_equal(found.probabilities(TEXTS).argmax(1), chosen)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_task_is_always_chosen(kind: str) -> None:
+    found = fit_linear(kind, TOLD, VECTORS, ["a"] * 90, regularisation=1.0)  # type: ignore[arg-type]
+    assert found.labels == ("a",)
+    calibrated = found.calibrated(TEXTS, ["a"] * 90)
+    assert np.array_equal(calibrated.probabilities(TEXTS), np.ones((90, 1)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_router_is_whole(kind: str, tmp_path: Path) -> None:
+    write_tiny_embedder(tmp_path / "embedder")
+    base = write_tiny_tokenizer(tmp_path / "base")
+    embedder = Embedder.load(tmp_path / "embedder", device=torch.device("cpu"))
+    texts = ["say red", "say blue", "what is up ?", "what is left ?"]
+    vectors, tasks = embedder.embed(texts, normalise=True), ["colours"] * 2 + ["opposites"] * 2
+    made = fit_linear(kind, embedder, vectors, tasks, regularisation=1.0)  # type: ignore[arg-type]
+    made = made.calibrated(["say green", "what is up left ?"], ["colours", "opposites"])
+    (tmp_path / "router").mkdir()
+    made.save(tmp_path / "router")
+    (tmp_path / "embedder").rename(tmp_path / "gone")
+
+    loaded = load_classifier(tmp_path / "router", base=base, tasks=["opposites", "colours"])
+
+    asked = [*texts, "say green", "one plus two"]
+    assert np.array_equal(loaded.probabilities(asked), made.probabilities(asked))
+
+
+def test_an_ensemble_is_the_normalised_geometric_mean(tmp_path: Path) -> None:
+    write_tiny_embedder(tmp_path / "embedder")
+    base = write_tiny_tokenizer(tmp_path / "base")
+    embedder = Embedder.load(tmp_path / "embedder", device=torch.device("cpu"))
+    texts = ["say red", "say blue", "what is up ?", "what is left ?"]
+    vectors, tasks = embedder.embed(texts, normalise=True), ["colours"] * 2 + ["opposites"] * 2
+    words = fit_tfidf(texts, tasks, regularisation=10.0)
+    meaning = fit_linear("logistic", embedder, vectors, tasks, regularisation=10.0)
+    asked = [*texts, "say up", "one plus two"]
+
+    made = EnsembleClassifier(words, meaning)
+
+    product = np.sqrt(words.probabilities(asked) * meaning.probabilities(asked))
+    expected = product / product.sum(1, keepdims=True)
+    np.testing.assert_allclose(made.probabilities(asked), expected, rtol=1e-9)
+    calibrated = made.calibrated(["say green", "say left ?"], ["colours", "opposites"])
+    warmer = expected ** (1 / calibrated.temperature)
+    np.testing.assert_allclose(
+        calibrated.probabilities(asked), warmer / warmer.sum(1, keepdims=True), rtol=1e-6
+    )
+    (tmp_path / "router").mkdir()
+    calibrated.save(tmp_path / "router")
+    (tmp_path / "embedder").rename(tmp_path / "gone")
+    loaded = load_classifier(tmp_path / "router", base=base, tasks=["opposites", "colours"])
+    assert np.array_equal(loaded.probabilities(asked), calibrated.probabilities(asked))
+    assert np.array_equal(loaded.vectors(asked), embedder.embed(asked, normalise=True))
