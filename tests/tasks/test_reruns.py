@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from dlplora import warm
 from dlplora.data.ingest import ingest
@@ -52,6 +53,16 @@ def with_row(lowest: float, highest: float) -> Callable[[Checkout], None]:
     return change
 
 
+def with_wording(split: str) -> Callable[[Checkout], None]:
+    def change(project: Checkout) -> None:
+        file = project.root / "suites/wordings/opposites.yaml"
+        values = yaml.safe_load(file.read_text())
+        values[split] += [f"big {word} {{}}" for word in ("up", "hot", "left")]
+        file.write_text(yaml.safe_dump(values))
+
+    return change
+
+
 def add_task(project: Checkout) -> None:
     file = project.root.parent / "new.json"
     write_raw(file, opposites(90, start=300))
@@ -70,6 +81,8 @@ CHANGES: dict[str, Callable[[Checkout], None]] = {
     "a task is removed": lambda project: project.cli("remove-task", "colours") and None,
     "a training row is added to a task's files": with_row(0, 0.4),
     "a test row is added to a task's files": with_row(0.85, 1),
+    "a training wording of a task": with_wording("train"),
+    "a test wording of a task": with_wording("test"),
     "`tasks.<task>.max_new_tokens`": with_params(
         lambda values: values["tasks"]["opposites"].update(max_new_tokens=3)
     ),
