@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dlplora.data.balance import read_labelled, read_training_texts
+from dlplora.data.wordings import read_no_task
 from dlplora.params.fields import named
 from dlplora.params.load import load_params
 from dlplora.runtime import set_up
@@ -12,8 +13,8 @@ from dlplora.training.checkpoint import checkpointed
 from dlplora.training.router import num_steps, train_router
 
 
-def main(name: str, router_data: Path, reads: Path, out: Path, timing: Path) -> None:
-    """Train the router NAME on ROUTER_DATA, by the tokenizer or encoder in READS; write to OUT."""
+def main(name: str, router_data: Path, no_task: Path, reads: Path, out: Path, timing: Path) -> None:
+    """Train the router NAME on ROUTER_DATA and texts of NO_TASK, by what READS holds, to OUT."""
     params = load_params()
     settings = named(params.routers, name, "routers")
     set_up(params.runtime, seed=params.seed)
@@ -35,6 +36,7 @@ def main(name: str, router_data: Path, reads: Path, out: Path, timing: Path) -> 
             train,
             read_labelled(router_data / "validation.parquet"),
             settings,
+            no_task=read_no_task(no_task).validation,
             reads=reads,
             seed=params.seed,
             checkpoint=checkpoint,

@@ -8,7 +8,7 @@ from pathlib import Path
 from dlplora.data.limits import ItemLimit
 from dlplora.errors import DataError, ParamsError
 from dlplora.params.fields import checked
-from dlplora.params.wordings import SLOT, Wordings
+from dlplora.params.wordings import SLOT, NoTask, Wordings
 from dlplora.params.yaml import read_yaml
 from dlplora.records.examples import Example, Split, normalise
 
@@ -31,6 +31,14 @@ def read_wordings(file: Path) -> Wordings:
         return checked(Wordings, read_yaml(file), str(file))
     except FileNotFoundError as error:
         raise ParamsError(f"{file}: not there; expected a file of wordings") from error
+
+
+def read_no_task(file: Path) -> NoTask:
+    """Read a file of texts that belong to no task; `ParamsError` says what is wrong with it."""
+    try:
+        return checked(NoTask, read_yaml(file), str(file))
+    except FileNotFoundError as error:
+        raise ParamsError(f"{file}: not there; expected texts of no task") from error
 
 
 def _reworded(example: Example, templates: Sequence[str], limit: ItemLimit) -> Example:

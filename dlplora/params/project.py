@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from dlplora.params.fields import Count, Name, Section, SystemName
+from dlplora.params.fields import CommandPath, Count, Name, Section, SystemName
 from dlplora.params.inputs import Embedder, Model, Source, Splits, Task, UnseenTask
 from dlplora.params.routing import (
     Balance,
@@ -102,5 +102,6 @@ class Params(Served):
     index: Index
     indexes: dict[Name, IndexedTask]
     embedding_routers: dict[Name, EmbeddingRouter]
+    no_task: CommandPath
     unseen_tasks: dict[Name, UnseenTask]
     evaluation: Evaluation

@@ -1,8 +1,8 @@
-"""Other wordings of a task's questions, as a file of its own holds them."""
+"""Files of what people type: other wordings of a task's questions, and texts of no task."""
 
 from typing import Annotated
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from dlplora.params.fields import Section
 
@@ -31,3 +31,13 @@ class Wordings(Section):
         if twice := next((one for one in every if every.count(one) > 1), None):
             raise ValueError(f"{twice!r} stands twice; each wording is of one split")
         return self
+
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class NoTask(Section):
+    """Texts that belong to no task: to calibrate routers by, and to test them with."""
+
+    validation: Annotated[list[Text], Field(min_length=1)]
+    test: Annotated[list[Text], Field(min_length=1)]

@@ -18,6 +18,7 @@ Probabilities = NDArray[np.float64]
 Vectors = NDArray[np.float32]
 _CALIBRATION_BINS = 15
 _LOG_TEMPERATURES = (-6.0, 3.0)
+_STRANGE_SHARE = 0.03  # of texts of no task in the calibration (docs/log.md)
 
 
 class Router(Protocol):
@@ -128,16 +129,27 @@ def softmax(scores_BN: Probabilities) -> Probabilities:
     return probabilities_BN
 
 
-def fit_temperature(scores_BN: Probabilities, targets_B: Sequence[int]) -> float:
+def fit_temperature(
+    scores_BN: Probabilities, targets_B: Sequence[int], strange_MN: Probabilities
+) -> float:
     """Return the temperature under whose softmax the true tasks of held-out texts are likeliest.
 
-    Guo et al., "On Calibration of Modern Neural Networks" (arXiv 1706.04599), section 4.2.
+    M texts of no task count a little, and are to get all tasks alike: without them held-out texts
+    that are all routed rightly would make the router sure of everything.
+
+    Guo et al., "On Calibration of Modern Neural Networks" (arXiv 1706.04599), section 4.2; uniform
+    targets as in Hendrycks et al., "Deep Anomaly Detection with Outlier Exposure" (arXiv
+    1812.04606), section 3.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
 
     def loss(log_temperature: float) -> float:
-        logs_BN = log_softmax(scores_BN / np.exp(log_temperature), axis=1)
-        return -float(logs_BN[np.arange(len(targets_B)), targets_B].mean())
+        logs_BN, logs_MN = (
+            log_softmax(scores / np.exp(log_temperature), axis=1)
+            for scores in (scores_BN, strange_MN)
+        )
+        known = logs_BN[np.arange(len(targets_B)), targets_B].mean()
+        return -float((1 - _STRANGE_SHARE) * known + _STRANGE_SHARE * logs_MN.mean())
 
     return float(np.exp(minimize_scalar(loss, bounds=_LOG_TEMPERATURES, method="bounded").x))

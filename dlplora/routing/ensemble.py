@@ -49,10 +49,14 @@ class EnsembleClassifier:
         """Return the embeddings of texts (B, D), of length 1."""
         return self.meaning.vectors(texts)
 
-    def calibrated(self, texts: Sequence[str], tasks: Sequence[str]) -> "EnsembleClassifier":
-        """Return the same with the temperature under which held-out tasks are likeliest."""
+    def calibrated(
+        self, texts: Sequence[str], tasks: Sequence[str], *, strange: Sequence[str]
+    ) -> "EnsembleClassifier":
+        """Return the same with the temperature that held-out texts and texts of no task choose."""
         targets_B = [self.labels.index(task) for task in tasks]
-        return replace(self, temperature=fit_temperature(self._scores(texts), targets_B))
+        return replace(
+            self, temperature=fit_temperature(self._scores(texts), targets_B, self._scores(strange))
+        )
 
     def _scores(self, texts: Sequence[str]) -> Probabilities:
         """Return the mean logarithms of the probabilities (B, N)."""

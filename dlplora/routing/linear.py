@@ -45,11 +45,16 @@ class LinearClassifier:
         """Return the embeddings of texts (B, D), of length 1."""
         return self.embedder.embed(texts, normalise=True)
 
-    def calibrated(self, texts: Sequence[str], tasks: Sequence[str]) -> "LinearClassifier":
-        """Return the same with the temperature under which held-out tasks are likeliest."""
+    def calibrated(
+        self, texts: Sequence[str], tasks: Sequence[str], *, strange: Sequence[str]
+    ) -> "LinearClassifier":
+        """Return the same with the temperature that held-out texts and texts of no task choose."""
         targets_B = [self.labels.index(task) for task in tasks]
         scores_BN = self._scores(self.vectors(texts))
-        return replace(self, temperature=fit_temperature(scores_BN, targets_B))
+        return replace(
+            self,
+            temperature=fit_temperature(scores_BN, targets_B, self._scores(self.vectors(strange))),
+        )
 
     def _scores(self, vectors_BD: Vectors) -> NDArray[np.float64]:
         scores_BN: NDArray[np.float64] = vectors_BD @ self.coefficients_ND.T + self.intercepts_N

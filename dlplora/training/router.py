@@ -74,6 +74,7 @@ def train_router(
     validation: Sequence[Labelled],
     params: RouterParams,
     *,
+    no_task: Sequence[str],
     reads: Path,
     seed: int,
     checkpoint: Checkpoint | None,
@@ -82,6 +83,7 @@ def train_router(
 ) -> TrainedRouter:
     """Train the kind of router that the params name; `title` names the training in messages.
 
+    Some kinds are calibrated on the validation texts and on texts of `no_task`.
     `reads` is the folder whose tokenizer, encoder or embedder it reads by. `advance` is called
     after each of at most `num_steps`.
     """
@@ -89,7 +91,8 @@ def train_router(
         fitted = _fit(params, train, reads)
         if not isinstance(fitted, TfidfClassifier):
             tasks = [row.task for row in validation]
-            fitted = fitted.calibrated([row.text for row in validation], tasks)
+            texts = [row.text for row in validation]
+            fitted = fitted.calibrated(texts, tasks, strange=no_task)
         quality = measure(fitted, validation, fitted.num_parameters)
         return TrainedRouter(fitted, fitted.save, quality, None)
     labels = tuple(sorted({row.task for row in train}))

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 
 from dlplora.routing.build import load_classifier
@@ -57,12 +57,13 @@ def test_ridge_solves_the_normal_equations_with_all_tasks_alike(names: str) -> N
 @pytest.mark.parametrize("kind", KINDS)
 def test_calibration_keeps_choices_and_is_the_likeliest_temperature(kind: str) -> None:
     plain = fit_linear(kind, TOLD, VECTORS, TASKS, regularisation=1.0)  # type: ignore[arg-type]
-    found = plain.calibrated(TEXTS, TASKS)
+    found = plain.calibrated(TEXTS, TASKS, strange=TEXTS[:5])
     places = np.arange(len(TASKS)), [found.labels.index(task) for task in TASKS]
 
     def loss(temperature: float) -> float:
         logits = np.log(plain.probabilities(TEXTS)) / temperature
-        return -float(np.log(softmax(logits, 1)[places]).mean())
+        likely = log_softmax(logits, 1)
+        return -float(0.97 * likely[places].mean() + 0.03 * likely[:5].mean())
 
     grid = np.exp(np.linspace(-6, 3, 300))
     assert loss(found.temperature) <= min(map(loss, grid)) + 1e-5
@@ -74,7 +75,7 @@ def test_calibration_keeps_choices_and_is_the_likeliest_temperature(kind: str) -
 def test_one_task_is_always_chosen(kind: str) -> None:
     found = fit_linear(kind, TOLD, VECTORS, ["a"] * 90, regularisation=1.0)  # type: ignore[arg-type]
     assert found.labels == ("a",)
-    calibrated = found.calibrated(TEXTS, ["a"] * 90)
+    calibrated = found.calibrated(TEXTS, ["a"] * 90, strange=TEXTS[:5])
     assert np.array_equal(calibrated.probabilities(TEXTS), np.ones((90, 1)))
 
 
@@ -86,7 +87,9 @@ def test_a_saved_router_is_whole(kind: str, tmp_path: Path) -> None:
     texts = ["say red", "say blue", "what is up ?", "what is left ?"]
     vectors, tasks = embedder.embed(texts, normalise=True), ["colours"] * 2 + ["opposites"] * 2
     made = fit_linear(kind, embedder, vectors, tasks, regularisation=1.0)  # type: ignore[arg-type]
-    made = made.calibrated(["say green", "what is up left ?"], ["colours", "opposites"])
+    made = made.calibrated(
+        ["say green", "what is up left ?"], ["colours", "opposites"], strange=["one plus"]
+    )
     (tmp_path / "router").mkdir()
     made.save(tmp_path / "router")
     (tmp_path / "embedder").rename(tmp_path / "gone")
@@ -112,7 +115,9 @@ def test_an_ensemble_is_the_normalised_geometric_mean(tmp_path: Path) -> None:
     product = np.sqrt(words.probabilities(asked) * meaning.probabilities(asked))
     expected = product / product.sum(1, keepdims=True)
     np.testing.assert_allclose(made.probabilities(asked), expected, rtol=1e-9)
-    calibrated = made.calibrated(["say green", "say left ?"], ["colours", "opposites"])
+    calibrated = made.calibrated(
+        ["say green", "say left ?"], ["colours", "opposites"], strange=["one plus"]
+    )
     warmer = expected ** (1 / calibrated.temperature)
     np.testing.assert_allclose(
         calibrated.probabilities(asked), warmer / warmer.sum(1, keepdims=True), rtol=1e-6
@@ -123,3 +128,15 @@ def test_an_ensemble_is_the_normalised_geometric_mean(tmp_path: Path) -> None:
     loaded = load_classifier(tmp_path / "router", base=base, tasks=["opposites", "colours"])
     assert np.array_equal(loaded.probabilities(asked), calibrated.probabilities(asked))
     assert np.array_equal(loaded.vectors(asked), embedder.embed(asked, normalise=True))
+
+
+def test_texts_of_no_task_keep_a_router_that_is_always_right_from_being_sure_of_them() -> None:
+    vectors = np.array([[1, 0, 0], [0, 1, 0]] * 20, dtype=np.float32)
+    names, tasks = [f"{number}" for number in range(40)], ["a", "b"] * 20
+    rows = dict(zip(names, vectors.tolist(), strict=True)) | {"strange": [0.8, 0.6, 0]}
+    told = ToldEmbedder(rows)
+    plain = fit_linear("logistic", told, vectors, tasks, regularisation=1.0)
+    found = plain.calibrated(names, tasks, strange=["strange"])
+    assert found.probabilities(names).max(1).min() > 0.9
+    assert found.probabilities(["strange"]).max() < found.probabilities(names).max(1).min()
+    assert found.probabilities(["strange"]).max() < 0.9

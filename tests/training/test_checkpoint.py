@@ -378,6 +378,7 @@ def save_router(
         TEXTS[::2],
         TEXTS[1::2],
         params,
+        no_task=["strange"],
         reads=reads,
         seed=0,
         checkpoint=checkpoint,

@@ -94,6 +94,7 @@ def trained(
         DATA.train,
         DATA.validation,
         params,
+        no_task=["strange"],
         reads=reads,
         seed=seed,
         checkpoint=None,
