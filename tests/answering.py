@@ -67,6 +67,8 @@ def write_answering_project(root: Path, folder: Path) -> None:
     }
     cluster = {"common": 1, "specific": 1, "expert_rank": 4, "embedding": 5, "training": {}}
     params |= {"experts": {"all": {"tasks": list(TASKS)} | cluster}, "unseen_tasks": {}}
+    params["default_system"] = "dlp_mlp"
+    del params["systems"]["ensemble"], params["routers"]["ensemble"]  # no embedder here
     params["routers"]["unmade"] = params["routers"]["mlp"]
     params["runtime"]["dtype"] = "float32"
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
