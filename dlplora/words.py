@@ -14,3 +14,10 @@ Policy = Literal["route_once", "keep", "refill"]
 # The conditions of a comparison: test items one by one (as they are, without their task's template,
 # in another wording), or several questions in one prompt.
 Setting = Literal["iid", "no_template", "reworded", "composite_2", "composite_3"]
+NUM_QUESTIONS: dict[Setting, int] = {  # of a prompt
+    "iid": 1,
+    "no_template": 1,
+    "reworded": 1,
+    "composite_2": 2,
+    "composite_3": 3,
+}

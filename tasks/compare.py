@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from dlplora.evaluation.compare import compare
-from dlplora.evaluation.settings import NUM_QUESTIONS, primaries_in, systems_in
+from dlplora.evaluation.settings import primaries_in, systems_in
 from dlplora.params.load import load_params
 from dlplora.params.project import REFERENCE
 from dlplora.records.comparison import write_comparisons, write_metrics
 from dlplora.records.novelty import read_novelty
 from dlplora.records.training import read_adapter_training
 from dlplora.stage import run, write_timing
+from dlplora.words import NUM_QUESTIONS
 
 
 def main(

@@ -5,7 +5,7 @@ from pathlib import Path
 from dlplora.evaluation.answer_store import kept_answers
 from dlplora.evaluation.items import TaskItems
 from dlplora.evaluation.run import evaluate, num_prompts
-from dlplora.evaluation.settings import NUM_QUESTIONS, systems_in
+from dlplora.evaluation.settings import systems_in
 from dlplora.models import load_base
 from dlplora.params.fields import named
 from dlplora.params.load import load_params
@@ -15,6 +15,7 @@ from dlplora.runtime import set_up
 from dlplora.stage import code_file, progress, run, write_timing
 from dlplora.systems.load import build
 from dlplora.systems.system import Inputs
+from dlplora.words import NUM_QUESTIONS
 
 
 def main(

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,12 +12,20 @@ from transformers import BertConfig, BertModel
 
 from dlplora.data.checksums import embedder_sha256
 from dlplora.models import quiet_transformers
-from dlplora.routing.base import Vectors
+from dlplora.routing.base import Classifier, Vectors
+from dlplora.routing.build import load_classifier
 from dlplora.routing.embedding import Embedder, unit
-from tests.tiny import tiny_tokenizer
+from tests.tiny import tiny_tokenizer, write_tiny_tokenizer
 
 HIDDEN, WINDOW = 16, 12
 MODULES = ["Transformer", "Pooling", "Normalize"]
+
+
+class SavedClassifier(Classifier, Protocol):
+    """A classifier that can be saved."""
+
+    def save(self, folder: Path) -> None:
+        """Write a router's folder."""
 
 
 def write_tiny_embedder(folder: Path, *, seed: int = 0, modules: Sequence[str] = MODULES) -> str:
@@ -85,3 +93,29 @@ class ToldEmbedder(Embedder):
     ) -> Vectors:
         found = np.array([self.vectors[instruction + text] for text in texts], dtype=np.float32)
         return unit(found) if normalise else found
+
+
+TEXTS = ["say red", "say blue", "what is up ?", "what is left ?"]
+TASKS_OF_TEXTS = ["colours"] * 2 + ["opposites"] * 2
+
+
+def tiny_embedder(folder: Path) -> tuple[Embedder, Vectors]:
+    """Return a tiny embedder, and the vectors that it gives `TEXTS`."""
+    write_tiny_embedder(folder)
+    embedder = Embedder.load(folder, device=torch.device("cpu"))
+    return embedder, embedder.embed(TEXTS, normalise=True)
+
+
+def check_saved_router(made: SavedClassifier, folder: Path) -> Classifier:
+    """Save a router of the tasks of `TEXTS`, read it without its embedder's folder, and return it.
+
+    It has to be as sure of everything as the one that was saved.
+    """
+    base = write_tiny_tokenizer(folder / "base")
+    (folder / "router").mkdir()
+    made.save(folder / "router")
+    (folder / "embedder").rename(folder / "gone")
+    loaded = load_classifier(folder / "router", base=base, tasks=["opposites", "colours"])
+    asked = [*TEXTS, "say green", "one plus two"]
+    assert np.array_equal(loaded.probabilities(asked), made.probabilities(asked))
+    return loaded

@@ -8,13 +8,12 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from dlplora.evaluation.settings import NUM_QUESTIONS
 from dlplora.fingerprints import PACKAGES
 from dlplora.params.load import load_params
 from dlplora.params.project import Params, Served
 from dlplora.records.comparison import Comparison, write_comparisons
 from dlplora.report.stages import STAGE_SECTIONS
-from dlplora.words import Setting
+from dlplora.words import NUM_QUESTIONS, Setting
 
 ROOT = Path(__file__).parent.parent
 STAGES: dict[str, dict[str, Any]] = {

@@ -4,13 +4,16 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from dlplora.data.limits import ItemLimit
 from dlplora.errors import DataError, ParamsError
-from dlplora.params.fields import checked
+from dlplora.params.fields import Section, checked
 from dlplora.params.wordings import SLOT, NoTask, Wordings
 from dlplora.params.yaml import read_yaml
 from dlplora.records.examples import Example, Split, normalise
+
+M = TypeVar("M", bound=Section)
 
 
 def apply_wordings(
@@ -27,18 +30,19 @@ def apply_wordings(
 
 def read_wordings(file: Path) -> Wordings:
     """Read a file of wordings; `ParamsError` says what is wrong with it."""
-    try:
-        return checked(Wordings, read_yaml(file), str(file))
-    except FileNotFoundError as error:
-        raise ParamsError(f"{file}: not there; expected a file of wordings") from error
+    return _read(Wordings, file, "a file of wordings")
 
 
 def read_no_task(file: Path) -> NoTask:
     """Read a file of texts that belong to no task; `ParamsError` says what is wrong with it."""
+    return _read(NoTask, file, "texts of no task")
+
+
+def _read(kind: type[M], file: Path, expected: str) -> M:
     try:
-        return checked(NoTask, read_yaml(file), str(file))
+        return checked(kind, read_yaml(file), str(file))
     except FileNotFoundError as error:
-        raise ParamsError(f"{file}: not there; expected texts of no task") from error
+        raise ParamsError(f"{file}: not there; expected {expected}") from error
 
 
 def _reworded(example: Example, templates: Sequence[str], limit: ItemLimit) -> Example:

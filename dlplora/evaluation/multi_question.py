@@ -7,12 +7,11 @@ from dlplora.engine.requests import Request
 from dlplora.engine.runner import Runner
 from dlplora.errors import DataError
 from dlplora.evaluation.items import Prompt, TaskItems
-from dlplora.evaluation.settings import NUM_QUESTIONS
 from dlplora.params.inputs import Task
 from dlplora.records.examples import Example
 from dlplora.sampling import Sampling
 from dlplora.systems.system import System
-from dlplora.words import Setting
+from dlplora.words import NUM_QUESTIONS, Setting
 
 
 def multi_question_batches(

@@ -10,12 +10,12 @@ from dlplora.evaluation.answering import Answering
 from dlplora.evaluation.items import Prompt, TaskItems, score_answer
 from dlplora.evaluation.metrics import resampled_tasks, summarise
 from dlplora.evaluation.multi_question import multi_question_batches
-from dlplora.evaluation.settings import NUM_QUESTIONS, primaries_in
+from dlplora.evaluation.settings import primaries_in
 from dlplora.evaluation.single_items import item_batches
 from dlplora.params.systems import Evaluation
 from dlplora.records.scores import ItemScore, Summary, write_scores
 from dlplora.systems.system import System
-from dlplora.words import Advance, Setting
+from dlplora.words import NUM_QUESTIONS, Advance, Setting
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,7 @@ from collections.abc import Mapping
 
 from dlplora.params.inputs import Task
 from dlplora.params.project import Params
-from dlplora.words import Primary, Setting
-
-NUM_QUESTIONS: dict[Setting, int] = {  # of a prompt
-    "iid": 1,
-    "no_template": 1,
-    "reworded": 1,
-    "composite_2": 2,
-    "composite_3": 3,
-}
+from dlplora.words import NUM_QUESTIONS, Primary, Setting
 
 
 def systems_in(setting: Setting, params: Params) -> list[str]:

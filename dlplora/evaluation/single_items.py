@@ -28,25 +28,26 @@ def item_batches(
         check_primary(test.task.primary, test.examples[0].kind, task=test.name)
     if setting == "reworded":
         check_distinct({test.name: test.examples for test in tests})
-    is_any = False
-    for test in tests:
-        asked = [
+    asked = [
+        [
             (example, question)
             for example in test.examples
             if (question := _question(example, setting)) is not None
         ]
-        for start in range(0, len(asked), batch_size):
-            is_any = True
-            yield [
-                _prompt(base, system, example, question, test.task, weighs=setting == "iid")
-                for example, question in asked[start : start + batch_size]
-            ]
-    if not is_any:
+        for test in tests
+    ]
+    if not any(asked):
         lacks = "a bare question" if setting == "no_template" else "another wording"
         raise DataError(
             f"setting {setting}: no test item has {lacks}; give tasks some (docs/inputs.md), or "
             f"take the setting out of the systems in params.yaml"
         )
+    for test, own in zip(tests, asked, strict=True):
+        for start in range(0, len(own), batch_size):
+            yield [
+                _prompt(base, system, example, question, test.task, weighs=setting == "iid")
+                for example, question in own[start : start + batch_size]
+            ]
 
 
 def _question(example: Example, setting: Setting) -> str | None:

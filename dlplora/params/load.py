@@ -9,8 +9,7 @@ from dlplora.params.overrides import adapter_of, expert_training_of, is_in_model
 from dlplora.params.project import BASE, PARAMS_FILE, REFERENCE, Params, Served
 from dlplora.params.systems import OverClusters, SystemEntry
 from dlplora.params.yaml import read_yaml
-
-_SEVERAL = ("composite_2", "composite_3")  # settings whose prompts have several tasks
+from dlplora.words import NUM_QUESTIONS
 
 
 def parse_params(values: object, source: str) -> Params:
@@ -103,7 +102,7 @@ def _check_systems(params: Params, source: str) -> None:
                     f"{source}: systems.{name}.settings: {setting}: expected systems.{REFERENCE} "
                     f"to answer it, too: scores are compared with its"
                 )
-            if system.needs_task and setting in _SEVERAL and system.policy == "route_once":
+            if system.needs_task and NUM_QUESTIONS[setting] > 1 and system.policy == "route_once":
                 raise ParamsError(
                     f"{source}: systems.{name}.policy is route_once; expected keep or refill: a "
                     f"prompt of {setting} has several tasks"

@@ -10,8 +10,9 @@ from markupsafe import Markup
 from dlplora.records.files import written_folder
 from dlplora.report import plots, tables
 from dlplora.report.inputs import Inputs
+from dlplora.words import NUM_QUESTIONS
 
-_SEVERAL = ("composite_2", "composite_3")
+_SEVERAL: set[str] = {setting for setting, count in NUM_QUESTIONS.items() if count > 1}
 
 
 def write_report(inputs: Inputs, out: Path) -> None:

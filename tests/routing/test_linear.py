@@ -5,17 +5,15 @@ from typing import Literal
 
 import numpy as np
 import pytest
-import torch
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 
-from dlplora.routing.build import load_classifier
-from dlplora.routing.embedding import Embedder, unit
+from dlplora.routing.embedding import unit
 from dlplora.routing.ensemble import EnsembleClassifier
 from dlplora.routing.linear import fit_linear
 from dlplora.routing.simple import fit_tfidf
-from tests.embedders import ToldEmbedder, write_tiny_embedder
-from tests.tiny import write_tiny_tokenizer
+from tests.embedders import TASKS_OF_TEXTS, ToldEmbedder, check_saved_router, tiny_embedder
+from tests.embedders import TEXTS as SAID
 
 RNG = np.random.default_rng(0)
 TASKS = [str(task) for task in RNG.choice(["a", "b", "c"], 90)]
@@ -81,34 +79,19 @@ def test_one_task_is_always_chosen(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_router_is_whole(kind: str, tmp_path: Path) -> None:
-    write_tiny_embedder(tmp_path / "embedder")
-    base = write_tiny_tokenizer(tmp_path / "base")
-    embedder = Embedder.load(tmp_path / "embedder", device=torch.device("cpu"))
-    texts = ["say red", "say blue", "what is up ?", "what is left ?"]
-    vectors, tasks = embedder.embed(texts, normalise=True), ["colours"] * 2 + ["opposites"] * 2
-    made = fit_linear(kind, embedder, vectors, tasks, regularisation=1.0)  # type: ignore[arg-type]
+    embedder, vectors = tiny_embedder(tmp_path / "embedder")
+    made = fit_linear(kind, embedder, vectors, TASKS_OF_TEXTS, regularisation=1.0)  # type: ignore[arg-type]
     made = made.calibrated(
         ["say green", "what is up left ?"], ["colours", "opposites"], strange=["one plus"]
     )
-    (tmp_path / "router").mkdir()
-    made.save(tmp_path / "router")
-    (tmp_path / "embedder").rename(tmp_path / "gone")
-
-    loaded = load_classifier(tmp_path / "router", base=base, tasks=["opposites", "colours"])
-
-    asked = [*texts, "say green", "one plus two"]
-    assert np.array_equal(loaded.probabilities(asked), made.probabilities(asked))
+    check_saved_router(made, tmp_path)
 
 
 def test_an_ensemble_is_the_normalised_geometric_mean(tmp_path: Path) -> None:
-    write_tiny_embedder(tmp_path / "embedder")
-    base = write_tiny_tokenizer(tmp_path / "base")
-    embedder = Embedder.load(tmp_path / "embedder", device=torch.device("cpu"))
-    texts = ["say red", "say blue", "what is up ?", "what is left ?"]
-    vectors, tasks = embedder.embed(texts, normalise=True), ["colours"] * 2 + ["opposites"] * 2
-    words = fit_tfidf(texts, tasks, regularisation=10.0)
-    meaning = fit_linear("logistic", embedder, vectors, tasks, regularisation=10.0)
-    asked = [*texts, "say up", "one plus two"]
+    embedder, vectors = tiny_embedder(tmp_path / "embedder")
+    words = fit_tfidf(SAID, TASKS_OF_TEXTS, regularisation=10.0)
+    meaning = fit_linear("logistic", embedder, vectors, TASKS_OF_TEXTS, regularisation=10.0)
+    asked = [*SAID, "say up", "one plus two"]
 
     made = EnsembleClassifier(words, meaning)
 
@@ -122,10 +105,7 @@ def test_an_ensemble_is_the_normalised_geometric_mean(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         calibrated.probabilities(asked), warmer / warmer.sum(1, keepdims=True), rtol=1e-6
     )
-    (tmp_path / "router").mkdir()
-    calibrated.save(tmp_path / "router")
-    (tmp_path / "embedder").rename(tmp_path / "gone")
-    loaded = load_classifier(tmp_path / "router", base=base, tasks=["opposites", "colours"])
+    loaded = check_saved_router(calibrated, tmp_path)
     assert np.array_equal(loaded.probabilities(asked), calibrated.probabilities(asked))
     assert np.array_equal(loaded.vectors(asked), embedder.embed(asked, normalise=True))
 

@@ -5,14 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from sklearn.neighbors import NearestCentroid
 
-from dlplora.routing.build import load_classifier
-from dlplora.routing.embedding import Embedder, unit
-from dlplora.routing.nearest import fit_centroids, fit_knn
-from tests.embedders import ToldEmbedder, write_tiny_embedder
-from tests.tiny import write_tiny_tokenizer
+from dlplora.routing.embedding import unit
+from dlplora.routing.nearest import CentroidClassifier, KnnClassifier, fit_centroids, fit_knn
+from tests.embedders import TASKS_OF_TEXTS, ToldEmbedder, check_saved_router, tiny_embedder
 
 RNG = np.random.default_rng(0)
 TASKS = [str(task) for task in RNG.choice(["a", "b", "c"], 60)]
@@ -78,21 +75,10 @@ def test_one_task_is_always_chosen() -> None:
 
 @pytest.mark.parametrize("kind", ["knn", "centroid"])
 def test_a_saved_router_is_whole(kind: str, tmp_path: Path) -> None:
-    write_tiny_embedder(tmp_path / "embedder")
-    base = write_tiny_tokenizer(tmp_path / "base")
-    embedder = Embedder.load(tmp_path / "embedder", device=torch.device("cpu"))
-    texts = ["say red", "say blue", "what is up ?", "what is left ?"]
-    vectors, tasks = embedder.embed(texts, normalise=True), ["colours"] * 2 + ["opposites"] * 2
-    made = (
-        fit_knn(embedder, vectors, tasks, neighbours=2)
+    embedder, vectors = tiny_embedder(tmp_path / "embedder")
+    made: KnnClassifier | CentroidClassifier = (
+        fit_knn(embedder, vectors, TASKS_OF_TEXTS, neighbours=2)
         if kind == "knn"
-        else fit_centroids(embedder, vectors, tasks, temperature=0.1)
+        else fit_centroids(embedder, vectors, TASKS_OF_TEXTS, temperature=0.1)
     )
-    (tmp_path / "router").mkdir()
-    made.save(tmp_path / "router")
-    (tmp_path / "embedder").rename(tmp_path / "gone")
-
-    loaded = load_classifier(tmp_path / "router", base=base, tasks=["opposites", "colours"])
-
-    asked = [*texts, "say green", "one plus two"]
-    assert np.array_equal(loaded.probabilities(asked), made.probabilities(asked))
+    check_saved_router(made, tmp_path)
