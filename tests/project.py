@@ -226,7 +226,7 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
         "embedding_routers": {},
         "systems": systems(),
         "default_system": "dlp_mlp",
-        "no_task": "suites/no_task.yaml",
+        "no_task": "suites/texts/no_task.yaml",
         "unseen_tasks": {
             "letters": {"raw": "suites/letters.json", "keys": "auto", "on_bad_row": "refuse"}
         },
@@ -318,7 +318,8 @@ def write_project(root: Path, values: dict[str, Any]) -> Checkout:
     (root / "suites/wordings").mkdir()
     shutil.copy(ROOT / "suites/wordings/none.yaml", root / "suites/wordings/none.yaml")
     no_task = {"validation": ["hot big", "the cold"], "test": ["small"]}
-    (root / "suites/no_task.yaml").write_text(yaml.safe_dump(no_task))
+    (root / "suites/texts").mkdir()
+    (root / "suites/texts/no_task.yaml").write_text(yaml.safe_dump(no_task))
     for name in ("opposites", "colours"):
         write_wordings(root / f"suites/wordings/{name}.yaml", name)
     write_tiny_encoder(root / "tiny_encoder", "roberta")

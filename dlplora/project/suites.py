@@ -14,8 +14,11 @@ from dlplora.project.own_tasks import enlist, is_own
 
 
 def suite_names(project: Project) -> list[str]:
-    """List the suites of a project."""
-    return sorted(file.stem for file in (project.root / "suites").glob("*.yaml"))
+    """List the suites of a project: the files of suites/ that have a section `tasks`."""
+    files = (project.root / "suites").glob("*.yaml")
+    return sorted(
+        file.stem for file in files if re.search(r"(?m)^tasks:", file.read_text(encoding="utf-8"))
+    )
 
 
 def suite_of(project: Project) -> str:

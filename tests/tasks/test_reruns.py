@@ -13,7 +13,9 @@ import yaml
 
 from dlplora import warm
 from dlplora.data.ingest import ingest
+from dlplora.data.limits import ItemLimit
 from dlplora.data.splits import places_of
+from dlplora.data.wordings import apply_wordings, read_wordings
 from dlplora.params.load import load_params
 from dlplora.records.examples import examples_path, read_examples
 from dlplora.records.findings import read_findings
@@ -182,11 +184,14 @@ def test_a_file_beside_that_of_a_task_reruns_what_its_rows_would_in_that_file(
 
     whole = project.root.parent / "whole.json"
     write_raw(whole, [*old, *new])
-    splits = load_params(project.root / "params.yaml").splits
+    params = load_params(project.root / "params.yaml")
     ingested = ingest(
-        whole, "opposites", keys="auto", on_bad_row="refuse", splits=splits, limit=None
+        whole, "opposites", keys="auto", on_bad_row="refuse", splits=params.splits, limit=None
     )
-    for split, examples in ingested.examples.items():
+    wordings = read_wordings(project.root / "suites/wordings/opposites.yaml")
+    limit = ItemLimit.load(project.root / "data/base", max_tokens=params.adapter.max_tokens)
+    for split, part in ingested.examples.items():
+        examples = apply_wordings(wordings, part, split, limit=limit)
         found = read_examples(examples_path(project.root / "data/examples", split, "opposites"))
         assert found == examples
         assert {row["Q"] for row in new} & {row.question for row in found}, split
