@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from dlplora.records.training import (
     read_checked_training,
     write_adapter_training,
 )
+from dlplora.words import is_number
 
 _WEIGHT = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 # Settings of PEFT's LoRA that change its forward pass beyond B A x, by the value that does not.
@@ -89,10 +90,10 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise AdapterError(f"{file}: cannot be read: {error}") from error
-    if not isinstance(config, dict) or not _is_number(config.get("lora_alpha")):
+    if not isinstance(config, dict) or not is_number(config.get("lora_alpha")):
         raise AdapterError(f"{file}: not the configuration of a LoRA adapter (no lora_alpha)")
     patterns = config.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict) or not all(map(_is_number, patterns.values())):
+    if not isinstance(patterns, dict) or not all(map(is_number, patterns.values())):
         raise AdapterError(f"{file}: alpha_pattern is {patterns!r}, expected numbers by pattern")
     for key, plain in _PLAIN.items():
         if key in config and config[key] not in plain:
@@ -135,10 +136,6 @@ def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
             return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{file}: cannot be read as safetensors: {error}") from error
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def _size(shape: tuple[int, ...]) -> str:

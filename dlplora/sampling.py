@@ -20,6 +20,7 @@ from transformers.generation.logits_process import (
 )
 
 from dlplora.errors import GenerationError
+from dlplora.words import is_number, is_whole
 
 
 @dataclass(frozen=True)
@@ -52,19 +53,19 @@ class Sampling:
     def __post_init__(self) -> None:
         """Refuse what no answer can be drawn by."""
         for name, is_good, expected in (
-            ("max_new_tokens", _is_whole(self.max_new_tokens, 1), "a whole number, at least 1"),
+            ("max_new_tokens", is_whole(self.max_new_tokens, 1), "a whole number, at least 1"),
             ("temperature", _is_temperature(self.temperature), "0, or 0.001 or more"),
-            ("top_k", _is_whole(self.top_k, 0), "a whole number, 0 or more"),
-            ("top_p", _is_number(self.top_p) and 0 < self.top_p <= 1, "more than 0, at most 1"),
+            ("top_k", is_whole(self.top_k, 0), "a whole number, 0 or more"),
+            ("top_p", is_number(self.top_p) and 0 < self.top_p <= 1, "more than 0, at most 1"),
             ("repetition_penalty", _is_penalty(self.repetition_penalty), "0.001 to 1000"),
-            ("seed", _is_whole(self.seed, 0), "a whole number, 0 or more, less than 2**63"),
+            ("seed", is_whole(self.seed, 0), "a whole number, 0 or more, less than 2**63"),
             ("stop", _are_texts(self.stop), "a tuple of strings, none empty"),
-            ("min_p", _is_number(self.min_p) and 0 <= self.min_p <= 1, "0 to 1"),
+            ("min_p", is_number(self.min_p) and 0 <= self.min_p <= 1, "0 to 1"),
             ("presence_penalty", _is_shift(self.presence_penalty), "-2 to 2"),
             ("frequency_penalty", _is_shift(self.frequency_penalty), "-2 to 2"),
             (
                 "min_tokens",
-                _is_whole(self.min_tokens, 0) and self.min_tokens <= self.max_new_tokens,
+                is_whole(self.min_tokens, 0) and self.min_tokens <= self.max_new_tokens,
                 f"a whole number, 0 to max_new_tokens ({self.max_new_tokens})",
             ),
             ("ignore_eos", isinstance(self.ignore_eos, bool), "true or false"),
@@ -73,26 +74,18 @@ class Sampling:
                 raise GenerationError(f"{name} is {getattr(self, name)!r}, expected {expected}")
 
 
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _is_temperature(value: float) -> bool:
     """Tell whether logits divided by it stay finite."""
-    return _is_number(value) and (value == 0 or 0.001 <= value < float("inf"))
+    return is_number(value) and (value == 0 or value >= 0.001)
 
 
 def _is_penalty(value: float) -> bool:
     """Tell whether logits divided or multiplied by it stay finite."""
-    return _is_number(value) and 0.001 <= value <= 1000
+    return is_number(value) and 0.001 <= value <= 1000
 
 
 def _is_shift(value: float) -> bool:
-    return _is_number(value) and -2 <= value <= 2
+    return is_number(value) and -2 <= value <= 2
 
 
 def _are_texts(values: object) -> bool:

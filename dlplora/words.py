@@ -1,6 +1,7 @@
 """Types that the whole library shares; importing them costs nothing."""
 
 from collections.abc import Callable
+from math import isfinite
 from typing import Literal
 
 # `advance(n=1, **figures)` reports n more steps, and figures such as loss=0.31.
@@ -21,3 +22,13 @@ NUM_QUESTIONS: dict[Setting, int] = {  # of a prompt
     "composite_2": 2,
     "composite_3": 3,
 }
+
+
+def is_whole(value: object, least: int) -> bool:
+    """Tell whether a value is a whole number, at least so large and of 63 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dlplora.data.balance import read_labelled
+from dlplora.data.wordings import read_no_task
 from dlplora.params.fields import named
 from dlplora.params.load import load_params
 from dlplora.runtime import set_up
@@ -15,10 +16,14 @@ def main(
     embedder: Path,
     indexes: Path,
     router_data: Path,
+    no_task: Path,
     out: Path,
     timing: Path,
 ) -> None:
-    """Make the router NAME of an EMBEDDER with the INDEXES of all tasks or ROUTER_DATA, to OUT."""
+    """Make the router NAME of an EMBEDDER with the INDEXES of all tasks or ROUTER_DATA, to OUT.
+
+    Texts of NO_TASK say from which confidence on it is to be believed.
+    """
     params = load_params()
     place = set_up(params.runtime, seed=params.seed)
     settings = named(params.embedding_routers, name, "embedding_routers")
@@ -31,6 +36,7 @@ def main(
             tasks=sorted(params.tasks),
             train=train,
             validation=read_labelled(router_data / "validation.parquet"),
+            no_task=read_no_task(no_task).validation,
             index=params.index,
             place=place,
             advance=advance,

@@ -1,14 +1,14 @@
-"""Stage `novelty`: compare the routers' confidence on known tasks and on an unseen one."""
+"""Stage `novelty`: compare the routers' confidence in texts of known tasks and in others."""
 
 from pathlib import Path
 
-from dlplora.data.ingest import ingest
-from dlplora.evaluation.novelty import measure_novelty
+from dlplora.evaluation.novelty import measure_novelty, unseen_texts
 from dlplora.params.fields import named
 from dlplora.params.load import load_params
 from dlplora.params.names import router_names
 from dlplora.records.examples import read_examples
 from dlplora.records.novelty import write_novelty
+from dlplora.records.router_card import read_fallback
 from dlplora.routing.build import load_classifier
 from dlplora.runtime import set_up
 from dlplora.stage import run, write_timing
@@ -19,24 +19,19 @@ def main(
 ) -> None:
     """Ask all ROUTERS, reading by the tokenizer of BASE, about TESTS and the RAW file of TASK."""
     params = load_params()
-    unseen = named(params.unseen_tasks, task, "unseen_tasks")
     set_up(params.runtime, seed=params.seed)
-    found = ingest(
-        raw,
-        task,
-        keys=unseen.keys,
-        on_bad_row=unseen.on_bad_row,
-        splits=params.splits,
-        limit=None,
+    unseen = unseen_texts(
+        raw, task, named(params.unseen_tasks, task, "unseen_tasks"), params.splits
     )
     tasks = sorted(params.tasks)
-    known = [
-        example.question for name in tasks for example in read_examples(tests / f"{name}.parquet")
-    ]
-    strange = [example.question for example in found.examples["test"]]
+    examples = [row for name in tasks for row in read_examples(tests / f"{name}.parquet")]
+    known = [text for row in examples for text in (row.question, row.reworded) if text]
     novelty = {
         name: measure_novelty(
-            load_classifier(routers / name, base=base, tasks=tasks), known, strange
+            load_classifier(routers / name, base=base, tasks=tasks),
+            known,
+            unseen,
+            threshold=read_fallback(routers / name),
         )
         for name in router_names(params)
     }

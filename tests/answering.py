@@ -10,6 +10,7 @@ from peft import LoraConfig
 
 from dlplora.lora.cluster import cluster_of
 from dlplora.lora.experts import attach_experts
+from dlplora.records.router_card import write_fallback
 from dlplora.routing.mlp import MiniMlp, MlpClassifier, read_tokenizer
 from dlplora.training.experts import TrainedExperts
 from tests.peft_adapters import FINGERPRINT, peft_pool, training_of
@@ -51,6 +52,7 @@ def write_answering_project(root: Path, folder: Path) -> None:
     (data / "routers/mlp").mkdir(parents=True)
     router = MlpClassifier(model, tokenizer, TASKS, max_tokens=64)
     router.save(data / "routers/mlp", base=data / "base")
+    write_fallback(data / "routers/mlp", 0.0)
     params = yaml.safe_load((root / "params.yaml").read_text())
     params["tasks"] = dict.fromkeys(TASKS, _TASK)
     params["adapters"] = {name: {} for name in TASKS}

@@ -145,6 +145,7 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
             "margin": -0.02,
             "minimum_items": 30,
             "max_latency_ratio": 1.2,
+            "max_fallback_increase": 0.05,
             "approval": False,
         },
         "log": {"embedding": False, "text": False},

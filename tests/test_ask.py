@@ -115,6 +115,18 @@ def test_a_route_is_shown_with_all_probabilities(run: Run) -> None:
     assert f"route: {first}" in out
 
 
+def test_an_unsure_route_goes_to_the_base_model_and_says_why(run: Run) -> None:
+    confidence = json.loads(run("route", "say red", "--json")[1])["route"]["confidence"]
+    limit = f"{confidence + 0.001:.3f}"
+    _, out, _ = run("route", "say red", "--fallback-below", limit)
+    assert f"route: base model, confidence {confidence:.3f} (an adapter answers from {limit}" in out
+    told = json.loads(run("generate", "say red", "--fallback-below", limit, "--json")[1])
+    assert told["sentences"][0]["route"]["adapters"] == []
+    code, _, err = run("route", "say red", "--fallback-below", "often")
+    assert code == 2
+    assert "'often' is neither a number nor auto" in err
+
+
 @pytest.mark.parametrize(
     ("system", "shown"),
     [("logo", "confidence 0."), ("base", "route: base model"), ("arrow", "token by token")],
@@ -160,7 +172,10 @@ def test_the_example_of_each_command_is_right_usage(run: Run, name: str) -> None
         (["generate", "x", "--compare", "base", "--system", "arrow"], "found a --system"),
         (["generate", "x", "--system", "single:"], "the system is 'single:'; expected NAME"),
         (["generate", "x", "--temperature", "-1"], "temperature is -1.0, expected 0, or 0.001"),
-        (["generate", "x", "--data", "absent"], "absent/base"),
+        (
+            ["generate", "x", "--data", "absent"],
+            "absent: no such folder; expected a pipeline's",
+        ),
         (["generate", "x", "--log", "absent/x.jsonl"], "no folder absent to log decisions in"),
         (
             ["generate", "x", "--max-new-tokens", "9999"],

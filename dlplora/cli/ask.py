@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from dlplora.engine.answers import Answer
     from dlplora.engine.runner import Runner
 
+
+def _fallback(told: str) -> float | Literal["auto"]:
+    """Read a threshold of confidence."""
+    try:
+        return "auto" if told == "auto" else float(told)
+    except ValueError as error:
+        raise typer.BadParameter(f"{told!r} is neither a number nor auto") from error
+
+
 PromptArgument = Annotated[str, typer.Argument(help="The prompt, or - to read it from stdin.")]
 DataOption = Annotated[Path, typer.Option(help="The folder that the pipeline writes to.")]
 SystemOption = Annotated[
@@ -24,6 +33,14 @@ SystemOption = Annotated[
     typer.Option(
         help="A system of params.yaml, with the task where it needs one, such as single:TASK.",
         show_default="default_system of params.yaml",
+    ),
+]
+FallbackOption = Annotated[
+    Any,  # float | Literal["auto"]
+    typer.Option(
+        parser=_fallback,
+        metavar="0…1|auto",
+        help="Less sure routes go to the base model; auto: the threshold that validation gives.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -53,9 +70,7 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this text; may be given again.")
     ] = None,
-    fallback_below: Annotated[
-        float, typer.Option(help="Less sure routes go to the base model.")
-    ] = 0.0,
+    fallback_below: FallbackOption = "auto",
     log: Annotated[Path | None, typer.Option(help="Append every decision to this file.")] = None,
     data: DataOption = Path("data"),
 ) -> None:
@@ -88,7 +103,7 @@ def generate(
     def running(name: str | None) -> "AbstractContextManager[Runner]":
         chosen = systems.named(name)
         decisions = systems.decision_log(log, name, chosen)
-        return chosen.running(fallback_below=fallback_below, log=decisions)
+        return chosen.running(fallback_below=chosen.threshold(fallback_below), log=decisions)
 
     def answered(name: str | None) -> "Answer":
         with running(name) as runner:
@@ -108,6 +123,7 @@ def route(
     text: PromptArgument,
     system: SystemOption = None,
     as_json: JsonOption = False,
+    fallback_below: FallbackOption = "auto",
     data: DataOption = Path("data"),
 ) -> None:
     """Show which adapters a system would choose and, where its router knows, how sure it is.
@@ -119,14 +135,19 @@ def route(
 
     asked = _read(text)
     chosen = Systems(data, [system]).named(system)
-    with chosen.running() as runner:
+    threshold = chosen.threshold(fallback_below)
+    with chosen.running(fallback_below=threshold) as runner:
         (found,) = runner.route([asked])
     probabilities = chosen.probabilities(asked)
     if as_json:
-        told = {"route": asdict(found), "probabilities": probabilities}
+        told = {
+            "route": asdict(found),
+            "probabilities": probabilities,
+            "fallback_below": threshold,
+        }
         typer.echo(json.dumps(told, ensure_ascii=False))
     else:
-        display.bars(probabilities or {}, found)
+        display.bars(probabilities or {}, found, threshold=threshold)
 
 
 def score(

@@ -64,8 +64,11 @@ def side_by_side(answers: Mapping[str, Answer], *, trace: bool) -> None:
     Console().print(table)
 
 
-def bars(probabilities: Mapping[str, float], chosen: Route) -> None:
-    """Draw the probabilities of tasks, those of chosen adapters in colour; then the route."""
+def bars(probabilities: Mapping[str, float], chosen: Route, *, threshold: float) -> None:
+    """Draw the probabilities of tasks, those of chosen adapters in colour; then the route.
+
+    Routes of less confidence than the `threshold` went to the base model.
+    """
     table = Table(box=None, pad_edge=False, show_header=False)
     for task, probability in sorted(probabilities.items(), key=lambda pair: -pair[1]):
         style = "bold cyan" if task in chosen.adapters else "dim"
@@ -75,6 +78,8 @@ def bars(probabilities: Mapping[str, float], chosen: Route) -> None:
     if probabilities:
         Console().print(table)
     sure = "" if chosen.confidence is None else f", confidence {chosen.confidence:.3f}"
+    if chosen.confidence is not None and chosen.confidence < threshold:
+        sure += f" (an adapter answers from {threshold:.3f} on)"
     Console().print(Text(f"route: {_told(chosen)}{sure}"))
 
 

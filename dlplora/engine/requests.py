@@ -9,7 +9,7 @@ from dlplora.engine.logprobs import MAX_ALTERNATIVES
 from dlplora.errors import GenerationError, choices
 from dlplora.records.routes import Route
 from dlplora.sampling import Sampling
-from dlplora.words import Policy
+from dlplora.words import Policy, is_whole
 
 Role = Literal["system", "user", "assistant"]
 # What a router reads of a request: the last user turn, or the end of all turns.
@@ -91,7 +91,7 @@ class Request:
         """Refuse what cannot be answered."""
         _check_prompt(self.prompt)
         for name in ("num_answers", "n"):
-            if not _is_whole(getattr(self, name)) or getattr(self, name) < 1:
+            if not is_whole(getattr(self, name), 1):
                 raise GenerationError(
                     f"{name} is {getattr(self, name)!r}, expected a whole number, at least 1"
                 )
@@ -109,13 +109,16 @@ class Request:
         if not all(isinstance(route, Route) for route in self.routes):
             raise GenerationError(f"routes is {self.routes!r}, expected a tuple of routes")
         if self.logprobs is not None and not (
-            _is_whole(self.logprobs) and 0 <= self.logprobs <= MAX_ALTERNATIVES
+            is_whole(self.logprobs, 0) and self.logprobs <= MAX_ALTERNATIVES
         ):
             raise GenerationError(
                 f"logprobs is {self.logprobs!r}, expected none or 0 to {MAX_ALTERNATIVES}"
             )
         if self.echo and self.logprobs is None:
             raise GenerationError("echo scores the prompt's tokens: logprobs says how many of each")
+        for name in ("raw", "truncate", "echo"):
+            if not isinstance(getattr(self, name), bool):
+                raise GenerationError(f"{name} is {getattr(self, name)!r}, expected true or false")
         if self.raw and not isinstance(self.prompt, str):
             raise GenerationError("raw takes a text as it is; found a chat or token ids")
 
@@ -130,19 +133,19 @@ class Request:
         self.cancelled.set()
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _check_prompt(prompt: object) -> None:
-    if isinstance(prompt, tuple) and prompt:
+    if prompt == ():
+        raise GenerationError("the prompt is empty, expected a text, a chat or token ids")
+    if isinstance(prompt, tuple):
         if all(isinstance(turn, Message) for turn in prompt):
             if prompt[-1].role != "user":
                 raise GenerationError(
                     f"the last message is by the {prompt[-1].role}, expected the user's"
                 )
             return
-        if all(map(_is_whole, prompt)):
+        if all(isinstance(token, int) and not isinstance(token, bool) for token in prompt):
+            if min(prompt) < 0:
+                raise GenerationError(f"the prompt has the token {min(prompt)}, expected 0 or more")
             return
     if isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes):
         raise GenerationError("a prompt is no text; expected a tuple of messages or of token ids")

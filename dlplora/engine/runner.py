@@ -28,7 +28,9 @@ from dlplora.records.routes import Route
 from dlplora.records.scores import OptionScores
 from dlplora.routing.base import Probe, Router
 from dlplora.sampling import Sampling
-from dlplora.words import Policy
+from dlplora.words import Policy, is_number, is_whole
+
+_COUNT = "a whole number, at least 1"
 
 
 class Runner:
@@ -44,8 +46,8 @@ class Runner:
             that.
         policy: When requests that name none are routed again.
         name: What requests call this system.
-        systems: Others that requests may name, over the same base model and its fused layers; the
-            settings below hold for them, too.
+        systems: Others that requests may name, over the same base model and its fused layers; all
+            settings below but `fallback_below` and `log` hold for them, too.
         max_batch_size: How many answers are written at once.
         prefill_tokens: How many tokens of prompts are read before the answers that are being
             written get their next token.
@@ -74,21 +76,26 @@ class Runner:
         language: str = "en",
         log: DecisionLog | None = None,
     ) -> None:
-        for title, value in {
-            "max_batch_size": max_batch_size,
-            "prefill_tokens": prefill_tokens,
-            "window_chars": window_chars,
-        }.items():
-            if value < 1:
-                raise GenerationError(f"{title} is {value}, expected at least 1")
-        if not 0 <= fallback_below <= 1:
-            raise GenerationError(f"fallback_below is {fallback_below}, expected 0 to 1")
+        for title, value, is_good, expected in (
+            ("max_batch_size", max_batch_size, is_whole(max_batch_size, 1), _COUNT),
+            ("prefill_tokens", prefill_tokens, is_whole(prefill_tokens, 1), _COUNT),
+            ("window_chars", window_chars, is_whole(window_chars, 1), _COUNT),
+            ("cache_mib", cache_mib, is_number(cache_mib) and cache_mib >= 0, "0 or more"),
+            (
+                "fallback_below",
+                fallback_below,
+                is_number(fallback_below) and 0 <= fallback_below <= 1,
+                "0 to 1",
+            ),
+        ):
+            if not is_good:
+                raise GenerationError(f"{title} is {value!r}, expected {expected}")
         self.base = base
         self.pool = pool
         self._name = name
-        own = RequestRouter(base, pool, router, policy, log=log)
+        own = RequestRouter(base, pool, router, policy, fallback_below, log=log)
         self._routers = {
-            key: replace(one, fallback_below=fallback_below, window_chars=window_chars)
+            key: replace(one, window_chars=window_chars)
             for key, one in {**(systems or {}), name: own}.items()
         }
         self._max_batch_size = max_batch_size
@@ -196,6 +203,8 @@ class Runner:
     ) -> OptionScores:
         """Return the log-likelihood of each option as the answer to a prompt."""
         _check_list(options, "options")
+        for option in options:
+            check_text(option, "an option")
         if not options or not all(self.base.chat.answer(option) for option in options):
             raise GenerationError(f"the options are {list(options)!r}, expected texts, none empty")
         longest = max(len(self.base.chat.answer(option)) for option in options)

@@ -66,7 +66,12 @@ class Scheduler:
         self._running: list[RunningBatch] = []
 
     def add(self, request: Request) -> int:
-        """Queue a request; return its number, by which its pieces are told apart."""
+        """Queue a request; return its number, by which its pieces are told apart.
+
+        Raises `GenerationError` if it is none.
+        """
+        if not isinstance(request, Request):
+            raise GenerationError(f"a request is {type(request).__name__}, expected a Request")
         with self._adding:
             number = next(self._numbers)
             self._waiting.append((number, request))

@@ -165,4 +165,5 @@ def decide(judgement: Judgement | None, *, approval: bool) -> Decision:
         return "refused"
     if approval:
         return "awaiting approval"
-    return "promoted" if verdict in _PASSING else "not promoted"
+    is_unsure = judgement is not None and judgement.falls_back_more
+    return "promoted" if verdict in _PASSING and not is_unsure else "not promoted"

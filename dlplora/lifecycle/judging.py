@@ -76,9 +76,26 @@ def judge(
             f"Slower: answers take {ratio:.2f} times as long as those of {against} (limit "
             f"{params.gate.max_latency_ratio})."
         )
+    rates = fallback_rate(candidate, tests), fallback_rate(other, tests)
+    falls_back_more = rates[0] - rates[1] > params.gate.max_fallback_increase
+    if falls_back_more:
+        notes.append(
+            f"Unsure more often: of these questions, {rates[0]:.1%} would go to the base model, of "
+            f"{against} {rates[1]:.1%} (limit: {params.gate.max_fallback_increase:.1%} more)."
+        )
     items = {task: items_sha256(mine, task) for task in tasks}
-    before = times_judged(items, earlier)
-    return Judgement(against, *names, overall, tasks, items, before, ratio, tuple(notes))
+    return Judgement(
+        against,
+        *names,
+        overall,
+        tasks,
+        items,
+        judged_before=times_judged(items, earlier),
+        latency_ratio=ratio,
+        notes=tuple(notes),
+        fallback_rates=rates,
+        falls_back_more=falls_back_more,
+    )
 
 
 def _kept_answers(data: Path, base: Path, params: Params) -> AnswerStore:
@@ -125,6 +142,18 @@ def shared_items(data: Path, promoted: Path, params: Params) -> tuple[list[TaskI
     if num_changed:
         notes.append(f"Left out: {num_changed} test items whose answers were changed.")
     return tests, notes
+
+
+def fallback_rate(system: System, tests: Sequence[TaskItems]) -> float:
+    """Return the share of the items' questions that a system leaves to the base model.
+
+    An item is asked in another wording, if it has one.
+    """
+    if system.classifier is None:
+        return 0.0
+    texts = [row.reworded or row.question for test in tests for row in test.examples]
+    confidence = system.classifier.probabilities(texts).max(1)
+    return float((confidence < system.fallback_below).mean())
 
 
 def latency_ratio(candidate: System, promoted: System, tests: Sequence[TaskItems]) -> float:

@@ -156,7 +156,10 @@ class Task(Section):
 
 
 class UnseenTask(Section):
-    """A task without an adapter: do the routers notice that they do not know it?"""
+    """A task without an adapter: do the routers notice that they do not know it?
+
+    `raw` is a raw file of questions, or a YAML file of texts of no task.
+    """
 
     raw: CommandPath
     keys: Literal["auto"] | Keys

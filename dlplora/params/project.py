@@ -59,12 +59,14 @@ class Gate(Section):
     """When a retrained model replaces the one in production.
 
     The lower 95 % bound of its mean difference must lie above `margin`, and be of
-    `minimum_items` test items or more. With `approval` a person has the last word.
+    `minimum_items` test items or more, and the share of questions that go to the base model may
+    rise by `max_fallback_increase`. With `approval` a person has the last word.
     """
 
     margin: Annotated[float, Field(gt=-1, le=0)]
     minimum_items: Count
     max_latency_ratio: Annotated[float, Field(gt=0)]
+    max_fallback_increase: Annotated[float, Field(ge=0, le=1)]
     approval: bool
 
 

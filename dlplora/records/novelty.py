@@ -1,4 +1,4 @@
-"""How well a router's confidence tells the tasks it knows from one it does not."""
+"""How well a router's confidence tells the texts of its tasks from others."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,18 +9,20 @@ from dlplora.records.files import read_json, record_of, write_json
 
 @dataclass(frozen=True)
 class Novelty:
-    """One router on the prompts of its tasks and of an unseen one.
+    """One router on texts of its tasks and on unseen ones, which belong to none of them.
 
-    `auroc` is the chance that a known prompt gets more confidence than an unseen one, ties
-    counted half. `threshold` is the confidence that 95 % of the known prompts reach;
-    `caught` is the share of the unseen prompts below it, which would go to the base model.
+    `auroc` is the chance that a known text gets more confidence than an unseen one, ties
+    counted half. `threshold` is the router's own, chosen on validation: `kept` is the share of the
+    known texts that reach it, `refused` that of the unseen ones below it, which the base model
+    answers.
     """
 
     num_known: int
     num_unseen: int
     auroc: float
     threshold: float
-    caught: float
+    kept: float
+    refused: float
 
 
 Novelties = Mapping[str, Mapping[str, Novelty]]  # by unseen task and router

@@ -9,6 +9,7 @@ from dlplora.records.files import check_sha256, file_sha256, read_json, write_js
 
 ROUTER_WEIGHTS = "router.safetensors"
 _CARD = "router.json"
+_FALLBACK = "fallback_below"
 _KEYS = {"kind", "labels", "base_fingerprint", "weights_sha256"}
 
 
@@ -16,6 +17,19 @@ def write_router_card(folder: Path, card: Mapping[str, Any]) -> None:
     """Write router.json beside the weights, with their hash."""
     sha256 = file_sha256(folder / ROUTER_WEIGHTS)
     write_json(folder / _CARD, {**card, "weights_sha256": sha256})
+
+
+def write_fallback(folder: Path, threshold: float) -> None:
+    """Add to router.json below which confidence the base model had better answer."""
+    write_json(folder / _CARD, {**read_json(folder / _CARD), _FALLBACK: threshold})
+
+
+def read_fallback(folder: Path) -> float:
+    """Read what `write_fallback` wrote; `RouterError` if it is not there."""
+    card = read_router_card(folder)
+    if not isinstance(card.get(_FALLBACK), float):
+        raise RouterError(f"{folder}: no usable router: {_CARD} has no {_FALLBACK!r}")
+    return float(card[_FALLBACK])
 
 
 def read_router_card(folder: Path) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Routes: the adapters chosen for one text, with their weights."""
 
 from dataclasses import dataclass
-from math import isclose, isfinite
+from math import isclose
 
 from dlplora.errors import RouterError
+from dlplora.words import is_number
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,19 @@ class Route:
     per_token: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse weights that do not belong to the adapters or are not finite."""
+        """Refuse weights that do not belong to the adapters or are not finite numbers."""
+        if not isinstance(self.adapters, tuple) or not isinstance(self.weights, tuple):
+            raise RouterError(
+                f"a route has the adapters {self.adapters!r} and the weights {self.weights!r}, "
+                f"expected a tuple of names and one of numbers"
+            )
         if len(self.adapters) != len(self.weights):
             raise RouterError(
                 f"a route of {len(self.adapters)} adapters has {len(self.weights)} weights"
             )
         if len(set(self.adapters)) != len(self.adapters):
             raise RouterError(f"a route names an adapter twice: {', '.join(self.adapters)}")
-        if not all(map(isfinite, self.weights)):
+        if not all(map(is_number, self.weights)):
             raise RouterError(f"a route has the weights {self.weights}, expected finite numbers")
 
     def checked(self) -> "Route":

@@ -38,6 +38,9 @@ class Judgement:
     their systems, `against` the promoted version. `items` hashes the items of each task, and
     `judged_before` counts the earlier verdicts on the same ones. `latency_ratio` is the candidate's
     time over the promoted one's. `notes` are sentences about what the verdict leaves out.
+    `fallback_rates` are the shares of the items' questions that the candidate and the promoted one
+    leave to the base model where a person asks; `falls_back_more` tells whether the candidate's is
+    too much higher.
     """
 
     against: str
@@ -49,6 +52,8 @@ class Judgement:
     judged_before: int
     latency_ratio: float | None
     notes: tuple[str, ...]
+    fallback_rates: tuple[float, float] | None = None
+    falls_back_more: bool = False
 
     def __str__(self) -> str:
         """Put the verdict in one paragraph."""

@@ -125,7 +125,7 @@ def _minus(reference: str) -> str:
 
 
 def unseen_tasks(novelties: Novelties) -> Table:
-    """Lay out how well each router's confidence tells known tasks from unseen ones."""
+    """Lay out how well each router's confidence tells texts of known tasks from others."""
     rows = [
         [
             Cell(task),
@@ -133,12 +133,13 @@ def unseen_tasks(novelties: Novelties) -> Table:
             Cell(f"{row.num_unseen} / {row.num_known}"),
             Cell(f"{row.auroc:.3f}"),
             Cell(f"{row.threshold:.3f}"),
-            Cell(f"{row.caught:.3f}"),
+            Cell(f"{row.kept:.3f}"),
+            Cell(f"{row.refused:.3f}"),
         ]
         for task, routers in novelties.items()
         for router, row in routers.items()
     ]
-    head = ["unseen task", "router", "prompts, unseen / known", "AUROC", "threshold", "caught"]
+    head = ["unseen", "router", "texts, unseen / known", "AUROC", "threshold", "kept", "refused"]
     return Table(head, rows)
 
 

@@ -19,6 +19,7 @@ Vectors = NDArray[np.float32]
 _CALIBRATION_BINS = 15
 _LOG_TEMPERATURES = (-6.0, 3.0)
 _STRANGE_SHARE = 0.03  # of texts of no task in the calibration (docs/log.md)
+_ASKED_SHARE = 0.1  # of texts of no task in what people type, as a threshold assumes
 
 
 class Router(Protocol):
@@ -119,6 +120,23 @@ def calibration_error(confidence: Probabilities, right: NDArray[np.bool_]) -> fl
         for number in np.unique(bins)
     ]
     return float(sum(gaps))
+
+
+def fallback_threshold(
+    confidence_B: Probabilities, right_B: NDArray[np.bool_], strange_M: Probabilities
+) -> float:
+    """Return the confidence below which the base model had better answer.
+
+    It is chosen on the confidence in B held-out texts of the tasks – some of which are routed to
+    the right one – and in M texts of no task, as if one text in ten were of no task: the most texts
+    then go where they belong. Of equally good thresholds it is the lowest.
+    """
+    ranked = np.unique(np.concatenate([confidence_B, strange_M, [1.0]]))
+    thresholds_T = np.concatenate([[0.0], (ranked[1:] + ranked[:-1]) / 2])
+    kept_T = (right_B[:, None] & (confidence_B[:, None] >= thresholds_T)).mean(0)
+    refused_T = (strange_M[:, None] < thresholds_T).mean(0)
+    good_T = (1 - _ASKED_SHARE) * kept_T + _ASKED_SHARE * refused_T
+    return float(thresholds_T[good_T.argmax()])
 
 
 def softmax(scores_BN: Probabilities) -> Probabilities:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dlplora.engine.routing import RequestRouter
 from dlplora.engine.runner import Runner
@@ -27,6 +27,7 @@ class Engine(Runner):
         system: str | None = None,
         systems: Sequence[str] = (),
         place: Place | None = None,
+        fallback_below: float | Literal["auto"] = "auto",
         log: str | Path | None = None,
         **settings: Any,
     ) -> "Engine":
@@ -38,9 +39,11 @@ class Engine(Runner):
                 default `default_system`.
             systems: Others that requests may name, over the same base model.
             place: Device and dtype; by default the best that this machine has.
+            fallback_below: Routes of less confidence go to the base model instead; "auto" is the
+                threshold that each system's router has from validation.
             log: A file that every decision is appended to; the params say what a line holds.
             settings: Those of a `Runner`: max_batch_size, prefill_tokens, cache_mib,
-                fallback_below, window_chars, language.
+                window_chars, language.
 
         Raises a `DlpLoraError` if anything in the folder cannot be used.
         """
@@ -56,9 +59,13 @@ class Engine(Runner):
                     pools[one.pool.key] = one.pool.empty(layers)
                 pool = pools[one.pool.key]
                 one.pool.add_to(pool)
-                decisions = loaded.decision_log(log, name, one)
                 routers[name] = RequestRouter(
-                    loaded.base, pool, one.router, one.policy, log=decisions
+                    loaded.base,
+                    pool,
+                    one.router,
+                    one.policy,
+                    fallback_below=one.threshold(fallback_below),
+                    log=loaded.decision_log(log, name, one),
                 )
             first = routers.pop(own := loaded.name(system))
             engine = cls(
@@ -66,6 +73,7 @@ class Engine(Runner):
                 first.pool,
                 router=first.router,
                 policy=first.policy,
+                fallback_below=first.fallback_below,
                 log=first.log,
                 name=own,
                 systems=routers,

@@ -59,6 +59,10 @@ class Systems:
     ) -> None:
         self._folder = Path(folder)
         self._params: Served
+        if not self._folder.is_dir():
+            raise ParamsError(f"{folder}: no such folder; expected a pipeline's data, or a model")
+        if (self._folder / "dvc.yaml").is_file():
+            raise ParamsError(f"{folder}: a project's folder; expected its {folder}/data")
         if (self._folder / PARAMS_FILE).is_file():
             self._folder = self._folder.resolve()  # another model may be promoted meanwhile
             self._params = load_served(self._folder / PARAMS_FILE)
@@ -133,4 +137,9 @@ class Systems:
 def build(entry: SystemParams, inputs: Inputs) -> System:
     """Build a system on a base model by what the params say of it."""
     system = BUILDERS[entry.kind](entry, inputs)
-    return replace(system, policy=entry.policy, sha256=lambda: inputs.sha256(entry))
+    return replace(
+        system,
+        policy=entry.policy,
+        fallback_below=inputs.fallback_below() if system.classifier else 0.0,
+        sha256=lambda: inputs.sha256(entry),
+    )

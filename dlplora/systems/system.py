@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -16,6 +16,7 @@ from dlplora.engine.runner import Runner
 from dlplora.lora.attach import Pool
 from dlplora.lora.layers import FusedLayers, fused
 from dlplora.models import Base
+from dlplora.records.router_card import read_fallback
 from dlplora.records.routes import Route
 from dlplora.routing.base import Classifier, Probe, Router
 from dlplora.routing.build import load_classifier
@@ -45,6 +46,10 @@ class Inputs:
     def classifier(self) -> Classifier:
         """Load the router; `RouterError` unless its labels are the tasks."""
         return load_classifier(self.router, base=self.base_folder, tasks=self.tasks)
+
+    def fallback_below(self) -> float:
+        """Read the confidence that the router's routes had better have."""
+        return read_fallback(self.router)
 
     def sha256(self, entry: BaseModel) -> str:
         """Hash all that a system is made of, the base model apart: params, seed, tasks, files."""
@@ -97,7 +102,8 @@ class System:
     `pool` makes the pool in which routes become weighted adapters, on the fused layers of the base
     model. `router` chooses the routes of requests; a system that is told
     the task has none, and `told` gives the routes of questions by their tasks instead.
-    `classifier` is what the router reads its probabilities from, if it does. `policy` says when
+    `classifier` is what the router reads its probabilities from, if it does; routes of less
+    confidence than `fallback_below` had better go to the base model. `policy` says when
     requests that name none are routed again. `sha256` hashes all that the system is made of, the
     base model apart.
     """
@@ -108,7 +114,12 @@ class System:
     told: Callable[[Sequence[str]], tuple[Route, ...]] = not_told
     classifier: Classifier | None = None
     policy: Policy = "route_once"
+    fallback_below: float = 0.0
     sha256: Callable[[], str] = lambda: ""
+
+    def threshold(self, told: float | Literal["auto"]) -> float:
+        """Return the confidence below which the base model answers: "auto" is the router's own."""
+        return self.fallback_below if told == "auto" else told
 
     def probabilities(self, text: str) -> dict[str, float] | None:
         """Return the probability of each task for a text, if the router has probabilities."""

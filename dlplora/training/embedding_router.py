@@ -26,13 +26,15 @@ def make_embedding_router(
     tasks: Sequence[str],
     train: Sequence[Labelled],
     validation: Sequence[Labelled],
+    no_task: Sequence[str],
     index: Index,
     place: Place,
     advance: Advance,
 ) -> TrainedRouter:
     """Make the kind of router that the params name; nothing is trained by gradients.
 
-    It is made of an embedder and the indexes of the pool's tasks, or of labelled texts.
+    It is made of an embedder and the indexes of the pool's tasks, or of labelled texts. Texts of
+    `no_task` say from which confidence on it is to be believed.
 
     `advance(n)` is called after each n training texts, by routers that embed them.
     """
@@ -58,5 +60,5 @@ def make_embedding_router(
             temperature=params.temperature,
         )
     num_parameters = sum(parameter.numel() for parameter in embedder.model.parameters())
-    quality = measure(classifier, validation, num_parameters)
+    quality = measure(classifier, validation, num_parameters, no_task=no_task)
     return TrainedRouter(classifier, classifier.save, quality, None)

@@ -22,8 +22,9 @@ from dlplora.params.routing import (
     TfidfRouter,
 )
 from dlplora.records.files import write_json, written_folder
+from dlplora.records.router_card import write_fallback
 from dlplora.records.training import Curve, curve_to_json
-from dlplora.routing.base import Classifier, calibration_error
+from dlplora.routing.base import Classifier, calibration_error, fallback_threshold
 from dlplora.routing.embedding import Embedder
 from dlplora.routing.encoder import EncoderClassifier, EncoderNetwork, load_encoder, load_tokenizer
 from dlplora.routing.ensemble import EnsembleClassifier
@@ -41,7 +42,8 @@ class RouterQuality:
     """A router on the validation texts.
 
     `calibration_error` is the expected one over 15 equal bins of confidence; `confusion` counts
-    texts by true task (rows) and first choice (columns), in the order of `labels`.
+    texts by true task (rows) and first choice (columns), in the order of `labels`. Routes of less
+    confidence than `fallback_below` had better go to the base model.
     """
 
     labels: tuple[str, ...]
@@ -49,6 +51,7 @@ class RouterQuality:
     calibration_error: float
     confusion: tuple[tuple[int, ...], ...]
     num_parameters: int
+    fallback_below: float
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class TrainedRouter:
         """Write the router's files and training.json."""
         with written_folder(folder) as aside:
             self.save_weights(aside)
+            write_fallback(aside, self.quality.fallback_below)
             values: dict[str, Any] = asdict(self.quality)
             values["curve"] = curve_to_json(self.curve) if self.curve else None
             write_json(aside / "training.json", values)
@@ -83,9 +87,9 @@ def train_router(
 ) -> TrainedRouter:
     """Train the kind of router that the params name; `title` names the training in messages.
 
-    Some kinds are calibrated on the validation texts and on texts of `no_task`.
-    `reads` is the folder whose tokenizer, encoder or embedder it reads by. `advance` is called
-    after each of at most `num_steps`.
+    Some kinds are calibrated on the validation texts and on texts of `no_task`, which also say
+    from which confidence on each is to be believed. `reads` is the folder whose tokenizer, encoder
+    or embedder it reads by. `advance` is called after each of at most `num_steps`.
     """
     if not isinstance(params, MlpRouter | EncoderRouter):
         fitted = _fit(params, train, reads)
@@ -93,7 +97,7 @@ def train_router(
             tasks = [row.task for row in validation]
             texts = [row.text for row in validation]
             fitted = fitted.calibrated(texts, tasks, strange=no_task)
-        quality = measure(fitted, validation, fitted.num_parameters)
+        quality = measure(fitted, validation, fitted.num_parameters, no_task=no_task)
         return TrainedRouter(fitted, fitted.save, quality, None)
     labels = tuple(sorted({row.task for row in train}))
     classifier: MlpClassifier | EncoderClassifier
@@ -113,7 +117,7 @@ def train_router(
     )
     curve = _optimise(classifier, train, validation, params.batch_size, seed, fitting)
     num_parameters = sum(parameter.numel() for parameter in classifier.model.parameters())
-    quality = measure(classifier, validation, num_parameters)
+    quality = measure(classifier, validation, num_parameters, no_task=no_task)
     return TrainedRouter(classifier, save, quality, curve)
 
 
@@ -229,19 +233,26 @@ def _schedule(params: MlpRouter | EncoderRouter, *, num_rows: int) -> Schedule:
 
 
 def measure(
-    classifier: Classifier, labelled: Sequence[Labelled], num_parameters: int
+    classifier: Classifier,
+    labelled: Sequence[Labelled],
+    num_parameters: int,
+    *,
+    no_task: Sequence[str],
 ) -> RouterQuality:
-    """Measure a classifier on labelled texts."""
+    """Measure a classifier on labelled texts and on texts of no task."""
     labels = classifier.labels
     probabilities = classifier.probabilities([row.text for row in labelled])
     truth = np.array([labels.index(row.task) for row in labelled])
-    chosen = probabilities.argmax(1)
+    chosen, confidence = probabilities.argmax(1), probabilities.max(1)
     confusion = np.zeros((len(labels), len(labels)), dtype=int)
     np.add.at(confusion, (truth, chosen), 1)
     return RouterQuality(
         labels=labels,
         accuracy=float((truth == chosen).mean()),
-        calibration_error=calibration_error(probabilities.max(1), truth == chosen),
+        calibration_error=calibration_error(confidence, truth == chosen),
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         num_parameters=num_parameters,
+        fallback_below=fallback_threshold(
+            confidence, truth == chosen, classifier.probabilities(no_task).max(1)
+        ),
     )

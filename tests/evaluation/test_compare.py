@@ -30,7 +30,7 @@ from dlplora.words import Primary
 from tests.answering import system_entry
 from tests.peft_adapters import training_of
 
-NOVELTY = {"mlp": Novelty(60, 40, 0.9, 0.8, 0.7)}
+NOVELTY = {"mlp": Novelty(60, 40, 0.9, 0.8, 0.95, 0.7)}
 PRIMARIES: dict[str, Primary] = {"colours": "accuracy", "opposites": "rougeL"}
 N = {"colours": 8, "opposites": 6}
 SEED = 11

@@ -30,7 +30,13 @@ Scores = Mapping[str, Sequence[float]]
 
 
 def gate(*, margin: float = -0.02, minimum_items: int = 30) -> Gate:
-    return Gate(margin=margin, minimum_items=minimum_items, max_latency_ratio=1.2, approval=False)
+    return Gate(
+        margin=margin,
+        minimum_items=minimum_items,
+        max_latency_ratio=1.2,
+        max_fallback_increase=0.05,
+        approval=False,
+    )
 
 
 def items(scores: Scores) -> list[ItemScore]:

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from dlplora.evaluation.run import evaluate
-from dlplora.lifecycle.gate import items_sha256
+from dlplora.lifecycle.gate import decide, items_sha256
 from dlplora.lifecycle.judging import judge, shared_items
 from dlplora.params.load import load_params
 from dlplora.params.systems import Evaluation
 from dlplora.records.examples import Split
 from dlplora.records.files import read_json, write_json
+from dlplora.records.router_card import write_fallback
 from dlplora.records.verdict import Judgement
 from dlplora.systems.load import Systems
 from dlplora.words import Advance
@@ -255,6 +256,20 @@ def test_too_few_common_items_cannot_be_judged_but_are_scored(pair: Pair) -> Non
     assert found.overall.verdict == "cannot judge"
     assert found.overall.n == 12
     assert found.overall.candidate == found.overall.promoted > 0
+
+
+def test_a_candidate_that_is_unsure_more_often_is_held_back(pair: Pair) -> None:
+    write_fallback(pair.data / "routers/mlp", 1.0)
+    found = pair.judge()
+    assert found.fallback_rates == (1.0, 0.0)
+    assert found.overall.verdict == "within noise"
+    assert found.notes == (
+        "Unsure more often: of these questions, 100.0% would go to the base model, of v0.0.4 "
+        "0.0% (limit: 5.0% more).",
+    )
+    assert decide(found, approval=False) == "not promoted"
+    edit(pair.folder / "params.yaml", lambda values: values["gate"].update(max_fallback_increase=1))
+    assert decide(pair.judge(), approval=False) == "promoted"
 
 
 def test_slower_answers_are_noted_and_change_no_verdict(pair: Pair) -> None:

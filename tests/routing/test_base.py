@@ -14,6 +14,7 @@ from dlplora.routing.base import (
     ClassifierRouter,
     Probabilities,
     calibration_error,
+    fallback_threshold,
     nucleus_size,
     select,
     weigh,
@@ -194,6 +195,26 @@ def test_calibration_error_weighs_bins_by_their_texts() -> None:
     right = np.array([True, True, True, False])
 
     assert calibration_error(confidence, right) == pytest.approx(3 / 4 * 0.5 + 1 / 4 * 1)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.booleans()), min_size=1, max_size=20),
+    st.lists(st.integers(0, 20), min_size=1, max_size=20),
+)
+def test_no_threshold_sends_more_texts_where_they_belong(
+    known: list[tuple[int, bool]], strange: list[int]
+) -> None:
+    confidence = np.array([twentieths / 20 for twentieths, _ in known])
+    right, unknown = np.array([ok for _, ok in known]), np.array(strange) / 20
+
+    def good(threshold: float) -> float:
+        kept = [ok and sure >= threshold for sure, ok in zip(confidence, right, strict=True)]
+        return float(0.9 * np.mean(kept) + 0.1 * np.mean(unknown < threshold))
+
+    found = fallback_threshold(confidence, right, unknown)
+    grid = [place / 40 for place in range(41)]
+    assert good(found) >= max(map(good, grid)) - 1e-9
+    assert all(good(lower) < good(found) + 1e-9 for lower in grid if lower < found)
 
 
 def test_gaps_within_a_bin_cancel_and_gaps_across_bins_do_not() -> None:

@@ -1,5 +1,6 @@
 """The engine that users load: a system by its name, answering until it is closed."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 import dlplora
 from dlplora.errors import GenerationError, ParamsError, RouterError
+from dlplora.records.router_card import write_fallback
 from dlplora.runtime import Place
 from dlplora.systems.engine import Engine
 from dlplora.systems.load import Systems
@@ -51,11 +53,37 @@ def test_an_engine_that_is_not_closed_answers_on(data: Path) -> None:
     assert engine.generate(PROMPTS, sampling=SAMPLING) == first
 
 
+def test_by_default_a_router_says_itself_when_it_is_unsure(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data.parent, tmp_path / "project")
+    folder = tmp_path / "project/data"
+    with Engine.load(folder, place=PLACE, fallback_below=0.0) as engine:
+        sure, unsure = sorted(engine.route(PROMPTS), key=lambda route: -(route.confidence or 0))
+    assert sure.confidence is not None
+    assert unsure.confidence is not None
+    between = (sure.confidence + unsure.confidence) / 2
+    write_fallback(folder / "routers/mlp", between)
+    expected = {sure, dlplora.Route((), (), unsure.confidence)}
+    for told in ({}, {"fallback_below": between}, {"fallback_below": "auto"}):
+        with Engine.load(folder, place=PLACE, **told) as engine:
+            assert set(engine.route(PROMPTS)) == expected
+    with Engine.load(folder, place=PLACE, system="base", systems=["dlp_mlp"]) as engine:
+        asked = [dlplora.Request(text, SAMPLING, system="dlp_mlp") for text in PROMPTS]
+        assert {answer.sentences[0].route for answer in engine.generate(asked)} == expected
+
+
 def test_what_an_engine_cannot_load_is_told_in_one_line(data: Path) -> None:
     with pytest.raises(ParamsError, match=r"no systems\.none; there are: arrow, base"):
         Engine.load(data, system="none")
     with pytest.raises(GenerationError, match="max_batch_size is 0"):
         Engine.load(data, system="arrow", place=PLACE, max_batch_size=0)
+    with pytest.raises(GenerationError, match="max_batch_size is '4', expected a whole number"):
+        Engine.load(data, system="base", place=PLACE, max_batch_size="4")
+    with pytest.raises(GenerationError, match="fallback_below is 'often', expected 0 to 1"):
+        Engine.load(data, system="base", place=PLACE, fallback_below="often")  # type: ignore[arg-type]
+    with pytest.raises(ParamsError, match=r"a project's folder; expected its .*/data"):
+        Engine.load(data.parent)
+    with pytest.raises(ParamsError, match="absent: no such folder"):
+        Engine.load(data / "absent")
 
 
 def test_the_package_has_one_door() -> None:

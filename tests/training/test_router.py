@@ -230,6 +230,7 @@ class Told:
 
     labels = ("a", "b", "c")
     table = {  # noqa: RUF012 – read only
+        "w": [0.4, 0.3, 0.3],
         "x": [0.8, 0.1, 0.1],
         "y": [0.2, 0.5, 0.3],
         "z": [0.0, 0.0, 1.0],
@@ -242,7 +243,7 @@ class Told:
 def test_the_confusion_matrix_counts_texts_by_true_task_and_first_choice() -> None:
     asked = [("x", "a"), ("x", "a"), ("y", "a"), ("y", "b"), ("z", "b"), ("z", "c"), ("x", "c")]
 
-    quality = measure(Told(), [Labelled(text, task) for text, task in asked], 7)
+    quality = measure(Told(), [Labelled(text, task) for text, task in asked], 7, no_task=["w"])
 
     assert quality.confusion == ((2, 1, 0), (0, 1, 1), (1, 0, 1))
     assert sum(map(sum, quality.confusion)) == len(asked)
@@ -250,3 +251,4 @@ def test_the_confusion_matrix_counts_texts_by_true_task_and_first_choice() -> No
     gaps = [3 * abs(2 / 3 - 0.8), 2 * abs(1 / 2 - 0.5), 2 * abs(1 / 2 - 1.0)]
     assert quality.calibration_error == pytest.approx(sum(gaps) / 7)
     assert quality.num_parameters == 7
+    assert 0.4 < quality.fallback_below < 0.5
