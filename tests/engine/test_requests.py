@@ -271,7 +271,10 @@ def test_a_prompt_that_is_too_long_is_refused_by_its_length_or_cut_where_asked(
     [
         ({"prompt": (Message("assistant", "red"),)}, "the last message is by the assistant"),
         ({"prompt": ("say", "red")}, "a prompt is no text; expected a tuple of messages or of"),
-        ({"prompt": ()}, "a prompt is no text"),
+        ({"prompt": ()}, "the prompt is empty, expected a text, a chat or token ids"),
+        ({"prompt": (3, -1)}, "the prompt has the token -1, expected 0 or more"),
+        ({"prompt": None}, "a prompt is NoneType, expected a text"),
+        ({"raw": "yes"}, "raw is 'yes', expected true or false"),
         ({"prompt": [Message("user", "red")]}, "a prompt is no text"),
         ({"prompt": (1, 2), "raw": True}, "raw takes a text as it is"),
         ({"n": 0}, "n is 0, expected a whole number, at least 1"),

@@ -209,6 +209,22 @@ def test_arrow_runs_in_a_batch_of_its_own_beside_the_others(tmp_path: Path) -> N
     assert together[::2] != together[1::2]
 
 
+def test_what_is_no_request_is_refused_and_the_others_are_answered(
+    pooled: tuple[Base, Pool],
+) -> None:
+    runner = runner_of(pooled)
+    scheduler = runner.scheduler()
+    asked = Request("say red", SHORT)
+    scheduler.add(asked)
+    with pytest.raises(GenerationError, match="a request is str, expected a Request"):
+        scheduler.add("say red")  # type: ignore[arg-type]
+    assert list(finished(scheduler).values()) == alone(runner, asked)
+    with pytest.raises(GenerationError, match="a request is str, expected a Request"):
+        list(runner.run(["say red"]))  # type: ignore[list-item]
+    with pytest.raises(GenerationError, match="an option is NoneType, expected a text"):
+        runner.score("say red", [None])  # type: ignore[list-item]
+
+
 def test_requests_from_other_threads_are_all_answered(pooled: tuple[Base, Pool]) -> None:
     runner = runner_of(pooled, max_batch_size=3, cache_mib=0)
     expected = {q: alone(runner, Request(q, SHORT))[0] for q in QUESTIONS}

@@ -1,6 +1,7 @@
 """Routes: weights that belong to adapters; those of routers sum to 1."""
 
 from dataclasses import FrozenInstanceError
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -72,6 +73,14 @@ def test_the_base_model_alone_is_a_route_without_a_first() -> None:
 def test_a_route_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
         BASE_ROUTE.adapters = ("a",)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("adapters", "weights"), [("a", (1.0,)), (("a",), ("1",)), (("a",), [1.0]), (("a",), None)]
+)
+def test_a_route_is_of_names_and_numbers(adapters: Any, weights: Any) -> None:
+    with pytest.raises(RouterError, match=r"expected (a tuple of names|finite numbers)"):
+        Route(adapters, weights)
 
 
 def test_a_route_names_an_adapter_once() -> None:

@@ -11,6 +11,7 @@ import yaml
 import dlplora
 from dlplora import cli
 from dlplora.params.systems import TopK
+from dlplora.records.router_card import write_fallback
 from dlplora.routing.embedding import Embedder
 from dlplora.routing.retriever import RetrievalRouter, Retriever
 from tests.answering import TASKS, system_entry, write_answering_project
@@ -32,6 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Retriever]:
     retriever = Retriever(embedder, TASKS, means, "", "cosine", 0.1)
     (folder / "data/routers/near").mkdir()
     retriever.save(folder / "data/routers/near")
+    write_fallback(folder / "data/routers/near", 0.0)
     values = yaml.safe_load((folder / "params.yaml").read_text())
     values["routers"]["near"] = values["routers"]["mlp"]
     values["systems"]["nearest"] = system_entry(
