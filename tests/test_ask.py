@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from dlplora import cli
 from dlplora.engine.requests import Request
 from dlplora.runtime import Place
 from tests.answering import TASKS, write_answering_project
+from tests.lifecycle.serving import COLOURS, questions, write_data, write_serving_project
 
 ROOT = Path(__file__).parent.parent
 TWO = ["--option", "red", "--option", "blue"]
@@ -144,6 +146,33 @@ def test_options_are_weighed(run: Run) -> None:
     _, out, _ = run("score", "say red", *options)
     assert told["best"] in ("red", "green blue")
     assert all(f"{logprob:.3f}" in out for logprob in told["logprobs"])
+
+
+def test_an_answer_may_be_held_to_the_options_of_a_task(run: Run, tmp_path: Path) -> None:
+    write_serving_project(tmp_path)
+    write_data(tmp_path, questions(), free={"opposites": "hot"})
+    asked = ["generate", "say red", "--options-of"]
+    data = ["--data", str(tmp_path / "data")]
+    told = json.loads(run(*asked, "colours", "--json", *data)[1])
+    assert set(told["options"]) == set(COLOURS)
+    options = [word for colour in COLOURS for word in ("--option", colour)]
+    expected = json.loads(run("score", "say red", *options, "--json", *data)[1])
+    assert dict(zip(told["options"], told["logprobs"], strict=True)) == pytest.approx(
+        dict(zip(expected["options"], expected["logprobs"], strict=True)), abs=1e-4
+    )
+    assert run(*asked, "colours", *data)[:2] == (0, f"{expected['best']}\n")
+    model = ["--data", str(tmp_path / "data/model")]
+    shutil.copytree(tmp_path / "data/base", tmp_path / "data/model/base")
+    assert run(*asked, "colours", *model)[:2] == (0, f"{expected['best']}\n")
+    for words, message in (
+        (["opposites", *data], "the examples of opposites have no options, or not all the same"),
+        (["none", *data], "no tasks.none; there are: colours, opposites"),
+        (["colours", *data, "--compare", "base,logo"], "leave out --compare"),
+        (["colours"], "data/model: no model of this project"),
+    ):
+        code, _, err = run(*asked, *words)
+        assert code == 1
+        assert message in err
 
 
 @pytest.mark.parametrize("name", ["generate", "route", "score"])

@@ -12,10 +12,13 @@ from dlplora.errors import GenerationError, ParamsError
 from dlplora.words import Policy
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
     from dlplora.engine.answers import Answer
     from dlplora.engine.runner import Runner
+    from dlplora.records.routes import Route
+    from dlplora.records.scores import OptionScores
 
 
 def _fallback(told: str) -> float | Literal["auto"]:
@@ -58,6 +61,10 @@ def generate(
             help="When a sentence begins: ask the router again, and the cache?",
             show_default="the system's",
         ),
+    ] = None,
+    options_of: Annotated[
+        str | None,
+        typer.Option(metavar="TASK", help="Answer by the likeliest of this task's options."),
     ] = None,
     trace: Annotated[bool, typer.Option("--trace", help="Colour sentences by adapters.")] = False,
     as_json: JsonOption = False,
@@ -109,7 +116,14 @@ def generate(
         with running(name) as runner:
             return runner.generate([request])[0]
 
-    if as_json:
+    if options_of is not None:
+        if names:
+            raise ParamsError("--options-of weighs options by one system; leave out --compare")
+        labels = systems.labels(options_of)
+        with running(system) as runner:
+            found, scores = _weighed(runner, asked, labels)
+        _show_options(found, scores, as_json=as_json, only_best=not trace)
+    elif as_json:
         told = {name: asdict(answered(name)) for name in names} or asdict(answered(system))
         typer.echo(json.dumps(told, ensure_ascii=False))
     elif names:
@@ -161,7 +175,6 @@ def score(
 
     Example: dlplora score "Sequence: ( ( ] Valid/Invalid? " --option Valid --option Invalid
     """
-    from dlplora.cli import display
     from dlplora.systems.load import Systems
 
     asked = _read(prompt)
@@ -170,13 +183,30 @@ def score(
     if len(set(option)) < len(option):
         raise GenerationError(f"found the options {option}; expected all different")
     with Systems(data, [system]).named(system).running() as runner:
-        (by,) = runner.route([asked])
-        scores = runner.score(asked, option, route=by)
+        found, scores = _weighed(runner, asked, option)
+    _show_options(found, scores, as_json=as_json, only_best=False)
+
+
+def _weighed(
+    runner: "Runner", asked: str, options: "Sequence[str]"
+) -> tuple["Route", "OptionScores"]:
+    """Route a prompt, and score options as its answer by that route."""
+    (found,) = runner.route([asked])
+    return found, runner.score(asked, options, route=found)
+
+
+def _show_options(
+    found: "Route", scores: "OptionScores", *, as_json: bool, only_best: bool
+) -> None:
+    from dlplora.cli import display
+
     if as_json:
-        told = {"route": asdict(by), "best": scores.best, **asdict(scores)}
+        told = {"route": asdict(found), "best": scores.best, **asdict(scores)}
         typer.echo(json.dumps(told, ensure_ascii=False))
+    elif only_best:
+        typer.echo(scores.best)
     else:
-        display.options(scores, by)
+        display.options(scores, found)
 
 
 def _read(prompt: str) -> str:

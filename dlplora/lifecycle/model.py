@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from dlplora.params.project import BASE, PARAMS_FILE, Served
@@ -38,10 +39,9 @@ def write_model(
     tasks: dict[str, TaskData] = {}
     for task in sorted(params.tasks):
         parts = {split: read_examples(examples_path(examples, split, task)) for split in SPLITS}
-        tasks[task] = TaskData(
-            **{split: len(part) for split, part in parts.items()},
-            sha256=_sha256(*(example for part in parts.values() for example in part)),
-        )
+        rows = [example for part in parts.values() for example in part]
+        sizes = {split: len(part) for split, part in parts.items()}
+        tasks[task] = TaskData(**sizes, sha256=_sha256(*rows), labels=_labels(rows))
         items += [
             SplitItem(task, split, question_sha256(example), answers_sha256(example))
             for split, part in parts.items()
@@ -60,6 +60,12 @@ def write_model(
         write_model_card(
             aside, ModelCard(read_base_card(base).fingerprint, params.default_system, tasks)
         )
+
+
+def _labels(examples: Sequence[Example]) -> tuple[str, ...]:
+    """Return the options of examples, sorted; nothing if they have none or different ones."""
+    found = {tuple(sorted(example.options or ())) for example in examples}
+    return found.pop() if len(found) == 1 else ()
 
 
 def question_sha256(example: Example) -> str:

@@ -23,12 +23,16 @@ _ITEMS = pa.schema(
 
 @dataclass(frozen=True)
 class TaskData:
-    """How many examples of a task there are in each split, and the hash of them all."""
+    """How many examples of a task there are in each split, and the hash of them all.
+
+    `labels` are the options of all its examples, or nothing if they have none or different ones.
+    """
 
     train: int
     validation: int
     test: int
     sha256: str
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

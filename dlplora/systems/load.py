@@ -12,6 +12,7 @@ from dlplora.params.fields import named
 from dlplora.params.load import load_params, load_served
 from dlplora.params.project import PARAMS_FILE, Served
 from dlplora.params.systems import System as SystemParams
+from dlplora.records.model_card import MODEL_FILE, read_model_card
 from dlplora.routing.simple import ConstantRouter
 from dlplora.runtime import Place, set_up
 from dlplora.systems.arrow import build_arrow
@@ -94,6 +95,19 @@ class Systems:
             tasks,
             self._params.seed,
         )
+
+    def labels(self, task: str) -> tuple[str, ...]:
+        """Return the options that all examples of a task have.
+
+        Raises `ParamsError` if it is no task or they have none, and `ModelError` if no model was
+        made of the folder yet.
+        """
+        named(self._params.tasks, task, "tasks")
+        is_model = (self._folder / MODEL_FILE).is_file()
+        card = read_model_card(self._folder if is_model else self._folder / "model")
+        if task not in card.tasks or not (found := card.tasks[task].labels):
+            raise ParamsError(f"the examples of {task} have no options, or not all the same")
+        return found
 
     def decision_log(
         self, path: str | Path | None, name: str | None, system: System
