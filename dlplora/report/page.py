@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from dlplora.records.comparison import Comparison
 from dlplora.records.files import written_folder
 from dlplora.report import plots, tables
 from dlplora.report.inputs import Inputs
@@ -75,9 +76,19 @@ def _charts(inputs: Inputs) -> dict[str, Any]:
         charts["learning_curves"] = plots.learning_curves(inputs.trainings)
     if comparison.routing:
         charts["adapters_per_prompt"] = plots.adapters_per_prompt(comparison.routing)
+    if worded := _worded(inputs):
+        charts["wordings"] = plots.scores_by_setting({comparison.setting: comparison, **worded})
+        for setting, found in worded.items():
+            shown = [name for name in _headline(inputs) if name in found.summaries]
+            charts[f"{setting}_by_task"] = plots.scores_by_task(found, shown)
     for name in _learned(inputs):
         charts[f"confusion_{name}"] = plots.confusion_matrix(comparison.routing[name])
     return charts
+
+
+def _worded(inputs: Inputs) -> dict[str, Comparison]:
+    """Return the settings that ask the test items in another way, one by one."""
+    return {name: found for name, found in inputs.others.items() if name not in _SEVERAL}
 
 
 def _headline(inputs: Inputs) -> list[str]:
@@ -98,7 +109,7 @@ def _content(inputs: Inputs) -> Mapping[str, Any]:
     comparison = inputs.comparison
     settings = [comparison, *inputs.others.values()]
     several = {name: found for name, found in inputs.others.items() if name in _SEVERAL}
-    worded = {name: found for name, found in inputs.others.items() if name not in _SEVERAL}
+    worded = _worded(inputs)
     return {
         "reference": comparison.reference,
         "headline": [comparison.summaries[name] for name in _headline(inputs)],
@@ -116,6 +127,7 @@ def _content(inputs: Inputs) -> Mapping[str, Any]:
         "metrics": tables.all_metrics(comparison, _headline(inputs)),
         "routing": tables.routed_systems(comparison),
         "unseen": tables.unseen_tasks(inputs.novelties),
+        "worded": list(worded),
         "wordings": tables.by_setting(worded, inputs.timings, routed="routing accuracy"),
         "multi_question": tables.by_setting(
             several, inputs.timings, routed="right adapter at the end"

@@ -75,6 +75,46 @@ def scores_by_system(comparison: Comparison) -> Any:
     return (bars + dots + text).properties(width=_WIDTH, height=_ROW * len(rows))
 
 
+def scores_by_setting(comparisons: Mapping[str, Comparison]) -> Any:
+    """Draw each system's score in each setting with its interval, best of the last on top.
+
+    Systems of the last setting are shown.
+    """
+    rows = pd.DataFrame(
+        {
+            "setting": setting,
+            "system": name,
+            "score": summary.score,
+            "low": summary.score_low,
+            "high": summary.score_high,
+        }
+        for setting, comparison in comparisons.items()
+        for name, summary in comparison.summaries.items()
+    )
+    last = rows[rows["setting"] == list(comparisons)[-1]].sort_values("score", ascending=False)
+    systems = list(last["system"])
+    rows = rows[rows["system"].isin(systems)]
+    colours = [GREY, SECOND, ACCENT][-len(comparisons) :]
+    colour = alt.Color(
+        "setting:N",
+        scale=alt.Scale(domain=list(comparisons), range=colours),
+        title=None,
+        legend=alt.Legend(orient="top", symbolOpacity=1),
+    )
+    y = alt.Y("system:N", sort=systems, title=None)
+    offset = alt.YOffset("setting:N", sort=list(comparisons))
+    x = alt.X("low:Q", title="score, mean over tasks", scale=alt.Scale(domain=[0, 1]))
+    base = alt.Chart(rows)
+    bars = base.mark_rule(strokeWidth=3, opacity=0.35).encode(
+        x=x, x2="high:Q", y=y, yOffset=offset, color=colour
+    )
+    dots = base.mark_circle(size=80, opacity=1).encode(
+        x="score:Q", y=y, yOffset=offset, color=colour
+    )
+    height = (14 * len(comparisons) + 8) * len(systems)
+    return (bars + dots).properties(width=_WIDTH, height=height)
+
+
 def scores_by_task(comparison: Comparison, shown: Sequence[str]) -> Any:
     """Draw the systems of `shown` on each task, joined by a line from worst to best."""
     rows = pd.DataFrame(
