@@ -12,8 +12,8 @@ from dlplora.sampling import Sampling
 from dlplora.words import Policy, is_whole
 
 Role = Literal["system", "user", "assistant"]
-# What a router reads of a request: the last user turn, or the end of all turns.
-RouteOn = Literal["last_turn", "window"]
+# What a router reads of a chat: the last turn, the end of all turns, or whichever it is surer of.
+RouteOn = Literal["last_turn", "window", "surest"]
 
 
 def check_text(text: object, what: str = "a prompt") -> None:
@@ -67,7 +67,9 @@ class Request:
         system: The system that answers, by a name that the engine was loaded with.
         raw: Take a prompt's text as it is, without the chat template.
         truncate: Leave out the first tokens of a prompt that is too long, instead of refusing it.
-        route_on: What the router reads: the last user turn, or the last `window_chars` of the chat.
+        route_on: What the router reads of a chat: the last user turn, the last `window_chars` of
+            all turns, or both, of which the route of more confidence counts: a follow-up may lean
+            on the turns before it or ask something new.
         n: How many answers are drawn; the seed of each is one more than that of the one before.
         logprobs: Score the answer's tokens, each with so many of the likeliest alternatives.
         echo: Score the prompt's tokens as well.
@@ -81,7 +83,7 @@ class Request:
     system: str | None = None
     raw: bool = False
     truncate: bool = False
-    route_on: RouteOn = "last_turn"
+    route_on: RouteOn = "surest"
     n: int = 1
     logprobs: int | None = None
     echo: bool = False

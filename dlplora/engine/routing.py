@@ -6,6 +6,7 @@ Shapes: B prompts, I inputs of a layer.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from torch import Tensor
 
@@ -57,32 +58,49 @@ class RequestRouter:
         """Take the adapters of a route as they are now; `RouterError` on one that is not here."""
         return self.pool.row(route)
 
-    def text(self, request: Request, written: str | None = None) -> str:
-        """Return what the router reads of a request, and of its answer so far."""
+    def readings(self, request: Request, written: str | None = None) -> tuple[str, ...]:
+        """Return what the router reads of a request, and of its answer so far, in one or two ways.
+
+        The route of the reading that it is surest of counts.
+        """
         prompt = request.prompt
         if isinstance(prompt, str):
-            text = prompt
+            turns = [prompt]
         elif isinstance(prompt[0], int):
-            text = self.base.chat.decode([token for token in prompt if isinstance(token, int)])
+            ids = [token for token in prompt if isinstance(token, int)]
+            turns = [self.base.chat.decode(ids)]
         else:
             turns = [turn.content for turn in prompt if not isinstance(turn, int)]
-            text = turns[-1] if request.route_on == "last_turn" else "\n".join(turns)
-        if request.route_on == "window":
-            text = text[-self.window_chars :]
-        return text if written is None else f"{text}\n{written}"[-self.window_chars :]
+        texts = {"last_turn": turns[-1], "window": "\n".join(turns)[-self.window_chars :]}
+        found: tuple[str, ...] = (turns[0],)
+        if request.route_on != "surest":
+            found = (texts[request.route_on],)
+        elif len(turns) > 1:
+            found = tuple(texts.values())
+        if written is None:
+            return found
+        return tuple(f"{text}\n{written}"[-self.window_chars :] for text in found)
 
-    def routes(self, texts: Sequence[str]) -> list[Route]:
-        """Return the router's route for each text.
+    def routes(self, asked: Sequence[Sequence[str]]) -> list[Route]:
+        """Return the router's route for each text, of which there may be several readings.
 
         Raises `RouterError` if there is no router that reads texts.
         """
         if self.router is None:
             raise RouterError("the engine has no router, or is closed; requests need routes")
         assert not isinstance(self.router, Probe)
+        texts = [text for readings in asked for text in readings]
         for text in texts:
             check_text(text)
+        if not texts:
+            return []
         start = time.perf_counter()
-        return self._judged(texts, self.router.route(texts), start) if texts else []
+        found = zip(texts, self.router.route(texts), strict=True)
+        surest = [
+            max(islice(found, len(readings)), key=lambda pair: pair[1].confidence or 0.0)
+            for readings in asked
+        ]
+        return self._judged([text for text, _ in surest], [route for _, route in surest], start)
 
     def route_probed(
         self, sequences: Sequence[AnswerSequence], read: Prefill, seconds: float
@@ -93,7 +111,7 @@ class RequestRouter:
         """
         places = [place for place, sequence in enumerate(sequences) if sequence.is_open]
         opened = [sequences[place] for place in places]
-        texts = [self.text(sequence.request, sequence.text or None) for sequence in opened]
+        texts = [self.readings(one.request, one.text or None)[0] for one in opened]
         try:
             routes = self._probed(texts, read.inputs()[places], seconds)
         except Exception as error:
@@ -124,7 +142,7 @@ class RequestRouter:
                 sequence.probe = self.probe
                 return
             else:
-                (route,) = self.routes([self.text(request, sequence.text)])
+                (route,) = self.routes([self.readings(request, sequence.text)])
         except Exception as error:
             sequence.error = as_request_error(error)
         else:
@@ -200,7 +218,7 @@ def _routes(
     """Route requests together; each by itself if that fails, so that it fails alone."""
     numbers = [number for number, _ in requests]
     try:
-        routes = router.routes([router.text(request) for _, request in requests])
+        routes = router.routes([router.readings(request) for _, request in requests])
     except Exception as error:
         if len(requests) == 1:
             return {numbers[0]: as_request_error(error)}

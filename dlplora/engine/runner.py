@@ -141,14 +141,14 @@ class Runner:
         read again where the base model answers.
         """
         router = self._router
-        texts = [router.text(request) for request in requests]
+        asked = [router.readings(request) for request in requests]
         batch = None
         if any(request.routes for request in requests):
             routes = [request.routes[0] for request in requests]
         elif router.probe is None:
-            routes = router.routes(texts)
+            routes = router.routes(asked)
         else:
-            batch, routes = router.read(texts, prompts)
+            batch, routes = router.read([readings[0] for readings in asked], prompts)
         rows = [router.row(route) for route in routes]
         if batch is None:
             batch = prefill_rows(self.base, self.pool.layers, prompts, rows)
@@ -218,7 +218,7 @@ class Runner:
         for text in texts:
             check_text(text)
         if self._router.probe is None or not texts:
-            return self._router.routes(texts)
+            return self._router.routes([(text,) for text in texts])
         one = Sampling(max_new_tokens=1)
         prompts = [prompt_tokens(self.base, Request(text, one)) for text in texts]
         return self._router.read(texts, prompts)[1]

@@ -18,7 +18,7 @@ from dlplora.engine.runner import Runner
 from dlplora.errors import GenerationError, PromptTooLongError
 from dlplora.lora.attach import Pool
 from dlplora.models import Base
-from dlplora.records.routes import BASE_ROUTE
+from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.sampling import Sampling
 from tests.engine.requests_of import BOTH, ONE, ByLength, plain_logits, pooled_base
 from tests.tiny import WORDS, tiny_tokenizer
@@ -117,8 +117,28 @@ def test_the_router_reads_the_last_user_turn_or_the_end_of_all(pooled: Pooled) -
     )
     router = ByLength()
     runner = runner_of(pooled, router=router, window_chars=18)
-    runner.generate([Request(messages, SHORT), Request(messages, SHORT, route_on="window")])
-    assert router.read == ["say red", "\n".join(one.content for one in messages)[-18:]]
+    last, window = "say red", "\n".join(one.content for one in messages)[-18:]
+    runner.generate([Request(messages, SHORT, route_on=on) for on in ("last_turn", "window")])
+    assert router.read == [last, window]
+
+    class Sure:
+        """A router that is sure of one text, and then routes to ONE, else to BOTH."""
+
+        def __init__(self, text: str) -> None:
+            self.text = text
+
+        def route(self, texts: Sequence[str]) -> list[Route]:
+            return [
+                replace(ONE, confidence=0.9) if text == self.text else replace(BOTH, confidence=0.4)
+                for text in texts
+            ]
+
+    for text, expected in ((last, ONE), (window, ONE), ("say red ?", BOTH)):
+        runner = runner_of(pooled, router=Sure(text), window_chars=18)
+        asked = [Request(messages, SHORT), Request("say red", SHORT)]
+        chat, alone = runner.generate(asked)
+        assert chat.sentences[0].route.mix == expected.mix
+        assert alone.sentences[0].route.mix == (ONE.mix if text == last else BOTH.mix)
 
 
 @FEW
@@ -286,7 +306,7 @@ def test_a_prompt_that_is_too_long_is_refused_by_its_length_or_cut_where_asked(
         ({"sampling": {}}, "expected a Sampling"),
         ({"logprobs": 21}, "logprobs is 21, expected none or 0 to 20"),
         ({"echo": True}, "echo scores the prompt's tokens"),
-        ({"route_on": "all"}, "route_on is 'all', expected one of last_turn, window"),
+        ({"route_on": "all"}, "route_on is 'all', expected one of last_turn, surest, window"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_by_name(told: dict[str, Any], message: str) -> None:
