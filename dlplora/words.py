@@ -9,18 +9,23 @@ Advance = Callable[..., None]
 
 # What counts as a task's score.
 Primary = Literal["accuracy", "exact_match", "rougeL", "bleu"]
-# What happens when a sentence begins: nothing; the router is asked again and the cache is kept as
-# the earlier mix made it; or all that was read and written is read again under the new mix.
-Policy = Literal["route_once", "keep", "refill"]
+# When a prompt is routed: once; again when a sentence begins, and the cache is kept as the earlier
+# mix made it, or all that was read and written is read again under the new mix; or once for each
+# question that the prompt is split into.
+Policy = Literal["route_once", "keep", "refill", "split"]
+# What a question of a prompt that is split may see: itself; the questions and answers before it as
+# well; or the whole prompt.
+Visible = Literal["own", "own_and_answers", "all"]
 # The conditions of a comparison: test items one by one (as they are, without their task's template,
 # in another wording), or several questions in one prompt.
-Setting = Literal["iid", "no_template", "reworded", "composite_2", "composite_3"]
+Setting = Literal["iid", "no_template", "reworded", "composite_2", "composite_3", "composite_5"]
 NUM_QUESTIONS: dict[Setting, int] = {  # of a prompt
     "iid": 1,
     "no_template": 1,
     "reworded": 1,
     "composite_2": 2,
     "composite_3": 3,
+    "composite_5": 5,
 }
 
 

@@ -244,11 +244,11 @@ def test_an_answer_is_streamed_as_it_is_but_steers_no_terminal(
 
 def test_brackets_in_an_answer_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     from dlplora.cli import display
-    from dlplora.engine.answers import Answer, Passage
+    from dlplora.engine.answers import Answer, Part
     from dlplora.records.routes import BASE_ROUTE
 
     text = "[/INST] [bold] a"
-    passages = (Passage(text, BASE_ROUTE),)
+    passages = (Part(text, BASE_ROUTE),)
     answer = Answer(text, passages, passages, "end", 3, 5)
     for trace in (False, True):
         display.side_by_side({"base": answer}, trace=trace)

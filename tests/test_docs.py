@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dlplora import cli
-from tests.answering import write_answering_project
+from tests.lifecycle.serving import write_serving_project
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/engine.md").read_text()
@@ -18,7 +18,7 @@ COMMANDS = re.findall(r"^\$ dlplora (.+)$", PAGE, re.MULTILINE)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project")
-    write_answering_project(ROOT, folder)
+    write_serving_project(folder)
     return folder
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dlplora.errors import GenerationError, ParamsError
-from dlplora.words import Policy
+from dlplora.words import Policy, Visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,12 +56,15 @@ def generate(
         str | None, typer.Option(metavar="A,B,…", help="Answer by several systems side by side.")
     ] = None,
     policy: Annotated[
-        Policy | None,
+        Policy,
         typer.Option(
-            help="When a sentence begins: ask the router again, and the cache?",
-            show_default="the system's",
+            help="Split the prompt into its questions and route each; route the prompt once; or "
+            "again at each sentence, the cache kept or re-prefilled."
         ),
-    ] = None,
+    ] = "split",
+    visible: Annotated[
+        Visible, typer.Option(help="What a question of a prompt that is split may see.")
+    ] = "own",
     options_of: Annotated[
         str | None,
         typer.Option(metavar="TASK", help="Answer by the likeliest of this task's options."),
@@ -105,7 +108,7 @@ def generate(
         wrong = "a --system" if system is not None else f"{compare!r}"
         raise ParamsError(f"--compare takes different systems A,B,… and no --system; found {wrong}")
     systems = Systems(data, names or [system])
-    request = Request(asked, sampling, policy=policy)
+    request = Request(asked, sampling, policy=policy, visible=visible)
 
     def running(name: str | None) -> "AbstractContextManager[Runner]":
         chosen = systems.named(name)

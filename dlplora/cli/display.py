@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dlplora.engine.answers import Answer, Piece
+from dlplora.engine.answers import Answer, Part, Piece
 from dlplora.records.routes import Route
 from dlplora.records.scores import OptionScores
 
@@ -32,7 +32,7 @@ class _Palette:
 
 
 def stream(pieces: Iterator[Piece], *, trace: bool) -> None:
-    """Print an answer while it is written; with `trace`, then its sentences and their routes."""
+    """Print an answer while it is written; with `trace`, then its sentences or questions."""
     console, palette = Console(highlight=False), _Palette()
     for piece in pieces:
         if trace:
@@ -46,7 +46,7 @@ def stream(pieces: Iterator[Piece], *, trace: bool) -> None:
                 told = f"ended at {piece.answer.num_tokens} tokens; --max-new-tokens allows more"
                 Console(stderr=True, style="dim").print(f"({told})")
             if trace:
-                console.print(_sentences(piece.answer, palette))
+                console.print(_passages(piece.answer, palette))
 
 
 def side_by_side(answers: Mapping[str, Answer], *, trace: bool) -> None:
@@ -57,8 +57,10 @@ def side_by_side(answers: Mapping[str, Answer], *, trace: bool) -> None:
     table.add_column("adapters", overflow="fold")
     for name, answer in answers.items():
         text = Text()
-        for sentence in answer.sentences:
-            text.append(sentence.text, palette.style(sentence.route) if trace else "")
+        is_split = any(part.question is not None for part in answer.parts)
+        for place, passage in enumerate(answer.parts if is_split else answer.sentences):
+            line = "\n" if is_split and place else ""
+            text.append(line + passage.text, palette.style(passage.route))
         routes = dict.fromkeys(_told(sentence.route) for sentence in answer.sentences)
         table.add_row(Text(name), text if trace else Text(answer.text), Text("\n".join(routes)))
     Console().print(table)
@@ -97,17 +99,22 @@ def options(scores: OptionScores, route: Route) -> None:
     Console().print(table)
 
 
-def _sentences(answer: Answer, palette: _Palette) -> Table:
-    table = Table(title="sentences and their adapters", title_justify="left")
-    table.add_column("sentence", overflow="fold")
+def _passages(answer: Answer, palette: _Palette) -> Table:
+    """Lay out by which adapters each question of a split prompt, or each sentence, was answered."""
+    is_split = any(part.question is not None for part in answer.parts)
+    what = "question" if is_split else "sentence"
+    table = Table(title=f"{what}s and their adapters", title_justify="left")
+    for head in ["question", "answer"] if is_split else ["sentence"]:
+        table.add_column(head, overflow="fold")
     table.add_column("adapters", overflow="fold")
     table.add_column("confidence", justify="right")
-    for sentence in answer.sentences:
-        style = palette.style(sentence.route)
-        sure = sentence.route.confidence
+    for passage in answer.parts if is_split else answer.sentences:
+        style = palette.style(passage.route)
+        sure = passage.route.confidence
         table.add_row(
-            Text(sentence.text.strip(), style),
-            Text(_told(sentence.route), style),
+            *([Text(passage.question or "")] if isinstance(passage, Part) else []),
+            Text(passage.text.strip(), style),
+            Text(_told(passage.route), style),
             "" if sure is None else f"{sure:.3f}",
         )
     return table

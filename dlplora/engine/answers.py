@@ -20,6 +20,14 @@ class Passage:
 
 
 @dataclass(frozen=True)
+class Part(Passage):
+    """The answer to one question; of a prompt that was split, to which, and how it ended."""
+
+    question: str | None = None
+    ending: Ending | None = None
+
+
+@dataclass(frozen=True)
 class Answer:
     """A finished answer with its trace: what was written by which route.
 
@@ -29,7 +37,7 @@ class Answer:
     """
 
     text: str
-    parts: tuple[Passage, ...]
+    parts: tuple[Part, ...]
     sentences: tuple[Passage, ...]
     ending: Ending
     num_tokens: int
@@ -59,7 +67,7 @@ class Piece:
 
 def cancelled_piece(number: int, choice: int) -> Piece:
     """Return the only piece of a request that was cancelled before its prompt was read."""
-    empty = (Passage("", BASE_ROUTE),)
+    empty = (Part("", BASE_ROUTE),)
     answer = Answer("", empty, (), "cancelled", num_tokens=0, num_prompt_tokens=0)
     return Piece(number, "", BASE_ROUTE, answer, choice=choice)
 

@@ -1,7 +1,7 @@
 """What the engine is asked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import Literal, get_args
 
@@ -9,7 +9,7 @@ from dlplora.engine.logprobs import MAX_ALTERNATIVES
 from dlplora.errors import GenerationError, choices
 from dlplora.records.routes import Route
 from dlplora.sampling import Sampling
-from dlplora.words import Policy, is_whole
+from dlplora.words import Policy, Visible, is_whole
 
 Role = Literal["system", "user", "assistant"]
 # What a router reads of a chat: the last turn, the end of all turns, or whichever it is surer of.
@@ -53,9 +53,11 @@ class Request:
     """One prompt and how it is to be answered.
 
     Without `routes` the router of the request's system chooses, and without `policy` that system's
-    holds. A multi-question prompt asks for `num_answers`: when the model ends one before the last,
-    a line break is appended and, unless the policy is `route_once`, it is routed again. Several
-    `routes` are those of the answers, one after another.
+    holds. By the policy `split` a prompt of several questions is cut, and each is answered as a
+    request of its own; the answers come back in order. By others a multi-question prompt asks for
+    `num_answers`: when the model ends one before the last, a line break is appended and, unless the
+    policy is `route_once`, it is routed again. Several `routes` are those of the answers, one after
+    another.
 
     Args:
         prompt: A question; a chat, whose last turn is the user's; or token ids, which are taken as
@@ -70,6 +72,9 @@ class Request:
         route_on: What the router reads of a chat: the last user turn, the last `window_chars` of
             all turns, or both, of which the route of more confidence counts: a follow-up may lean
             on the turns before it or ask something new.
+        visible: What a question of a prompt that is split may see.
+        max_total_tokens: The tokens of all answers to a prompt that is split: each question gets an
+            equal share, at most `max_new_tokens`.
         n: How many answers are drawn; the seed of each is one more than that of the one before.
         logprobs: Score the answer's tokens, each with so many of the likeliest alternatives.
         echo: Score the prompt's tokens as well.
@@ -84,6 +89,8 @@ class Request:
     raw: bool = False
     truncate: bool = False
     route_on: RouteOn = "surest"
+    visible: Visible = "own"
+    max_total_tokens: int | None = None
     n: int = 1
     logprobs: int | None = None
     echo: bool = False
@@ -97,7 +104,11 @@ class Request:
                 raise GenerationError(
                     f"{name} is {getattr(self, name)!r}, expected a whole number, at least 1"
                 )
-        for name, allowed in (("policy", get_args(Policy)), ("route_on", get_args(RouteOn))):
+        for name, allowed in (
+            ("policy", get_args(Policy)),
+            ("route_on", get_args(RouteOn)),
+            ("visible", get_args(Visible)),
+        ):
             value = getattr(self, name)
             if value not in allowed and not (name == "policy" and value is None):
                 raise GenerationError(f"{name} is {value!r}, expected one of {choices(allowed)}")
@@ -110,6 +121,11 @@ class Request:
                 raise GenerationError(f"{name} is {getattr(self, name)!r}, expected {expected}")
         if not all(isinstance(route, Route) for route in self.routes):
             raise GenerationError(f"routes is {self.routes!r}, expected a tuple of routes")
+        if self.max_total_tokens is not None and not is_whole(self.max_total_tokens, 1):
+            raise GenerationError(
+                f"max_total_tokens is {self.max_total_tokens!r}, expected none or a whole number, "
+                f"at least 1"
+            )
         if self.logprobs is not None and not (
             is_whole(self.logprobs, 0) and self.logprobs <= MAX_ALTERNATIVES
         ):
@@ -129,6 +145,31 @@ class Request:
         """Tell whether the prompt is put into the base model's chat template."""
         is_chat = isinstance(self.prompt, tuple) and isinstance(self.prompt[0], Message)
         return is_chat or (isinstance(self.prompt, str) and not self.raw)
+
+    @property
+    def last_turn(self) -> str | None:
+        """The text that is asked last; None of token ids and raw text, which have no turns."""
+        if self.raw:
+            return None
+        if isinstance(self.prompt, str):
+            return self.prompt
+        last = self.prompt[-1]
+        return None if isinstance(last, int) else last.content
+
+    def part(
+        self, prompt: str | Chat, *, sampling: Sampling, routes: tuple[Route, ...]
+    ) -> "Request":
+        """Return a request that asks a part of this one; what cancels this one cancels both."""
+        found = replace(
+            self,
+            prompt=prompt,
+            sampling=sampling,
+            routes=routes,
+            policy="route_once",
+            num_answers=1,
+        )
+        object.__setattr__(found, "cancelled", self.cancelled)
+        return found
 
     def cancel(self) -> None:
         """Let go of the request; what was written so far is its answer."""

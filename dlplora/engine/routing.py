@@ -15,9 +15,10 @@ from dlplora.engine.decisions import DecisionLog
 from dlplora.engine.prefill import Prefill
 from dlplora.engine.reading import probe
 from dlplora.engine.requests import Request, check_text
+from dlplora.engine.segments import Segment, segments_of
 from dlplora.engine.sequence import Sequence as AnswerSequence
 from dlplora.engine.sequence import as_request_error
-from dlplora.errors import DlpLoraError, RouterError
+from dlplora.errors import DlpLoraError, GenerationError, RouterError
 from dlplora.lora.attach import Pool
 from dlplora.lora.mix import Row
 from dlplora.models import Base
@@ -101,6 +102,35 @@ class RequestRouter:
             for readings in asked
         ]
         return self._judged([text for text, _ in surest], [route for _, route in surest], start)
+
+    def split(self, request: Request) -> tuple[tuple[Segment, ...], list[Route]]:
+        """Return the questions of a request, and the route of each.
+
+        The request's own routes are those of its questions, one after another; there are none
+        where a probe is to choose. Raises `GenerationError` if there are fewer or more questions
+        than routes or `num_answers` ask for, or too many.
+        """
+        known: dict[str, Route] = {}
+        start = time.perf_counter()
+
+        def look(texts: Sequence[str]) -> list[Route]:
+            if request.routes or not self.router or isinstance(self.router, Probe):
+                return [BASE_ROUTE] * len(texts)
+            new = [one for one in dict.fromkeys(texts) if one not in known]
+            known.update(zip(new, self.router.route(new) if new else [], strict=True))
+            return [known[one] for one in texts]
+
+        text = request.last_turn
+        segments = () if text is None else segments_of(text, look)
+        for asked, name in ((len(request.routes), "routes"), (request.num_answers, "num_answers")):
+            if asked > 1 and asked != len(segments):
+                raise GenerationError(
+                    f"{name} asks for {asked} questions; the prompt holds {max(1, len(segments))}"
+                )
+        texts = [segment.text for segment in segments]
+        if len(texts) < 2 or request.routes or self.probe:
+            return segments, list(request.routes)
+        return segments, self._judged(texts, look(texts), start)
 
     def route_probed(
         self, sequences: Sequence[AnswerSequence], read: Prefill, seconds: float

@@ -13,6 +13,7 @@ from dlplora.adapters import LoraAdapter
 from dlplora.engine.answers import Answer, Piece, raising
 from dlplora.engine.decisions import DecisionLog
 from dlplora.engine.option_scoring import score_options
+from dlplora.engine.parts import Splitter
 from dlplora.engine.prefix_cache import PrefixCache
 from dlplora.engine.prompts import prompt_tokens
 from dlplora.engine.reading import prefill_rows, re_prefill
@@ -131,6 +132,17 @@ class Runner:
             cache=cache,
             language=self._language,
         )
+
+    def split(self, request: Request) -> list[Request]:
+        """Return the requests that ask the questions of a prompt; itself unless it is split.
+
+        Raises `GenerationError` if the prompt cannot be split as it asks, or if its questions wait
+        for one another's answers.
+        """
+        asked = Splitter().split(0, request, self._router)
+        if asked[0][0] < 0 and request.visible == "own_and_answers":
+            raise GenerationError("the questions wait for one another's answers; generate them")
+        return [one for _, one in asked]
 
     def begin(
         self, requests: Sequence[Request], prompts: Sequence[tuple[int, ...]]

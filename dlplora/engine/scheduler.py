@@ -3,21 +3,22 @@
 import threading
 from collections import deque
 from collections.abc import Mapping
-from itertools import count
+from itertools import count, islice
 
 from dlplora.engine.answers import Piece, cancelled_piece
+from dlplora.engine.parts import Splitter
 from dlplora.engine.prefill_queue import PrefillQueue, Read
 from dlplora.engine.prefix_cache import PrefixCache
 from dlplora.engine.prompts import prompt_tokens
 from dlplora.engine.requests import Request
 from dlplora.engine.routing import RequestRouter, first_routes
 from dlplora.engine.running import RunningBatch, add_running
-from dlplora.engine.sequence import Sequence, as_request_error
+from dlplora.engine.sequence import Sequence, refusals
 from dlplora.errors import DlpLoraError, GenerationError, choices
 from dlplora.lora.layers import FusedLayers
 from dlplora.lora.mix import row_key
 from dlplora.models import Base
-from dlplora.records.routes import BASE_ROUTE, Route
+from dlplora.records.routes import Route
 
 
 class Scheduler:
@@ -59,6 +60,7 @@ class Scheduler:
         self._prefill_tokens = prefill_tokens
         self._cache = cache
         self._language = language
+        self._splitter = Splitter()
         self._numbers = count()
         self._adding = threading.Lock()
         self._waiting: deque[tuple[int, Request]] = deque()
@@ -106,10 +108,37 @@ class Scheduler:
     def step(self) -> list[Piece]:
         """Continue all requests; return what was written, and what ended."""
         pieces = self._end_cancelled()
+        pieces += self._split_waiting()
         pieces += self._admit()
         for read in self._reading.advance(self._prefill_tokens):
             pieces += self._begin(read)
-        return pieces + self._write()
+        return self._join(pieces + self._write())
+
+    def _split_waiting(self) -> list[Piece]:
+        """Split the prompts that are next into their questions; return those that cannot be."""
+        refused: list[Piece] = []
+        for number, request in list(islice(self._waiting, max(0, self.num_free))):
+            try:
+                asked = self._splitter.split(number, request, self._router(request))
+                if asked == [(number, request)]:
+                    continue
+            except Exception as error:
+                refused += refusals(number, request, error)
+                asked = []
+            with self._adding:
+                place = self._waiting.index((number, request))
+                self._waiting.rotate(-place)
+                self._waiting.popleft()
+                self._waiting.extendleft(reversed(asked))
+                self._waiting.rotate(place)
+        return refused
+
+    def _join(self, pieces: list[Piece]) -> list[Piece]:
+        """Put the pieces of split prompts together; queue questions that waited for an answer."""
+        joined, asked = self._splitter.join(pieces)
+        with self._adding:
+            self._waiting.extendleft(reversed(asked))
+        return joined
 
     def _end_cancelled(self) -> list[Piece]:
         """End requests that were cancelled before anything of their answers was written."""
@@ -139,11 +168,7 @@ class Scheduler:
                 sequence.probe = None if request.routes else sequence.router.probe
                 sequences.append(sequence)
             except Exception as error:
-                failure = as_request_error(error)
-                refused += [
-                    Piece(number, "", BASE_ROUTE, error=failure, choice=choice)
-                    for choice in range(request.n)
-                ]
+                refused += refusals(number, request, error)
         return refused + self._read(sequences)
 
     def _read(self, sequences: list[Sequence]) -> list[Piece]:

@@ -5,14 +5,14 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dlplora.engine.answers import Answer, Ending, Passage, Piece
+from dlplora.engine.answers import Answer, Ending, Part, Passage, Piece
 from dlplora.engine.detokenizer import Detokenizer
 from dlplora.engine.logprobs import TokenScore
 from dlplora.engine.requests import Request
 from dlplora.engine.sentences import Sentences
 from dlplora.errors import DlpLoraError, GenerationError, one_line
 from dlplora.lora.mix import Row
-from dlplora.records.routes import Route
+from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.routing.base import Probe
 from dlplora.sampling import Sampler
 from dlplora.words import Policy
@@ -212,11 +212,11 @@ class Sequence:
             prompt_tokens=self.prompt_scores if self.request.echo else (),
         )
 
-    def _parts(self) -> tuple[Passage, ...]:
+    def _parts(self) -> tuple[Part, ...]:
         ends = [*self._starts[1:], len(self._written)]
         texts = [self._written[a:b].strip() for a, b in zip(self._starts, ends, strict=True)]
         routes = [*self._ended_by, self.route]
-        return tuple(Passage(text, route) for text, route in zip(texts, routes, strict=True))
+        return tuple(Part(text, route) for text, route in zip(texts, routes, strict=True))
 
     def _write(self, piece: str) -> None:
         self._has_begun = self._sentences.add(piece)
@@ -255,6 +255,14 @@ class Sequence:
         piece = text[len(self._shown) :]
         self._shown += piece
         return piece
+
+
+def refusals(number: int, request: Request, error: Exception) -> list[Piece]:
+    """Return the only pieces of a request that cannot be answered."""
+    failure = as_request_error(error)
+    return [
+        Piece(number, "", BASE_ROUTE, error=failure, choice=choice) for choice in range(request.n)
+    ]
 
 
 def as_request_error(error: Exception) -> DlpLoraError:

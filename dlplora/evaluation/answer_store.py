@@ -41,8 +41,11 @@ class Answered:
     options: OptionScores | None
 
     def filled(self, count: int) -> list[tuple[str, Route]]:
-        """Return as many answers as questions; those that were not begun are empty."""
-        begun = list(zip(self.texts, self.routes, strict=True))
+        """Return as many answers as questions; those that were not begun are empty.
+
+        Of a prompt that was split too often, the first count.
+        """
+        begun = list(zip(self.texts, self.routes, strict=True))[:count]
         return [*begun, *[("", self.routes[-1])] * (count - len(begun))]
 
 

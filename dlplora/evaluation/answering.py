@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from dlplora.engine.option_scoring import score_options
@@ -34,8 +35,21 @@ class Answering:
         return self._system.sha256()
 
     def answer(self, prompts: Sequence[Prompt]) -> AnsweredBatch:
-        """Return the answers to the prompts of a batch, with the scores of options."""
-        requests = self._routed([prompt.request for prompt in prompts])
+        """Return the answers to the prompts of a batch, with the scores of options.
+
+        A prompt that is split is asked question by question.
+        """
+        split = [self._runner.split(prompt.request) for prompt in prompts]
+        requests = self._routed([request for own in split for request in own])
+        options = [prompt.options for prompt, own in zip(prompts, split, strict=True) for _ in own]
+        batch = self._answer(requests, options)
+        answered = iter(batch.answered)
+        joined = [_joined(list(islice(answered, len(own)))) for own in split]
+        return replace(batch, answered=tuple(joined))
+
+    def _answer(
+        self, requests: Sequence[Request], options: Sequence[tuple[str, ...]]
+    ) -> AnsweredBatch:
         ids = [prompt_tokens(self._runner.base, request) for request in requests]
         is_known = all(_is_known(request) for request in requests)
         asked = [
@@ -45,12 +59,12 @@ class Answering:
                 asdict(request.sampling),
                 request.policy,
                 request.num_answers,
-                prompt.options,
+                own,
             )
-            for request, tokens, prompt in zip(requests, ids, prompts, strict=True)
+            for request, tokens, own in zip(requests, ids, options, strict=True)
         ]
         by = self._adapters(requests) if is_known else self._whole_system
-        batch = self._store.batch([asked, by], lambda: self._ask(requests, ids, prompts))
+        batch = self._store.batch([asked, by], lambda: self._ask(requests, ids, options))
         if not is_known:
             return batch
         answered = [  # by equal adapters, but another router may be more or less sure of them
@@ -82,20 +96,20 @@ class Answering:
         self,
         requests: Sequence[Request],
         ids: Sequence[tuple[int, ...]],
-        prompts: Sequence[Prompt],
+        options: Sequence[tuple[str, ...]],
     ) -> list[Answered]:
         running = self._runner.begin(requests, ids)
         firsts = [sequence.route for sequence in running.sequences]
-        scored = score_options(running.batch, [prompt.options for prompt in prompts])
+        scored = score_options(running.batch, options)
         answers = self._runner.finish(running)
         return [
             Answered(
                 tuple(part.text for part in answer.parts),
-                (first,) if len(prompt.examples) == 1 else tuple(p.route for p in answer.parts),
-                scored[place] if prompt.options else None,
+                (first,) if request.num_answers == 1 else tuple(p.route for p in answer.parts),
+                scored[place] if own else None,
             )
-            for place, (prompt, answer, first) in enumerate(
-                zip(prompts, answers, firsts, strict=True)
+            for place, (request, own, answer, first) in enumerate(
+                zip(requests, options, answers, firsts, strict=True)
             )
         ]
 
@@ -112,6 +126,14 @@ class Answering:
             ]
             for request in requests
         ]
+
+
+def _joined(parts: Sequence[Answered]) -> Answered:
+    """Put the answers to the questions of one prompt together."""
+    if len(parts) == 1:
+        return parts[0]
+    texts = tuple(text for part in parts for text in part.texts)
+    return Answered(texts, tuple(route for part in parts for route in part.routes), None)
 
 
 def _is_known(request: Request) -> bool:

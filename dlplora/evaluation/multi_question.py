@@ -1,6 +1,7 @@
 """The settings `composite_…`: several questions in one prompt, each answer scored by itself."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from dlplora.data.balance import composite_text, draw_questions
 from dlplora.engine.requests import Request
@@ -32,9 +33,13 @@ def multi_question_batches(
     tasks = {test.name: test.task for test in tests}
     drawn = draw_prompts(tests, questions=NUM_QUESTIONS[setting], count=count, seed=seed)
     prompts = [
-        Prompt(request, parts, [f"{number}:{place}:{part.id}" for place, part in enumerate(parts)])
+        Prompt(
+            _request(parts, tasks, system),
+            parts,
+            [f"{number}:{place}:{part.id}" for place, part in enumerate(parts)],
+        )
         for number, parts in enumerate(drawn)
-        if runner.reads(request := _request(parts, tasks, system))
+        if runner.reads(_whole(parts, tasks))
     ]
     if not prompts:
         raise DataError(
@@ -54,11 +59,22 @@ def draw_prompts(
 
 
 def _request(parts: Sequence[Example], tasks: Mapping[str, Task], system: System) -> Request:
-    limit = sum(tasks[part.task].max_new_tokens + 1 for part in parts)
+    whole = replace(
+        _whole(parts, tasks),
+        routes=system.told([part.task for part in parts]),
+        policy=system.policy,
+    )
+    if system.policy != "split":
+        return whole
+    longest = max(tasks[part.task].max_new_tokens for part in parts)
+    sampling = Sampling(max_new_tokens=longest)  # of each question …
+    return replace(whole, sampling=sampling, num_answers=1)  # … and the text tells how many
+
+
+def _whole(parts: Sequence[Example], tasks: Mapping[str, Task]) -> Request:
+    """Return what asks all questions in one sequence."""
     return Request(
         composite_text([part.question for part in parts]),
-        Sampling(max_new_tokens=limit),
-        system.told([part.task for part in parts]),
-        system.policy,
+        Sampling(max_new_tokens=sum(tasks[part.task].max_new_tokens + 1 for part in parts)),
         num_answers=len(parts),
     )
