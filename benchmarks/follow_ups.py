@@ -28,7 +28,7 @@ def request_of(turns: Sequence[str], route_on: RouteOn) -> Request:
     """Return a chat of turns, the user's and the assistant's in turn."""
     roles = ("user", "assistant")
     chat = tuple(Message(roles[place % 2], text) for place, text in enumerate(turns))  # type: ignore[arg-type]
-    return Request(chat, ONE_TOKEN, route_on=route_on)
+    return Request(chat, ONE_TOKEN, policy="route_once", route_on=route_on)
 
 
 def measure(engine: Engine, chats: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:

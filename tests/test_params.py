@@ -273,8 +273,8 @@ def test_the_training_of_experts_is_that_of_an_adapter_with_overrides(
         ),
         (
             lambda v: v["systems"]["single"].update(policy="route_once"),
-            "params.yaml: systems.single.policy is route_once; expected keep or refill: a prompt "
-            "of composite_2 has several tasks",
+            "params.yaml: systems.single.policy is route_once; expected split, keep or refill: a "
+            "prompt of composite_2 has several tasks",
         ),
         (
             lambda v: v["systems"]["single"].update(settings=["composite_2", "composite_3"]),

@@ -56,12 +56,13 @@ def generate(
         str | None, typer.Option(metavar="A,B,…", help="Answer by several systems side by side.")
     ] = None,
     policy: Annotated[
-        Policy,
+        Policy | None,
         typer.Option(
             help="Split the prompt into its questions and route each; route the prompt once; or "
-            "again at each sentence, the cache kept or re-prefilled."
+            "again at each sentence, the cache kept or re-prefilled.",
+            show_default="split; the systems' own with --compare",
         ),
-    ] = "split",
+    ] = None,
     visible: Annotated[
         Visible, typer.Option(help="What a question of a prompt that is split may see.")
     ] = "own",
@@ -108,7 +109,9 @@ def generate(
         wrong = "a --system" if system is not None else f"{compare!r}"
         raise ParamsError(f"--compare takes different systems A,B,… and no --system; found {wrong}")
     systems = Systems(data, names or [system])
-    request = Request(asked, sampling, policy=policy, visible=visible)
+    request = Request(
+        asked, sampling, policy=policy or (None if names else "split"), visible=visible
+    )
 
     def running(name: str | None) -> "AbstractContextManager[Runner]":
         chosen = systems.named(name)
@@ -171,6 +174,7 @@ def score(
     prompt: PromptArgument,
     option: Annotated[list[str], typer.Option(help="An answer to weigh; give two or more.")],
     system: SystemOption = None,
+    fallback_below: FallbackOption = "auto",
     as_json: JsonOption = False,
     data: DataOption = Path("data"),
 ) -> None:
@@ -185,7 +189,8 @@ def score(
         raise GenerationError(f"found one option, {option[0]!r}; expected at least two to weigh")
     if len(set(option)) < len(option):
         raise GenerationError(f"found the options {option}; expected all different")
-    with Systems(data, [system]).named(system).running() as runner:
+    chosen = Systems(data, [system]).named(system)
+    with chosen.running(fallback_below=chosen.threshold(fallback_below)) as runner:
         found, scores = _weighed(runner, asked, option)
     _show_options(found, scores, as_json=as_json, only_best=False)
 

@@ -10,9 +10,14 @@ from dlplora.engine.requests import Message, Request
 from dlplora.engine.segments import Segment
 from dlplora.errors import GenerationError
 from dlplora.records.routes import Route
+from dlplora.sampling import Sampling
 
 if TYPE_CHECKING:
     from dlplora.engine.routing import RequestRouter
+
+
+# Of several answers, the ending that tells most comes first.
+_ENDINGS: tuple[Ending, ...] = ("cancelled", "length", "stop", "end")
 
 
 @dataclass
@@ -83,13 +88,12 @@ class Parts:
                     Message("assistant", one.answer.text),
                 )
         prompt = (*before, Message("user", text)) if before else text
-        most = asked.sampling.max_new_tokens
-        if asked.max_total_tokens is not None:
-            most = min(most, max(1, asked.max_total_tokens // len(self._parts)))
-        return asked.part(
-            prompt,
-            sampling=replace(asked.sampling, max_new_tokens=most),
+        return asked.changed(
+            prompt=prompt,
+            sampling=_shared(asked, len(self._parts)),
             routes=tuple(self._routes[place : place + 1]),
+            policy="route_once",
+            num_answers=1,
         )
 
     def _show(self) -> list[Piece]:
@@ -117,7 +121,7 @@ class Parts:
 
     def _answer(self) -> Answer:
         answers = [part.answer for part in self._parts if part.answer is not None]
-        endings: list[Ending] = [answer.ending for answer in answers if answer.ending != "end"]
+        endings = {answer.ending for answer in answers}
         return Answer(
             text="".join(self._front(place) + one.text for place, one in enumerate(answers)),
             parts=tuple(
@@ -130,13 +134,25 @@ class Parts:
                 for part, one in zip(self._parts, answers, strict=True)
             ),
             sentences=tuple(sentence for one in answers for sentence in one.sentences),
-            ending=endings[0] if endings else "end",
+            ending=next(ending for ending in _ENDINGS if ending in endings),
             num_tokens=sum(one.num_tokens for one in answers),
             num_prompt_tokens=sum(one.num_prompt_tokens for one in answers),
             num_cached_tokens=sum(one.num_cached_tokens for one in answers),
             tokens=tuple(token for one in answers for token in one.tokens),
             prompt_tokens=tuple(token for one in answers for token in one.prompt_tokens),
         )
+
+
+def _shared(request: Request, count: int) -> Sampling:
+    """Return how one of so many questions is answered: with its share of `max_total_tokens`."""
+    told, total = request.sampling, request.max_total_tokens
+    if total is None:
+        return told
+    if total < count:
+        raise GenerationError(
+            f"max_total_tokens is {total}, expected at least one for each of {count} questions"
+        )
+    return replace(told, max_new_tokens=min(told.max_new_tokens, total // count))
 
 
 class Splitter:
@@ -159,10 +175,9 @@ class Splitter:
         if (request.policy or router.policy) != "split":
             return [(number, request)]
         segments, routes = router.split(request)
-        if len(segments) < 2:
-            return [(number, replace(request, policy="route_once"))]
-        if request.n > 1:
-            raise GenerationError(f"n is {request.n}, expected 1 of a prompt that is split")
+        if not segments:
+            whole = request.changed(policy="route_once", sampling=_shared(request, 1))
+            return [(number, whole)]
         parts = Parts(number, request, segments, routes)
         return [self._numbered(parts, place) for place in parts.first]
 

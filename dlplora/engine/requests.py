@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from threading import Event
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from dlplora.engine.logprobs import MAX_ALTERNATIVES
 from dlplora.errors import GenerationError, choices
@@ -156,18 +156,9 @@ class Request:
         last = self.prompt[-1]
         return None if isinstance(last, int) else last.content
 
-    def part(
-        self, prompt: str | Chat, *, sampling: Sampling, routes: tuple[Route, ...]
-    ) -> "Request":
-        """Return a request that asks a part of this one; what cancels this one cancels both."""
-        found = replace(
-            self,
-            prompt=prompt,
-            sampling=sampling,
-            routes=routes,
-            policy="route_once",
-            num_answers=1,
-        )
+    def changed(self, **changes: Any) -> "Request":
+        """Return the same request with other values; what cancels one cancels both."""
+        found = replace(self, **changes)
         object.__setattr__(found, "cancelled", self.cancelled)
         return found
 

@@ -36,9 +36,10 @@ class RequestRouter:
         pool: The adapters that routes may name.
         router: Chooses the routes of requests that name none, by their texts or, as a probe, by
             the base model's own reading of them.
-        policy: When requests that name none are routed again.
+        policy: When requests that name none are routed.
         fallback_below: Routes of less confidence go to the base model instead.
-        window_chars: How many of the last characters the router reads when a sentence begins.
+        window_chars: How many of the last characters the router reads of a chat, or when a sentence
+            begins.
         log: Writes down every decision.
     """
 
@@ -87,16 +88,9 @@ class RequestRouter:
 
         Raises `RouterError` if there is no router that reads texts.
         """
-        if self.router is None:
-            raise RouterError("the engine has no router, or is closed; requests need routes")
-        assert not isinstance(self.router, Probe)
-        texts = [text for readings in asked for text in readings]
-        for text in texts:
-            check_text(text)
-        if not texts:
-            return []
         start = time.perf_counter()
-        found = zip(texts, self.router.route(texts), strict=True)
+        texts = [text for readings in asked for text in readings]
+        found = zip(texts, self._found(texts), strict=True)
         surest = [
             max(islice(found, len(readings)), key=lambda pair: pair[1].confidence or 0.0)
             for readings in asked
@@ -104,33 +98,49 @@ class RequestRouter:
         return self._judged([text for text, _ in surest], [route for _, route in surest], start)
 
     def split(self, request: Request) -> tuple[tuple[Segment, ...], list[Route]]:
-        """Return the questions of a request, and the route of each.
+        """Return the questions of a request, none if it is left whole, and the route of each.
 
-        The request's own routes are those of its questions, one after another; there are none
+        Several routes of the request are those of its questions, one after another. There are none
         where a probe is to choose. Raises `GenerationError` if there are fewer or more questions
         than routes or `num_answers` ask for, or too many.
         """
+        text = request.last_turn
+        if text is None or request.n > 1 or len(request.routes) == 1:
+            return (), []
         known: dict[str, Route] = {}
         start = time.perf_counter()
 
         def look(texts: Sequence[str]) -> list[Route]:
-            if request.routes or not self.router or isinstance(self.router, Probe):
+            if request.routes or self.probe:
                 return [BASE_ROUTE] * len(texts)
             new = [one for one in dict.fromkeys(texts) if one not in known]
-            known.update(zip(new, self.router.route(new) if new else [], strict=True))
+            known.update(zip(new, self._found(new), strict=True))
             return [known[one] for one in texts]
 
-        text = request.last_turn
-        segments = () if text is None else segments_of(text, look)
+        segments = segments_of(text, look)
         for asked, name in ((len(request.routes), "routes"), (request.num_answers, "num_answers")):
             if asked > 1 and asked != len(segments):
                 raise GenerationError(
-                    f"{name} asks for {asked} questions; the prompt holds {max(1, len(segments))}"
+                    f"{name} asks for {asked} questions; the prompt holds {len(segments)}"
                 )
-        texts = [segment.text for segment in segments]
-        if len(texts) < 2 or request.routes or self.probe:
+        if len(segments) < 2:
+            return (), []
+        if request.routes or self.probe:
             return segments, list(request.routes)
+        texts = [segment.text for segment in segments]
         return segments, self._judged(texts, look(texts), start)
+
+    def _found(self, texts: Sequence[str]) -> list[Route]:
+        """Return the route that the router chooses for each text, whatever its confidence.
+
+        Raises `RouterError` if there is no router that reads texts.
+        """
+        if self.router is None:
+            raise RouterError("the engine has no router, or is closed; requests need routes")
+        assert not isinstance(self.router, Probe)
+        for text in texts:
+            check_text(text)
+        return self.router.route(texts) if texts else []
 
     def route_probed(
         self, sequences: Sequence[AnswerSequence], read: Prefill, seconds: float
@@ -199,7 +209,7 @@ class RequestRouter:
 
         `start` is when it began to choose, by the performance counter.
         """
-        milliseconds = 1000 * (time.perf_counter() - start) / len(texts)
+        milliseconds = 1000 * (time.perf_counter() - start) / max(1, len(texts))
         routes = []
         for text, found in zip(texts, chosen, strict=True):
             is_unsure = found.confidence is not None and found.confidence < self.fallback_below

@@ -45,7 +45,7 @@ class Runner:
         router: Chooses the routes of requests that name none, by their texts or, as a probe, by
             the base model's own reading of them; where the base model answers, it continues from
             that.
-        policy: When requests that name none are routed again.
+        policy: When requests that name none are routed.
         name: What requests call this system.
         systems: Others that requests may name, over the same base model and its fused layers; all
             settings below but `fallback_below` and `log` hold for them, too.
@@ -55,7 +55,8 @@ class Runner:
         cache_mib: How much is kept of the keys and values of earlier prompts and answers, for
             prompts that begin alike.
         fallback_below: Routes of less confidence go to the base model instead.
-        window_chars: How many of the last characters the router reads when a sentence begins.
+        window_chars: How many of the last characters the router reads of a chat, or when a sentence
+            begins.
         language: The language of the answers, by which sentences are told apart.
         log: Writes down every decision.
     """
@@ -221,7 +222,8 @@ class Runner:
             raise GenerationError(f"the options are {list(options)!r}, expected texts, none empty")
         longest = max(len(self.base.chat.answer(option)) for option in options)
         ids = prompt_tokens(self.base, Request(prompt, Sampling(max_new_tokens=longest)))
-        request = Request(prompt, routes=() if route is None else (route,))
+        routes = () if route is None else (route,)
+        request = Request(prompt, routes=routes, policy="route_once")
         return score_options(self.begin([request], [ids]).batch, [options])[0]
 
     def route(self, texts: Sequence[str]) -> list[Route]:

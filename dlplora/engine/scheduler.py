@@ -3,7 +3,7 @@
 import threading
 from collections import deque
 from collections.abc import Mapping
-from itertools import count, islice
+from itertools import count
 
 from dlplora.engine.answers import Piece, cancelled_piece
 from dlplora.engine.parts import Splitter
@@ -63,7 +63,8 @@ class Scheduler:
         self._splitter = Splitter()
         self._numbers = count()
         self._adding = threading.Lock()
-        self._waiting: deque[tuple[int, Request]] = deque()
+        self._added: deque[tuple[int, Request]] = deque()  # by any thread …
+        self._waiting: deque[tuple[int, Request]] = deque()  # … and split, by that of `step`
         self._reading = PrefillQueue(base, layers, cache)
         self._running: list[RunningBatch] = []
 
@@ -76,7 +77,7 @@ class Scheduler:
             raise GenerationError(f"a request is {type(request).__name__}, expected a Request")
         with self._adding:
             number = next(self._numbers)
-            self._waiting.append((number, request))
+            self._added.append((number, request))
         return number
 
     def resume(self, running: RunningBatch) -> None:
@@ -86,12 +87,12 @@ class Scheduler:
     @property
     def is_idle(self) -> bool:
         """Tell whether nothing waits, is read or is answered."""
-        return not (self._waiting or len(self._reading) or self._running)
+        return not (self._added or self._waiting or len(self._reading) or self._running)
 
     @property
     def num_waiting(self) -> int:
         """How many requests wait for a place."""
-        return len(self._waiting)
+        return len(self._added) + len(self._waiting)
 
     @property
     def num_free(self) -> int:
@@ -108,44 +109,38 @@ class Scheduler:
     def step(self) -> list[Piece]:
         """Continue all requests; return what was written, and what ended."""
         pieces = self._end_cancelled()
-        pieces += self._split_waiting()
+        pieces += self._split()
         pieces += self._admit()
         for read in self._reading.advance(self._prefill_tokens):
             pieces += self._begin(read)
         return self._join(pieces + self._write())
 
-    def _split_waiting(self) -> list[Piece]:
+    def _split(self) -> list[Piece]:
         """Split the prompts that are next into their questions; return those that cannot be."""
         refused: list[Piece] = []
-        for number, request in list(islice(self._waiting, max(0, self.num_free))):
+        while self._added and len(self._waiting) < self.num_free:
+            number, request = self._added.popleft()
             try:
-                asked = self._splitter.split(number, request, self._router(request))
-                if asked == [(number, request)]:
-                    continue
+                self._waiting += self._splitter.split(number, request, self._router(request))
             except Exception as error:
                 refused += refusals(number, request, error)
-                asked = []
-            with self._adding:
-                place = self._waiting.index((number, request))
-                self._waiting.rotate(-place)
-                self._waiting.popleft()
-                self._waiting.extendleft(reversed(asked))
-                self._waiting.rotate(place)
         return refused
 
     def _join(self, pieces: list[Piece]) -> list[Piece]:
         """Put the pieces of split prompts together; queue questions that waited for an answer."""
         joined, asked = self._splitter.join(pieces)
-        with self._adding:
-            self._waiting.extendleft(reversed(asked))
+        self._waiting.extendleft(reversed(asked))
         return joined
 
     def _end_cancelled(self) -> list[Piece]:
         """End requests that were cancelled before anything of their answers was written."""
-        with self._adding:
-            gone = [one for one in self._waiting if one[1].cancelled.is_set()]
-            for one in gone:
-                self._waiting.remove(one)
+        gone: list[tuple[int, Request]] = []
+        for queue in (self._added, self._waiting):
+            with self._adding:
+                cancelled = [one for one in queue if one[1].cancelled.is_set()]
+                for one in cancelled:
+                    queue.remove(one)
+            gone += cancelled
         pieces = [
             cancelled_piece(number, choice) for number, one in gone for choice in range(one.n)
         ]
@@ -185,13 +180,12 @@ class Scheduler:
         """Take from those who wait as many as there is room for."""
         entering: list[tuple[int, Request]] = []
         free = self.num_free
-        with self._adding:
-            while self._waiting:
-                places = min(self._waiting[0][1].n, self._max_batch_size)
-                if places > free:
-                    break
-                entering.append(self._waiting.popleft())
-                free -= places
+        while self._waiting:
+            places = min(self._waiting[0][1].n, self._max_batch_size)
+            if places > free:
+                break
+            entering.append(self._waiting.popleft())
+            free -= places
         return entering
 
     def _sequence(self, number: int, request: Request, route: Route) -> Sequence:

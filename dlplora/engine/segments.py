@@ -1,7 +1,8 @@
 """The questions of a prompt: where a text is cut so that each part can be routed by itself.
 
-A text with a numbered list is cut at its numbers if the router is sure of each; any other one
-behind sentences, clauses and lines, where the router is then surer, and of different adapters.
+A text with a numbered list is cut at its numbers if the router is sure of each question; any other
+one behind sentences, clauses and lines, where the router is about as sure of the parts as of the
+whole, and sends neighbours to different adapters.
 """
 
 import re
@@ -20,19 +21,21 @@ _GAIN = 0.1  # of each cut without a number, in nats of confidence (docs/log.md)
 _CLAUSE = re.compile(r"(?<=[.?!:;\"”])(?=\s)|(?<=[\n。？！])")
 _TINY = 1e-9
 _LEAST = 0.5  # confidence in each question of a numbered list (docs/log.md)
-_CHINESE = "一二三四五六七八九十"
-# What may stand before a question, each with the part that counts up.
+_LONGEST = 20_000  # characters of a text that is looked at; longer ones are left whole
+_CHINESE = "一二三四五六七八九"
+# What may stand before a question at the beginning of a line, each with the part that counts up.
 _MARKERS = [
     re.compile(pattern, re.MULTILINE)
     for pattern in (
-        r"(?:^|(?<=\s))[\(（]?(?P<digits>\d{1,3})[\)）.．:：、](?:\s+|(?<=[．：、）]))",
-        r"(?:^|(?<=\s))[#* \t]*(?:(?i:question|item|task|problem)|Q)\s*"
-        r"(?P<digits>\d{1,3})[\)）.．:：、]?\**\s+",
-        r"(?:^|(?<=\s))[\(（]?(?P<letters>[a-zA-Z])[\)）]\s+",
-        r"^\s*(?P<letters>[a-zA-Z])[.．]\s+",
+        r"(?:^|(?<=\s))[\(（]?(?P<digits>\d{1,3})[\)）.．:：、](?:\s+|(?<=[．：、）])|$)",
+        r"(?:^[#* \t]{0,8}|(?<=\s))(?:(?i:question|item|task|problem)|Q)[ \t]{0,2}"
+        r"(?P<digits>\d{1,3})[\)）.．:：、]?\*{0,2}(?:\s+|$)",
+        r"(?:^|(?<=\s))[\(（]?(?P<letters>[a-zA-Z])[\)）](?:\s+|$)",
+        r"^[ \t]{0,8}(?P<letters>[a-zA-Z])[.．](?:\s+|$)",
         r"(?P<circled>[①-⑳⑴-⒇])\s*",
-        rf"(?:^|(?<=\s))第?[\(（]?(?P<chinese>[{_CHINESE}]{{1,3}})(?:[\)）、.．:：]|题[：:、.]?)\s*",
-        r"^\s*(?P<bullets>[-*+•])\s+",
+        rf"(?:^|(?<=\s))第?[\(（]?(?P<chinese>[{_CHINESE}]?十[{_CHINESE}]?|[{_CHINESE}])"
+        rf"(?:[\)）、.．:：]|题[：:、.]?)\s*",
+        r"^[ \t]{0,8}(?P<bullets>[-*+•])[ \t]+",
     )
 ]
 Look = Callable[[Sequence[str]], Sequence[Route]]
@@ -50,22 +53,26 @@ def segments_of(text: str, look: Look) -> tuple[Segment, ...]:
     """Return the questions of a text, in order: the text alone if it is to be left whole.
 
     `look` returns the router's route for each of some texts. If its routes have no confidence,
-    every numbered list is one of questions, and nothing else is cut. Raises `GenerationError` if
-    there are more than `MAX_SEGMENTS`.
+    every list whose numbers begin lines is one of questions, and nothing else is cut. Raises
+    `GenerationError` if there are more than `MAX_SEGMENTS`.
     """
+    if len(text) > _LONGEST:
+        return (Segment(text),)
     if not (listed := numbered(text)):
         return _cut(text, look)
     before, questions = listed
-    if len(questions) > MAX_SEGMENTS:
+    asked = questions[: MAX_SEGMENTS + 1]
+    *parts, whole = (route.confidence for route in look([*_texts(asked), before or text]))
+    sure = [part for part in parts if part is not None]
+    if whole is None or len(sure) < len(parts):
+        is_list = all(f"\n{one.label}" in f"\n{text}" for one in questions)
+    else:  # a list behind a text that the router knows is that question's own
+        is_list = min(sure) >= _LEAST and (not before or whole < min(sure))
+    if is_list and len(questions) > MAX_SEGMENTS:
         raise GenerationError(
             f"the prompt holds {len(questions)} questions, expected at most {MAX_SEGMENTS}"
         )
-    *parts, whole = (route.confidence for route in look([*_texts(questions), before or text]))
-    sure = [part for part in parts if part is not None]
-    if whole is None or len(sure) < len(parts):
-        return questions
-    is_preamble = not before or whole < min(sure)  # else the list is that question's own
-    return questions if is_preamble and min(sure) >= _LEAST else (Segment(text),)
+    return questions if is_list else (Segment(text),)
 
 
 def _texts(segments: Sequence[Segment]) -> list[str]:
@@ -82,11 +89,15 @@ def numbered(text: str) -> tuple[str, tuple[Segment, ...]] | None:
         return None
     marks = min(chains, key=lambda chain: (chain[0].start(), -len(chain)))
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    if not text[marks[-1].end() :].strip():  # a number that nothing follows
+        del marks[-1], ends[-1]
     items = tuple(
         Segment(text[mark.end() : end].strip(), mark.group().strip("#* \t\n"))
         for mark, end in zip(marks, ends, strict=True)
     )
-    return (text[: marks[0].start()].strip(), items) if all(one.text for one in items) else None
+    if len(items) < 2 or not all(one.text for one in items):
+        return None
+    return text[: marks[0].start()].strip(), items
 
 
 def _chain(marker: re.Pattern[str], text: str) -> list[re.Match[str]]:
@@ -106,8 +117,8 @@ def _value(kind: str, label: str) -> int:
         return ord(label.lower()) - ord("a") + 1
     if kind == "circled":
         return int(unicodedata.numeric(label))
-    tens, _, ones = label.rpartition("十")
-    value = (_CHINESE.index(tens) + 1) * 10 if tens else 10 * ("十" in label)
+    tens, ten, ones = label.rpartition("十")
+    value = 10 * (_CHINESE.index(tens) + 1 if tens else 1) if ten else 0
     return value + (_CHINESE.index(ones) + 1 if ones else 0)
 
 

@@ -52,6 +52,7 @@ class Sequence:
     ) -> None:
         self.request = request
         self.policy: Policy = request.policy or router.policy
+        assert self.policy != "split", "prompts are split before they are read"
         if len(request.routes) > 1 and self.policy == "route_once":
             raise GenerationError(
                 f"{len(request.routes)} routes with the policy route_once, which takes one"

@@ -1,6 +1,7 @@
 """Batches of prompts answered by one system, or found in the store of answers."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import islice
@@ -10,6 +11,7 @@ from dlplora.engine.option_scoring import score_options
 from dlplora.engine.prompts import prompt_tokens
 from dlplora.engine.requests import Request
 from dlplora.engine.runner import Runner
+from dlplora.errors import GenerationError
 from dlplora.evaluation.answer_store import Answered, AnsweredBatch, AnswerStore
 from dlplora.evaluation.items import Prompt
 from dlplora.lora.mix import weighted
@@ -37,15 +39,25 @@ class Answering:
     def answer(self, prompts: Sequence[Prompt]) -> AnsweredBatch:
         """Return the answers to the prompts of a batch, with the scores of options.
 
-        A prompt that is split is asked question by question.
+        A prompt that is split is asked question by question. One whose options are weighed is left
+        whole, and so is one that cannot be split.
         """
-        split = [self._runner.split(prompt.request) for prompt in prompts]
+        split = [self._split(prompt) for prompt in prompts]
         requests = self._routed([request for own in split for request in own])
         options = [prompt.options for prompt, own in zip(prompts, split, strict=True) for _ in own]
         batch = self._answer(requests, options)
         answered = iter(batch.answered)
         joined = [_joined(list(islice(answered, len(own)))) for own in split]
         return replace(batch, answered=tuple(joined))
+
+    def _split(self, prompt: Prompt) -> list[Request]:
+        request = prompt.request
+        if (request.policy or self._system.policy) != "split":
+            return [request]
+        if not prompt.options:
+            with suppress(GenerationError):
+                return self._runner.split(request)
+        return [request.changed(policy="route_once", routes=request.routes[:1])]
 
     def _answer(
         self, requests: Sequence[Request], options: Sequence[tuple[str, ...]]

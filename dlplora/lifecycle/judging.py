@@ -26,6 +26,7 @@ from dlplora.systems.load import Systems
 from dlplora.systems.system import System
 from dlplora.words import Advance
 
+_ROUNDING = 1e-9
 _NUM_TIMED = 8  # prompts that are asked both in turns
 
 
@@ -77,7 +78,7 @@ def judge(
             f"{params.gate.max_latency_ratio})."
         )
     rates = fallback_rate(candidate, tests), fallback_rate(other, tests)
-    falls_back_more = rates[0] - rates[1] > params.gate.max_fallback_increase
+    falls_back_more = rates[0] - rates[1] > params.gate.max_fallback_increase + _ROUNDING
     if falls_back_more:
         notes.append(
             f"Unsure more often: of these questions, {rates[0]:.1%} would go to the base model, of "

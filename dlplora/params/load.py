@@ -104,8 +104,8 @@ def _check_systems(params: Params, source: str) -> None:
                 )
             if system.needs_task and NUM_QUESTIONS[setting] > 1 and system.policy == "route_once":
                 raise ParamsError(
-                    f"{source}: systems.{name}.policy is route_once; expected keep or refill: a "
-                    f"prompt of {setting} has several tasks"
+                    f"{source}: systems.{name}.policy is route_once; expected split, keep or "
+                    f"refill: a prompt of {setting} has several tasks"
                 )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from dlplora.errors import RouterError, unreadable
 from dlplora.records.files import check_sha256, file_sha256, read_json, write_json
+from dlplora.words import is_number
 
 ROUTER_WEIGHTS = "router.safetensors"
 _CARD = "router.json"
@@ -27,7 +28,7 @@ def write_fallback(folder: Path, threshold: float) -> None:
 def read_fallback(folder: Path) -> float:
     """Read what `write_fallback` wrote; `RouterError` if it is not there."""
     card = read_router_card(folder)
-    if not isinstance(card.get(_FALLBACK), float):
+    if not is_number(card.get(_FALLBACK)):
         raise RouterError(f"{folder}: no usable router: {_CARD} has no {_FALLBACK!r}")
     return float(card[_FALLBACK])
 

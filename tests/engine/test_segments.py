@@ -72,12 +72,33 @@ def test_a_list_may_stand_in_one_line_and_hold_another_list() -> None:
         "2. two\n3. three",
         "it is 12:30 now",
         "( ( [ ) ] )",
+        "三一、one 二、two",
+        "* " * 9_000,
+        "\n" * 9_000,
         "1.\n2.",
         "",
     ],
 )
 def test_numbers_that_do_not_count_up_from_one_are_no_list(text: str) -> None:
     assert numbered(text) is None
+
+
+def test_chinese_numerals_count_beyond_ten() -> None:
+    numerals = ["一", "二", "三", "四", "五", "六", "七", "八", "九", "十", "十一", "十二"]
+    text = "\n".join(f"{one}、is it cold ?" for one in numerals)
+    assert [one.label for one in segments_of(text, always)] == [f"{one}、" for one in numerals]
+
+
+def test_a_number_that_nothing_follows_is_no_question() -> None:
+    found = segments_of("1. one ?\n2. two ?\n3. ", always)
+    assert [one.text for one in found] == ["one ?", "two ?"]
+
+
+def test_a_long_list_that_is_none_of_questions_is_left_whole() -> None:
+    text = "Sum up:\n" + "\n".join(f"- point {n}" for n in range(60))
+    assert segments_of(text, lambda texts: [Route(("a",), (1.0,), 0.3) for _ in texts]) == (
+        Segment(text),
+    )
 
 
 def test_a_list_that_belongs_to_one_question_is_left_whole() -> None:

@@ -9,7 +9,7 @@ import pytest
 from dlplora.engine.answers import Answer
 from dlplora.engine.requests import Message, Request
 from dlplora.engine.runner import Runner
-from dlplora.errors import GenerationError, PromptTooLongError
+from dlplora.errors import GenerationError, PromptTooLongError, RouterError
 from dlplora.lora.attach import Pool
 from dlplora.models import Base
 from dlplora.records.routes import Route
@@ -125,6 +125,51 @@ def test_a_limit_of_all_tokens_is_shared(pooled: Pooled) -> None:
     assert (answer.num_tokens, answer.ending) == (9, "length")
 
 
+def test_a_prompt_that_is_left_whole_can_be_cancelled(pooled: Pooled) -> None:
+    request = Request("say red", Sampling(max_new_tokens=100, ignore_eos=True))
+    scheduler = runner_of(pooled).scheduler()
+    scheduler.add(request)
+    scheduler.step()
+    request.cancel()
+    answer = finished(scheduler, steps=3)[0, 0]
+    assert isinstance(answer, Answer)
+    assert answer.ending == "cancelled"
+
+
+def test_what_arrives_while_the_router_looks_is_split_too(pooled: Pooled) -> None:
+    scheduler = runner_of(pooled).scheduler()
+
+    class Adding(ByWord):
+        """A router during whose first look another request arrives."""
+
+        has_added = False
+
+        def route(self, texts: Sequence[str]) -> list[Route]:
+            if not self.has_added:
+                self.has_added = True
+                scheduler.add(Request(LISTED, SHORT))
+            return super().route(texts)
+
+    scheduler = runner_of(pooled, router=Adding()).scheduler()
+    scheduler.add(Request(LISTED, SHORT))
+    ends = finished(scheduler)
+    assert ends[0, 0] == ends[1, 0]
+    assert len(ends[1, 0].parts) == 3  # type: ignore[union-attr]
+
+
+def test_one_route_and_several_answers_leave_a_prompt_whole(pooled: Pooled) -> None:
+    runner = runner_of(pooled)
+    for told in ({"routes": (BOTH,)}, {"n": 2, "sampling": replace(SHORT, temperature=1.0)}):
+        asked = Request(**({"prompt": LISTED, "sampling": SHORT} | told))  # type: ignore[arg-type]
+        whole = runner_of(pooled, policy="route_once").generate([asked])
+        assert runner.generate([asked]) == whole
+
+
+def test_without_a_router_nothing_is_answered(pooled: Pooled) -> None:
+    with pytest.raises(RouterError, match="the engine has no router"):
+        runner_of(pooled, router=None).generate([Request(LISTED, SHORT)])
+
+
 def test_raw_text_and_token_ids_are_left_whole(pooled: Pooled) -> None:
     for told in ({"prompt": LISTED, "raw": True}, {"prompt": (5, 6, 7)}):
         (answer,) = runner_of(pooled).generate([Request(sampling=SHORT, **told)])  # type: ignore[arg-type]
@@ -135,9 +180,12 @@ def test_raw_text_and_token_ids_are_left_whole(pooled: Pooled) -> None:
     ("told", "message"),
     [
         ({"num_answers": 4}, "num_answers asks for 4 questions; the prompt holds 3"),
-        ({"prompt": "say red", "num_answers": 2}, "num_answers asks for 2 questions; the prompt"),
+        (
+            {"prompt": "say red", "num_answers": 2},
+            "num_answers asks for 2 questions; the prompt holds 1",
+        ),
         ({"routes": (ONE, BOTH)}, "routes asks for 2 questions; the prompt holds 3"),
-        ({"n": 2}, "n is 2, expected 1 of a prompt that is split"),
+        ({"max_total_tokens": 2}, "max_total_tokens is 2, expected at least one for each of 3"),
         ({"prompt": "\n".join(f"{n}. say red" for n in range(1, 101))}, "100 questions, expected"),
     ],
 )
