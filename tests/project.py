@@ -385,7 +385,7 @@ def make_learned(root: Path) -> None:
         "unseen_tasks": {},
     }
     values["splits"]["shares"] = [0.5, 0.1, 0.4]
-    values["gate"]["minimum_items"] = 10
+    values["gate"] |= {"minimum_items": 10, "max_fallback_increase": 1}  # its router is never sure
     values["adapter"] |= {"steps": 30, "learning_rate": 0.05}
     project = write_project(root, values)
     for task in ("opposites", "colours"):

@@ -265,7 +265,7 @@ def test_a_candidate_that_is_unsure_more_often_is_held_back(pair: Pair) -> None:
     assert found.overall.verdict == "within noise"
     assert found.notes == (
         "Unsure more often: of these questions, 100.0% would go to the base model, of v0.0.4 "
-        "0.0% (limit: 5.0% more).",
+        "0.0% (limit: 10.0% more).",
     )
     assert decide(found, approval=False) == "not promoted"
     edit(pair.folder / "params.yaml", lambda values: values["gate"].update(max_fallback_increase=1))
