@@ -17,8 +17,7 @@ def main(name: str, examples: Path, out: Path, timing: Path) -> None:
         {task: read_examples(examples_path(examples, split, task)) for task in tasks}
         for split in ("train", "validation")
     )
-    settings = params.balance.model_copy(update={"composites": 0})
-    write_router_data(out, balance(train, validation, params=settings, seed=params.seed))
+    write_router_data(out, balance(train, validation, params=params.balance, seed=params.seed))
     write_timing(timing)
 
 

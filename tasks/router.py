@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dlplora.data.balance import read_labelled, read_training_texts
+from dlplora.data.balance import read_labelled
 from dlplora.data.wordings import read_no_task
 from dlplora.params.fields import named
 from dlplora.params.load import load_params
@@ -27,7 +27,7 @@ def main(name: str, router_data: Path, no_task: Path, reads: Path, out: Path, ti
             *sorted(path for path in reads.rglob("*") if path.is_file()),
         ],
     )
-    train = read_training_texts(router_data)
+    train = read_labelled(router_data / "train.parquet")
     with (
         checkpointed(folder, keep=lambda: is_awaited(title)) as checkpoint,
         progress(title, total=num_steps(settings, num_rows=len(train))) as advance,

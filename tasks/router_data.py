@@ -1,4 +1,4 @@
-"""Stage `router_data`: draw balanced router data and composites from all tasks."""
+"""Stage `router_data`: draw balanced router data from all tasks."""
 
 from pathlib import Path
 

@@ -194,8 +194,6 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
             "per_task": 20,
             "validation_per_task": 4,
             "reworded": 0.5,
-            "composites": 4,
-            "parts": [2],
         },
         "routers": {
             "mlp": {

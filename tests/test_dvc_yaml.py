@@ -20,7 +20,7 @@ STAGES: dict[str, dict[str, Any]] = {
     name: stage.get("do", stage) | {"foreach": stage.get("foreach")}
     for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items()
 }
-EMPTY = Comparison("iid", "single", "base", {}, (), {}, {}, {}, {}, ())
+EMPTY = Comparison("iid", "single", "base", {}, (), {}, {}, {}, {}, {}, ())
 TRAINING = [
     "adapter",
     "experts",

@@ -178,7 +178,7 @@ Edit = Callable[[dict[str, Any]], object]
         (lambda v: v["systems"]["base"].update(policy="anew"), "systems.base.policy", "anew"),
         (lambda v: v["routers"]["mlp"].update(kind="magic"), "routers.mlp: ", "'magic'"),
         (lambda v: v["base_model"].update(sha256="abc"), "base_model.sha256: ", "abc"),
-        (lambda v: v["balance"].update(parts=[1]), "balance.parts.0: ", "found 1"),
+        (lambda v: v["balance"].update(per_task=0), "balance.per_task: ", "found 0"),
         (lambda v: v.update(evaluation=None), "evaluation: ", "found None"),
         (lambda v: v["adapters"].update(past_tense=None), "adapters.past_tense: ", "found None"),
         (lambda v: v["tasks"].update({"../x": v["tasks"]["past_tense"]}), "tasks.../x", "'../x'"),

@@ -15,7 +15,7 @@ from dlplora.engine.decisions import DecisionLog
 from dlplora.engine.prefill import Prefill
 from dlplora.engine.reading import probe
 from dlplora.engine.requests import Request, check_text
-from dlplora.engine.segments import Segment, segments_of
+from dlplora.engine.segments import Segment, numbered, segments_of
 from dlplora.engine.sequence import Sequence as AnswerSequence
 from dlplora.engine.sequence import as_request_error
 from dlplora.errors import DlpLoraError, GenerationError, RouterError
@@ -60,10 +60,11 @@ class RequestRouter:
         """Take the adapters of a route as they are now; `RouterError` on one that is not here."""
         return self.pool.row(route)
 
-    def readings(self, request: Request, written: str | None = None) -> tuple[str, ...]:
+    def readings(self, request: Request, sequence: AnswerSequence | None = None) -> tuple[str, ...]:
         """Return what the router reads of a request, and of its answer so far, in one or two ways.
 
-        The route of the reading that it is surest of counts.
+        The route of the reading that it is surest of counts. Of a numbered prompt whose answers
+        are routed one by one, only the question that is being answered is read.
         """
         prompt = request.prompt
         if isinstance(prompt, str):
@@ -74,14 +75,28 @@ class RequestRouter:
         else:
             turns = [turn.content for turn in prompt if not isinstance(turn, int)]
         texts = {"last_turn": turns[-1], "window": "\n".join(turns)[-self.window_chars :]}
+        written = sequence.text if sequence else ""
         found: tuple[str, ...] = (turns[0],)
-        if request.route_on != "surest":
+        if pending := self._pending(request, turns[-1], sequence.num_ended if sequence else 0):
+            found = (pending,)
+            written = sequence.open_answer if sequence else ""
+        elif request.route_on != "surest":
             found = (texts[request.route_on],)
         elif len(turns) > 1:
             found = tuple(texts.values())
-        if written is None:
+        if not written:
             return found
         return tuple(f"{text}\n{written}"[-self.window_chars :] for text in found)
+
+    def _pending(self, request: Request, text: str, num_ended: int) -> str | None:
+        """Return the question that is answered next, if a prompt numbers those that it asks for."""
+        policy = request.policy or self.policy
+        if request.num_answers == 1 or policy == "route_once":
+            return None
+        listed = numbered(text)
+        if listed is None or len(listed[1]) != request.num_answers:
+            return None
+        return listed[1][num_ended].text
 
     def routes(self, asked: Sequence[Sequence[str]]) -> list[Route]:
         """Return the router's route for each text, of which there may be several readings.
@@ -151,7 +166,7 @@ class RequestRouter:
         """
         places = [place for place, sequence in enumerate(sequences) if sequence.is_open]
         opened = [sequences[place] for place in places]
-        texts = [self.readings(one.request, one.text or None)[0] for one in opened]
+        texts = [self.readings(one.request, one)[0] for one in opened]
         try:
             routes = self._probed(texts, read.inputs()[places], seconds)
         except Exception as error:
@@ -182,7 +197,7 @@ class RequestRouter:
                 sequence.probe = self.probe
                 return
             else:
-                (route,) = self.routes([self.readings(request, sequence.text)])
+                (route,) = self.routes([self.readings(request, sequence)])
         except Exception as error:
             sequence.error = as_request_error(error)
         else:

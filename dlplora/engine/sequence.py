@@ -148,6 +148,11 @@ class Sequence:
         """The answer so far, its last word perhaps unfinished."""
         return self._trimmed(self._written)
 
+    @property
+    def open_answer(self) -> str:
+        """What is written of the answer that is open, one of several to a prompt."""
+        return self._written[self._starts[-1] :].strip()
+
     def accept(self, token: int) -> str:
         """Append a token that the model chose; return the text that is certain by it."""
         self.begins = False

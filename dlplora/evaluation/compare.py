@@ -13,13 +13,15 @@ from dlplora.evaluation.metrics import (
     interval,
     mean_over_tasks,
     resampled_tasks,
+    score_task,
     summarise,
 )
+from dlplora.evaluation.multi_question import place_of
 from dlplora.params.systems import SystemEntry
-from dlplora.records.comparison import Comparison, Difference, Routing, Sample
+from dlplora.records.comparison import Comparison, Difference, Position, Routing, Sample
 from dlplora.records.scores import ItemScore, read_items
 from dlplora.routing.base import calibration_error
-from dlplora.words import Primary
+from dlplora.words import NUM_QUESTIONS, Primary, Setting
 
 _SAMPLES_PER_TASK = 3
 
@@ -27,7 +29,7 @@ _SAMPLES_PER_TASK = 3
 def compare(
     scores: Path,
     *,
-    setting: str,
+    setting: Setting,
     primaries: Mapping[str, Primary],
     systems: Mapping[str, SystemEntry],
     reference: str,
@@ -81,6 +83,11 @@ def compare(
         summaries=summaries,
         differences=differences,
         task_differences=task_differences,
+        positions={
+            name: _by_position(rows, primaries, seed=seed)
+            for name, rows in items.items()
+            if NUM_QUESTIONS[setting] > 1
+        },
         routing={
             name: _routing(rows)
             for name, rows in items.items()
@@ -93,6 +100,26 @@ def compare(
 def _difference(gap: float, resampled: Numbers) -> Difference:
     low, high = interval(resampled)
     return Difference(gap, low, high)
+
+
+def _by_position(
+    items: Sequence[ItemScore], primaries: Mapping[str, Primary], *, seed: int
+) -> tuple[Position, ...]:
+    """Score the first questions of all prompts, the second ones, …: means over tasks."""
+    places: dict[int, list[ItemScore]] = {}
+    for item in items:
+        places.setdefault(place_of(item.id), []).append(item)
+    found = []
+    for _, own in sorted(places.items()):
+        met = {item.task for item in own}
+        shown = {task: primary for task, primary in primaries.items() if task in met}
+        resampled = resampled_tasks(own, shown, seed=seed)
+        scores = [
+            score_task([item for item in own if item.task == task], primary, resampled[task]).score
+            for task, primary in shown.items()
+        ]
+        found.append(Position(float(np.mean(scores)), *interval(mean_over_tasks(resampled))))
+    return tuple(found)
 
 
 def _routing(items: Sequence[ItemScore]) -> Routing:

@@ -1,9 +1,10 @@
 """The settings `composite_…`: several questions in one prompt, each answer scored by itself."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
-from dlplora.data.balance import composite_text, draw_questions
 from dlplora.engine.requests import Request
 from dlplora.engine.runner import Runner
 from dlplora.errors import DataError
@@ -36,7 +37,7 @@ def multi_question_batches(
         Prompt(
             _request(parts, tasks, system),
             parts,
-            [f"{number}:{place}:{part.id}" for place, part in enumerate(parts)],
+            [_item_id(number, place, part) for place, part in enumerate(parts)],
         )
         for number, parts in enumerate(drawn)
         if runner.reads(_whole(parts, tasks))
@@ -50,12 +51,45 @@ def multi_question_batches(
         yield prompts[start : start + batch_size]
 
 
+def _item_id(number: int, place: int, example: Example) -> str:
+    return f"{number}:{place}:{example.id}"
+
+
+def place_of(item_id: str) -> int:
+    """Return which question of its prompt an item was, the first being 0."""
+    return int(item_id.split(":")[1])
+
+
 def draw_prompts(
     tests: Sequence[TaskItems], *, questions: int, count: int, seed: int
 ) -> list[list[Example]]:
-    """Draw the questions of `count` prompts, each of different tasks, as router data does."""
+    """Draw the questions of `count` prompts, each of so many different tasks.
+
+    Tasks take turns to be in one; the others, the questions and their order are drawn by hashes. So
+    another task changes none of the prompts that it is not part of.
+    """
     examples = {test.name: test.examples for test in tests}
-    return draw_questions(examples, questions, count=count, seed=seed)
+
+    def rank(*names: object) -> bytes:
+        key = "\0".join(map(str, (seed, questions, *names)))
+        return hashlib.sha256(key.encode()).digest()
+
+    turns = sorted(examples, key=rank)
+    drawn = []
+    for number in range(count):
+        turn, place = divmod(number, len(turns))
+        own = turns[place]
+        others = sorted(examples.keys() - {own}, key=partial(rank, own, turn))
+        tasks = sorted([own, *others[: questions - 1]], key=partial(rank, own, turn, "order"))
+        drawn.append(
+            [min(examples[task], key=lambda row: rank(own, turn, row.id)) for task in tasks]
+        )
+    return drawn
+
+
+def numbered_text(questions: Sequence[str]) -> str:
+    """Number several questions as one prompt."""
+    return "\n".join(f"{number}. {text.strip()}" for number, text in enumerate(questions, start=1))
 
 
 def _request(parts: Sequence[Example], tasks: Mapping[str, Task], system: System) -> Request:
@@ -74,7 +108,7 @@ def _request(parts: Sequence[Example], tasks: Mapping[str, Task], system: System
 def _whole(parts: Sequence[Example], tasks: Mapping[str, Task]) -> Request:
     """Return what asks all questions in one sequence."""
     return Request(
-        composite_text([part.question for part in parts]),
+        numbered_text([part.question for part in parts]),
         Sampling(max_new_tokens=sum(tasks[part.task].max_new_tokens + 1 for part in parts)),
         num_answers=len(parts),
     )

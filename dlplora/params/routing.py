@@ -13,8 +13,6 @@ class Balance(Section):
     per_task: Count
     validation_per_task: Count
     reworded: Fraction
-    composites: Annotated[int, Field(ge=0)]
-    parts: list[Annotated[int, Field(ge=2)]]
 
 
 class MlpRouter(Section):

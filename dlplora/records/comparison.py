@@ -25,6 +25,15 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Position:
+    """What a system scored on the questions that stand at one place in their prompts."""
+
+    score: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Routing:
     """How one system routed: first choices by true task, and numbers of adapters of prompts.
 
@@ -53,7 +62,8 @@ class Comparison:
 
     The reference is told each question's task. The default is what users ask; `captions` say how
     each system answers, and `joint` are those trained on several tasks together.
-    `task_differences[system][task]` are those of one task alone.
+    `task_differences[system][task]` are those of one task alone, and `positions[system]` those of
+    the first, second, … questions where a prompt has several.
     """
 
     setting: str
@@ -64,6 +74,7 @@ class Comparison:
     summaries: Mapping[str, Summary]
     differences: Mapping[str, Difference]
     task_differences: Mapping[str, Mapping[str, Difference]]
+    positions: Mapping[str, tuple[Position, ...]]
     routing: Mapping[str, Routing]
     samples: tuple[Sample, ...]
 

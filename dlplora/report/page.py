@@ -81,6 +81,8 @@ def _charts(inputs: Inputs) -> dict[str, Any]:
         for setting, found in worded.items():
             shown = [name for name in _headline(inputs) if name in found.summaries]
             charts[f"{setting}_by_task"] = plots.scores_by_task(found, shown)
+    if several := _several(inputs):
+        charts["multi_question"] = plots.scores_by_position(several)
     for name in _learned(inputs):
         charts[f"confusion_{name}"] = plots.confusion_matrix(comparison.routing[name])
     return charts
@@ -89,6 +91,11 @@ def _charts(inputs: Inputs) -> dict[str, Any]:
 def _worded(inputs: Inputs) -> dict[str, Comparison]:
     """Return the settings that ask the test items in another way, one by one."""
     return {name: found for name, found in inputs.others.items() if name not in _SEVERAL}
+
+
+def _several(inputs: Inputs) -> dict[str, Comparison]:
+    """Return the settings whose prompts hold several questions."""
+    return {name: found for name, found in inputs.others.items() if name in _SEVERAL}
 
 
 def _headline(inputs: Inputs) -> list[str]:
@@ -108,7 +115,6 @@ def _learned(inputs: Inputs) -> list[str]:
 def _content(inputs: Inputs) -> Mapping[str, Any]:
     comparison = inputs.comparison
     settings = [comparison, *inputs.others.values()]
-    several = {name: found for name, found in inputs.others.items() if name in _SEVERAL}
     worded = _worded(inputs)
     return {
         "reference": comparison.reference,
@@ -130,7 +136,7 @@ def _content(inputs: Inputs) -> Mapping[str, Any]:
         "worded": list(worded),
         "wordings": tables.by_setting(worded, inputs.timings, routed="routing accuracy"),
         "multi_question": tables.by_setting(
-            several, inputs.timings, routed="right adapter at the end"
+            _several(inputs), inputs.timings, routed="right adapter at the end"
         ),
         "routers": tables.router_quality(inputs.routers),
         "findings": tables.data_findings(inputs.findings, inputs.trainings),

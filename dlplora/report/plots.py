@@ -115,6 +115,46 @@ def scores_by_setting(comparisons: Mapping[str, Comparison]) -> Any:
     return (bars + dots).properties(width=_WIDTH, height=height)
 
 
+def scores_by_position(comparisons: Mapping[str, Comparison]) -> Any:
+    """Draw each system's score on the first, second, … questions of prompts, a panel a setting."""
+    rows = pd.DataFrame(
+        {
+            "setting": setting,
+            "system": name,
+            "question": str(place),
+            "score": row.score,
+            "low": row.low,
+            "high": row.high,
+        }
+        for setting, comparison in comparisons.items()
+        for name, positions in comparison.positions.items()
+        for place, row in enumerate(positions, start=1)
+    )
+    order = list(rows.groupby("system")["score"].mean().sort_values(ascending=False).index)
+    colours = [ACCENT, SECOND, "#3a9c74", "#9b59b6", GREY, INK]
+    colour = alt.Color(
+        "system:N",
+        sort=order,
+        scale=alt.Scale(domain=order, range=[colours[k % 6] for k in range(len(order))]),
+        title=None,
+        legend=alt.Legend(orient="top", symbolOpacity=1),
+    )
+    offset = alt.XOffset("system:N", sort=order)
+    x = alt.X("question:O", title="question of the prompt", axis=alt.Axis(labelAngle=0))
+    y = alt.Y("low:Q", title="score, mean over tasks", scale=alt.Scale(domain=[0, 1]))
+    base = alt.Chart(rows)
+    bars = base.mark_rule(strokeWidth=3, opacity=0.35).encode(
+        x=x, xOffset=offset, y=y, y2="high:Q", color=colour
+    )
+    dots = base.mark_circle(size=70, opacity=1).encode(
+        x=x, xOffset=offset, y="score:Q", color=colour
+    )
+    panel = (bars + dots).properties(width=alt.Step(13), height=220)
+    return panel.facet(
+        column=alt.Facet("setting:N", title=None, sort=list(comparisons))
+    ).resolve_scale(x="independent")
+
+
 def scores_by_task(comparison: Comparison, shown: Sequence[str]) -> Any:
     """Draw the systems of `shown` on each task, joined by a line from worst to best."""
     rows = pd.DataFrame(

@@ -1,6 +1,5 @@
-"""Balance: equal shares of every task, and composites that say what they hold."""
+"""Balance: equal shares of every task."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,16 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlplora.data.balance import (
-    Composite,
-    Labelled,
     RouterData,
     balance,
-    composite_text,
     draw,
-    read_composites,
     read_labelled,
-    read_training_texts,
-    states_of,
     write_router_data,
 )
 from dlplora.errors import DataError
@@ -29,7 +22,7 @@ from dlplora.params.routing import Balance
 from dlplora.records.examples import Example, example_id
 
 SIZES = {"up": 7, "hot": 30, "big": 1, "left": 13}
-PARAMS = Balance(per_task=20, validation_per_task=5, reworded=0.0, composites=60, parts=[2, 3])
+PARAMS = Balance(per_task=20, validation_per_task=5, reworded=0.0)
 
 
 def _examples(task: str, size: int, part: str) -> list[Example]:
@@ -88,62 +81,11 @@ def test_small_tasks_repeat_evenly_and_large_ones_not_at_all() -> None:
     assert {count for text, count in counts.items() if " hot " in text} == {1}
 
 
-def test_composites_join_different_tasks_and_name_them_in_order() -> None:
-    composites = _balance().composites
-    assert len(composites) == 60
-    for composite in composites:
-        assert len(set(composite.tasks)) == len(composite.tasks)
-        assert len(composite.questions) == len(composite.answers) == len(composite.tasks)
-        for question, answer, task in zip(
-            composite.questions, composite.answers, composite.tasks, strict=True
-        ):
-            (example,) = [row for row in TRAIN[task] if row.question == question]
-            assert answer == example.answers[0]
-
-
-def test_the_text_of_a_composite_numbers_its_questions() -> None:
-    for composite in _balance().composites:
-        lines = composite.text.split("\n")
-        assert len(lines) == len(composite.questions)
-        for number, (line, question) in enumerate(
-            zip(lines, composite.questions, strict=True), start=1
-        ):
-            assert line == f"{number}. {question.strip()}"
-
-
-def test_composite_text_is_the_numbered_list() -> None:
-    assert composite_text([" up ?\n", "left ?", "hot"]) == "1. up ?\n2. left ?\n3. hot"
-
-
-def test_the_sizes_of_composites_take_turns() -> None:
-    sizes = [len(composite.tasks) for composite in _balance().composites]
-    assert sizes == [2, 3] * 30
-
-
-def test_every_task_and_every_first_place_comes_up_in_composites() -> None:
-    composites = _balance().composites
-    assert {composite.tasks[0] for composite in composites} == set(SIZES)
-    assert {composite.tasks[-1] for composite in composites} == set(SIZES)
-
-
-def test_composites_larger_than_the_number_of_tasks_are_left_out() -> None:
-    params = PARAMS.model_copy(update={"parts": [2, 9, 4]})
-    assert [len(composite.tasks) for composite in _balance(params).composites] == [2, 4] * 30
-    assert _balance(params, tasks=["up"]).composites == []
-
-
-def test_no_composites_may_be_wanted() -> None:
-    data = _balance(PARAMS.model_copy(update={"composites": 0}))
-    assert data.composites == []
-    assert len(data.train) == 80
-
-
 def test_the_same_seed_gives_the_same_data_and_another_seed_other_data() -> None:
     first, second, other = _balance(seed=3), _balance(seed=3), _balance(seed=4)
     assert first == second
     assert first.train != other.train
     assert first.validation != other.validation
-    assert first.composites != other.composites
 
 
 @settings(deadline=None)
@@ -162,8 +104,6 @@ def test_any_tasks_get_equal_shares_without_needless_repetition(
         per_task=per_task,
         validation_per_task=per_validation,
         reworded=0.0,
-        composites=5,
-        parts=[2, 3],
     )
     data = balance(train, validation, params=params, seed=seed)
     assert data == balance(train, validation, params=params, seed=seed)
@@ -186,13 +126,6 @@ def test_router_data_comes_back_from_its_folder(tmp_path: Path) -> None:
     data = _balance()
     write_router_data(tmp_path / "data", data)
     assert read_back(tmp_path / "data") == data
-    assert isinstance(read_back(tmp_path / "data").composites[0], Composite)
-
-
-def test_router_data_without_composites_comes_back(tmp_path: Path) -> None:
-    data = RouterData([Labelled("up ?\n雨", "up")], [Labelled("", "up")], [])
-    write_router_data(tmp_path / "data", data)
-    assert read_back(tmp_path / "data") == data
 
 
 def test_the_same_router_data_gives_the_same_bytes_in_place_of_the_old(tmp_path: Path) -> None:
@@ -206,43 +139,11 @@ def test_the_same_router_data_gives_the_same_bytes_in_place_of_the_old(tmp_path:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-@pytest.mark.parametrize("parts", [[2], [3, 2], [4]])
-def test_numbers_stand_at_the_start_of_lines_only_as_often_as_parts(parts: list[int]) -> None:
-    params = PARAMS.model_copy(update={"parts": parts})
-    for number, composite in enumerate(_balance(params).composites):
-        size = parts[number % len(parts)]
-        found = re.findall(r"(?m)^(\d+)\. ", composite.text)
-        assert found == [str(place) for place in range(1, size + 1)]
-
-
 def read_back(folder: Path) -> RouterData:
     return RouterData(
         read_labelled(folder / "train.parquet"),
         read_labelled(folder / "validation.parquet"),
-        read_composites(folder / "composites.parquet"),
     )
-
-
-def test_the_states_of_a_composite_lead_to_each_of_its_tasks() -> None:
-    composite = Composite(
-        text="1. up ?\n2. one ?",
-        questions=("up ?", "one ?"),
-        answers=("a b", "c"),
-        tasks=("x", "y"),
-    )
-    assert [(state.text, state.task) for state in states_of(composite)] == [
-        ("1. up ?\n2. one ?", "x"),
-        ("1. up ?\n2. one ?\na", "x"),
-        ("1. up ?\n2. one ?\na b", "y"),
-        ("1. up ?\n2. one ?\na b\nc", "y"),
-    ]
-
-
-def test_routers_learn_from_the_texts_and_the_states(tmp_path: Path) -> None:
-    data = _balance()
-    write_router_data(tmp_path / "router_data", data)
-    states = [state for composite in data.composites for state in states_of(composite)]
-    assert read_training_texts(tmp_path / "router_data") == [*data.train, *states]
 
 
 def test_a_share_of_the_texts_is_worded_otherwise_and_contradictions_are_refused() -> None:
@@ -254,7 +155,6 @@ def test_a_share_of_the_texts_is_worded_otherwise_and_contradictions_are_refused
     found = balance(worded, VALIDATION, params=params, seed=0)
     assert all(row.text.startswith("now ") for row in found.train)
     assert found.validation == balance(TRAIN, VALIDATION, params=PARAMS, seed=0).validation
-    assert all("now" not in composite.text for composite in found.composites)
     same = {task: [replace(row, reworded="up ?") for row in own] for task, own in TRAIN.items()}
     with pytest.raises(DataError, match=r"make the question 'up \?', which big has, too"):
         balance(same, VALIDATION, params=params, seed=0)

@@ -371,6 +371,30 @@ def test_the_router_reads_no_more_than_its_window(
     assert {len(text) for text in router.read[1:]} == {6}
 
 
+@pytest.mark.parametrize("policy", ["keep", "refill"])
+def test_of_a_numbered_prompt_the_router_reads_the_question_that_is_answered_next(
+    pooled: tuple[Base, Pool], policy: Policy
+) -> None:
+    base, pool = pooled
+    with_lines = replace(base, chat=chat_of(tiny_tokenizer(lines=True), ""))
+    sampling = Sampling(max_new_tokens=90, temperature=3.0)
+    questions = ("say red", "what is the opposite of up ?")
+    prompt = "1. say red\n2. what is the opposite of up ?"
+    for seed in range(50):
+        router = ByStops()
+        request = Request(prompt, replace(sampling, seed=seed), policy=policy, num_answers=2)
+        (answer,) = Runner(with_lines, pool, router=router).generate([request])
+        if answer.ending != "end" or any("." in part.text for part in answer.parts):
+            continue
+        first = answer.parts[0].text
+        assert router.read[0] == questions[0]
+        assert questions[1] in router.read
+        assert all(text.startswith(questions) for text in router.read)
+        assert not any(first and first in text for text in router.read if text[0] == "w")
+        return
+    pytest.fail("no answer of two lines")
+
+
 @pytest.mark.parametrize("policy", ["route_once", "keep", "refill"])
 def test_a_composite_has_a_line_by_each_of_its_routes(
     pooled: tuple[Base, Pool], policy: Policy

@@ -116,6 +116,14 @@ def scores(tmp_path: Path) -> Path:
     return folder
 
 
+def in_prompts(items: Sequence[ItemScore]) -> list[ItemScore]:
+    """Return items as those of prompts of two questions."""
+    return [
+        replace(item, id=f"{number // 2}:{number % 2}:{item.id}")
+        for number, item in enumerate(items)
+    ]
+
+
 def entries(names: Sequence[str]) -> dict[str, SystemEntry]:
     """Return what the params say of systems: all but two are routed."""
     mlp = {"router": "data/routers/mlp", "k": 2, "weights": "equal"}
@@ -160,6 +168,21 @@ def test_a_summary_of_the_comparison_is_the_one_that_the_evaluation_wrote(scores
 
     for system in RIGHT:
         assert comparison.summaries[system] == read_summary(scores / "iid" / system)
+
+
+def test_questions_are_scored_by_their_place_in_the_prompt(scores: Path) -> None:
+    for system in RIGHT:
+        items = [item for task in PRIMARIES for item in items_of(system, task)]
+        write_system(scores / "composite_2" / system, system, in_prompts(items))
+    positions = compared(scores, setting="composite_2").positions
+
+    assert compared(scores).positions == {}
+    for system in RIGHT:
+        by_task = [[item.score for item in items_of(system, task)] for task in PRIMARIES]
+        for place, found in enumerate(positions[system]):
+            own = [np.mean(row[place::2]) for row in by_task]
+            assert found.score == pytest.approx(np.mean(own))
+            assert found.low <= found.score <= found.high
 
 
 def test_single_does_not_differ_from_itself(scores: Path) -> None:
@@ -393,7 +416,7 @@ def test_the_same_scores_give_the_same_bytes_and_read_back(scores: Path, tmp_pat
 
 
 def test_each_setting_is_compared_on_its_own_items(scores: Path, tmp_path: Path) -> None:
-    items = [item for task in PRIMARIES for item in items_of("routed", task)]
+    items = in_prompts([item for task in PRIMARIES for item in items_of("routed", task)])
     systems = entries(["single", "routed"])
     write_system(scores / "composite_2/single", "single", items[:12])
     write_system(scores / "composite_2/routed", "routed", items)

@@ -4,11 +4,10 @@ from collections import Counter
 
 import pytest
 
-from dlplora.data.balance import composite_text
 from dlplora.engine.requests import Request
 from dlplora.errors import DataError
 from dlplora.evaluation.metrics import METRICS
-from dlplora.evaluation.multi_question import draw_prompts
+from dlplora.evaluation.multi_question import draw_prompts, numbered_text
 from dlplora.evaluation.settings import primaries_in
 from dlplora.records.routes import PER_TOKEN
 from dlplora.sampling import Sampling
@@ -28,6 +27,10 @@ def test_questions_are_of_different_tasks_and_drawn_by_the_seed() -> None:
     assert drawn == draw_prompts(SIX, questions=2, count=30, seed=0)
     assert drawn != draw_prompts(SIX, questions=2, count=30, seed=1)
     assert {part.task for parts in drawn for part in parts} == {test.name for test in SIX}
+
+
+def test_the_questions_of_a_prompt_are_numbered() -> None:
+    assert numbered_text([" up ?\n", "left ?", "hot"]) == "1. up ?\n2. left ?\n3. hot"
 
 
 def test_another_task_leaves_the_prompts_as_they_were_that_it_is_not_in() -> None:
@@ -84,7 +87,7 @@ def test_each_answer_is_scored_by_its_own_reference_and_is_that_of_the_prompt_al
     with system.running(max_batch_size=1) as runner:
         for parts, pair in zip(drawn, pairs, strict=True):
             request = Request(
-                composite_text([part.question for part in parts]),
+                numbered_text([part.question for part in parts]),
                 Sampling(max_new_tokens=2 * TOKENS + 2),
                 system.told([part.task for part in parts]),
                 policy,

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from dlplora.records.comparison import Comparison, Difference, Routing, Sample
+from dlplora.records.comparison import Comparison, Difference, Position, Routing, Sample
 from dlplora.records.findings import Findings, Problem, SplitSize
 from dlplora.records.novelty import Novelty
 from dlplora.records.scores import Summary, TaskScore
@@ -144,6 +144,7 @@ def make_inputs() -> Inputs:
             name: Difference(sum(SCORES[name].values()) / 2 - 0.8125, -0.4, 0.1) for name in SCORES
         },
         task_differences={},
+        positions={},
         routing={
             "uniform": Routing(drawn, {"2": 16}, None),
             "dlp_mlp": Routing(routed, {"1": 14, "2": 2}, 0.03125),
@@ -155,6 +156,10 @@ def make_inputs() -> Inputs:
         comparison,
         setting="composite_2",
         summaries={name: summary(name) for name in ("single", "dlp_mlp", "uniform")},
+        positions={
+            name: (Position(0.75, 0.5, 0.875), Position(0.25, 0.0, 0.5))
+            for name in ("single", "dlp_mlp", "uniform")
+        },
     )
     return Inputs(
         comparison=comparison,
@@ -452,6 +457,7 @@ def test_figures_name_their_systems_and_tasks(report: Report) -> None:
     assert {"uniform", "dlp_mlp"} <= words("adapters_per_prompt")
     assert {*TASKS, "7", "1", "8"} <= words("confusion_dlp_mlp")
     assert "adapter" in words("stage_seconds")
+    assert {"composite_2", "single", "dlp_mlp", "uniform", "1", "2"} <= words("multi_question")
 
 
 def test_base_and_single_alone_make_a_report(tmp_path: Path) -> None:

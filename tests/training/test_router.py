@@ -58,7 +58,7 @@ def texts(count: int, *, seed: int) -> list[Labelled]:
     ]
 
 
-DATA = RouterData(train=texts(32, seed=1), validation=texts(10, seed=2), composites=[])
+DATA = RouterData(train=texts(32, seed=1), validation=texts(10, seed=2))
 
 
 @pytest.fixture(scope="module")
