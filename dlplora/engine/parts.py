@@ -48,7 +48,7 @@ class Parts:
         self._parts = [_Question(segment) for segment in segments]
         self._shown = 0  # the part that is being shown
         self._has_begun = False  # its number stands there
-        self.is_over = False
+        self._is_over = False
 
     @property
     def first(self) -> range:
@@ -62,10 +62,10 @@ class Parts:
 
     def add(self, place: int, piece: Piece) -> list[Piece]:
         """Take a piece of one part; return what of the whole answer became certain by it."""
-        if self.is_over:
+        if self._is_over:
             return []
         if piece.error is not None:
-            self.is_over = True
+            self._is_over = True
             return [replace(piece, number=self._number, text="")]
         part = self._parts[place]
         part.waiting.append(piece)
@@ -111,7 +111,7 @@ class Parts:
                 return shown
             self._shown += 1
             self._has_begun = False
-        self.is_over = True
+        self._is_over = True
         return [*shown[:-1], replace(shown[-1], answer=self._answer())]
 
     def _front(self, place: int) -> str:
@@ -172,11 +172,15 @@ class Splitter:
 
         Raises `GenerationError` if the prompt cannot be split as it asks.
         """
-        if (request.policy or router.policy) != "split":
+        if router.policy_of(request) != "split":
             return [(number, request)]
         segments, routes = router.split(request)
         if not segments:
-            whole = request.changed(policy="route_once", sampling=_shared(request, 1))
+            whole = request.changed(
+                policy="route_once",
+                sampling=_shared(request, 1),
+                routes=request.routes or tuple(routes),
+            )
             return [(number, whole)]
         parts = Parts(number, request, segments, routes)
         return [self._numbered(parts, place) for place in parts.first]

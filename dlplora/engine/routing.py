@@ -56,6 +56,10 @@ class RequestRouter:
         """The router, if it is a probe."""
         return self.router if isinstance(self.router, Probe) else None
 
+    def policy_of(self, request: Request) -> Policy:
+        """Return when a request is routed: as it says, or as the system does."""
+        return request.policy or self.policy
+
     def row(self, route: Route) -> Row:
         """Take the adapters of a route as they are now; `RouterError` on one that is not here."""
         return self.pool.row(route)
@@ -90,8 +94,7 @@ class RequestRouter:
 
     def _pending(self, request: Request, text: str, num_ended: int) -> str | None:
         """Return the question that is answered next, if a prompt numbers those that it asks for."""
-        policy = request.policy or self.policy
-        if request.num_answers == 1 or policy == "route_once":
+        if request.num_answers == 1 or self.policy_of(request) == "route_once":
             return None
         listed = numbered(text)
         if listed is None or len(listed[1]) != request.num_answers:
@@ -116,7 +119,8 @@ class RequestRouter:
         """Return the questions of a request, none if it is left whole, and the route of each.
 
         Several routes of the request are those of its questions, one after another. There are none
-        where a probe is to choose. Raises `GenerationError` if there are fewer or more questions
+        where a probe is to choose. Of a text that is left whole there is one if the router was
+        asked for it on the way. Raises `GenerationError` if there are fewer or more questions
         than routes or `num_answers` ask for, or too many.
         """
         text = request.last_turn
@@ -139,7 +143,8 @@ class RequestRouter:
                     f"{name} asks for {asked} questions; the prompt holds {len(segments)}"
                 )
         if len(segments) < 2:
-            return (), []
+            is_known = text == request.prompt and text in known
+            return (), self._judged([text], [known[text]], start) if is_known else []
         if request.routes or self.probe:
             return segments, list(request.routes)
         texts = [segment.text for segment in segments]

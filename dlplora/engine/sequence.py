@@ -15,7 +15,6 @@ from dlplora.lora.mix import Row
 from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.routing.base import Probe
 from dlplora.sampling import Sampler
-from dlplora.words import Policy
 
 if TYPE_CHECKING:
     from dlplora.engine.batch import Batch
@@ -51,7 +50,7 @@ class Sequence:
         row: Row | None = None,
     ) -> None:
         self.request = request
-        self.policy: Policy = request.policy or router.policy
+        self.policy = router.policy_of(request)
         assert self.policy != "split", "prompts are split before they are read"
         if len(request.routes) > 1 and self.policy == "route_once":
             raise GenerationError(

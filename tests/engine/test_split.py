@@ -157,6 +157,22 @@ def test_what_arrives_while_the_router_looks_is_split_too(pooled: Pooled) -> Non
     assert len(ends[1, 0].parts) == 3  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("prompt", ["what is up ? say red", LISTED, "say red"])
+def test_no_text_is_routed_twice(pooled: Pooled, prompt: str) -> None:
+    read: list[str] = []
+
+    class Reading(ByWord):
+        """A router that tells what it was asked, unsure of all but short texts."""
+
+        def route(self, texts: Sequence[str]) -> list[Route]:
+            read.extend(texts)
+            return super().route(texts)
+
+    expected = runner_of(pooled).generate([Request(prompt, SHORT)])
+    assert runner_of(pooled, router=Reading()).generate([Request(prompt, SHORT)]) == expected
+    assert len(read) == len(set(read))
+
+
 def test_one_route_and_several_answers_leave_a_prompt_whole(pooled: Pooled) -> None:
     runner = runner_of(pooled)
     for told in ({"routes": (BOTH,)}, {"n": 2, "sampling": replace(SHORT, temperature=1.0)}):
