@@ -15,7 +15,7 @@ export LOGNAME ?= nobody
 endif
 BIN := "$(VENV)"/bin
 
-.PHONY: help env repro compare flow ui retrain test check examples bench pull push gc
+.PHONY: help env repro compare flow ui retrain serve test check examples bench pull push gc
 
 help:           ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ ui: env         ## Open Prefect's pages on 127.0.0.1: watch runs and start them;
 
 retrain: env    ## Take new data in, train what changed, judge it, and promote it unless it is worse
 	@$(BIN)/python -m flows.retrain
+
+serve: env      ## Serve the model in production by OpenAI's API on 127.0.0.1:8000; Ctrl-C ends it
+	@$(BIN)/python -m dlplora.cli serve
 
 test: env       ## Run the tests
 	@OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

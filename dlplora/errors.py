@@ -9,7 +9,8 @@
     ├── RouterError    a router does not fit the pool or the base model
     ├── TrainingError  a training cannot go on: a loss is not finite, or memory is out
     ├── GenerationError  a request asks for what cannot be generated
-    │   └── PromptTooLongError  the model cannot read the prompt together with the answer
+    │   ├── PromptTooLongError  the model cannot read the prompt together with the answer
+    │   └── RequestFailedError  a request failed by no fault of its own
     └── of commands and flows, each beside what raises it: CommandError, WorktreeError, StageError,
         RegistryError, UiError
 
@@ -70,6 +71,10 @@ class PromptTooLongError(GenerationError):
             f"the prompt has {num_tokens:,} tokens and {new_tokens:,} may be generated; the model "
             f"reads {limit:,} in all"
         )
+
+
+class RequestFailedError(GenerationError):
+    """A request failed by no fault of its own: a defect, or a log that cannot be written."""
 
 
 def unreadable(error: Exception) -> str:

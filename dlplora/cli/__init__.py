@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dlplora.cli import ask, models, project
+from dlplora.cli import ask, models, project, serve
 from dlplora.edge import one_line_errors, refuse_other_code, set_up_process, show_messages
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     ask.generate,
     ask.route,
     ask.score,
+    serve.serve,
     project.validate,
     project.add_task,
     project.remove_task,

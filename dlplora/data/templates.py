@@ -1,11 +1,13 @@
 """A tokenizer's chat template, rendered once around a question: the same in every run."""
 
 import datetime
+import json
 import re
 import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from types import SimpleNamespace
+from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -125,6 +127,31 @@ class ChatTemplate:
             rendered = before + rendered[len(pieces[0]) :]
             pieces[0] = before
         return rendered, _spans(rendered, pieces, [content for _, content in turns])
+
+    def told(self, *, before: str) -> dict[str, Any]:
+        """Return what others need to render the same prompts: the template and special tokens.
+
+        Where a chat begins with the user's turn, the template puts `before` in front, as `render`
+        does, whatever it would say by itself.
+        """
+        own = self._tokenizer
+        template = own.chat_template if isinstance(own.chat_template, str) else None
+        if template is not None:
+            marked = render_turns(own, [("user", _MARK)])
+            size = len(marked.partition(_MARK)[0])
+            front = "{{ " + json.dumps(before) + " }}"
+            template = (
+                f"{{% set rendered %}}{template}{{% endset %}}"
+                f"{{% if messages[0]['role'] == 'user' %}}{front}{{{{ rendered[{size}:] }}}}"
+                f"{{% else %}}{{{{ rendered }}}}{{% endif %}}"
+            )
+        return {
+            "tokenizer_class": type(own).__name__,
+            "chat_template": template,
+            "bos_token": own.bos_token,
+            "eos_token": own.eos_token,
+            "pad_token": own.pad_token,
+        }
 
 
 def _spans(

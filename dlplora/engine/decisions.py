@@ -12,12 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlplora.errors import GenerationError
+from dlplora.errors import GenerationError, RequestFailedError
 from dlplora.records.routes import Route
+
+_WRITING = threading.Lock()  # several logs may write to one file
 
 
 class DecisionLog:
-    """Append one line a decision to a file. Raises `GenerationError` if it cannot be written.
+    """Append one line a decision to a file; `RequestFailedError` if it cannot be written.
+
+    A file that has grown beyond `max_mib` is renamed, `decisions.jsonl` to `decisions.1.jsonl` and
+    so on, the newest being 1; `keep` of them are kept.
 
     A line holds time, version and system; the SHA-256 of the text that was routed and how many
     tokens it has as a prompt; the route in force with its confidence, and whether it is the
@@ -30,6 +35,8 @@ class DecisionLog:
         version: The registered model that it belongs to, if it is one.
         with_text: Write the texts themselves, too.
         embed: Maps texts to the router's vectors (B, D), which are written in float16 as base64.
+        max_mib: How large the file may grow; None sets no limit.
+        keep: How many older files are kept.
     """
 
     def __init__(
@@ -40,6 +47,8 @@ class DecisionLog:
         version: str | None = None,
         with_text: bool = False,
         embed: Callable[[Sequence[str]], NDArray[Any]] | None = None,
+        max_mib: float | None = None,
+        keep: int = 9,
     ) -> None:
         self._path = Path(path)
         folder = self._path.parent
@@ -49,7 +58,8 @@ class DecisionLog:
         self._version = version
         self._with_text = with_text
         self._embed = embed
-        self._writing = threading.Lock()
+        self._max_bytes = None if max_mib is None else max_mib * 2**20
+        self._keep = keep
         self._append("")  # refused now, not at the first decision
 
     def write(
@@ -76,7 +86,24 @@ class DecisionLog:
 
     def _append(self, text: str) -> None:
         try:
-            with self._writing, self._path.open("a", encoding="utf-8") as file:
-                file.write(text)
+            with _WRITING:
+                self._rotate()
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(text)
         except OSError as error:
-            raise GenerationError(f"{self._path}: cannot be written: {error.strerror}") from error
+            raise RequestFailedError(
+                f"{self._path}: cannot be written: {error.strerror}"
+            ) from error
+
+    def _rotate(self) -> None:
+        if self._max_bytes is None or not self._path.is_file():
+            return
+        if self._path.stat().st_size < self._max_bytes:
+            return
+        for number in range(self._keep - 1, 0, -1):
+            if (older := self._numbered(number)).is_file():
+                older.replace(self._numbered(number + 1))
+        self._path.replace(self._numbered(1))
+
+    def _numbered(self, number: int) -> Path:
+        return self._path.with_suffix(f".{number}{self._path.suffix}")

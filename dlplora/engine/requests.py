@@ -9,7 +9,7 @@ from dlplora.engine.logprobs import MAX_ALTERNATIVES
 from dlplora.errors import GenerationError, choices
 from dlplora.records.routes import Route
 from dlplora.sampling import Sampling
-from dlplora.words import Policy, Visible, is_whole
+from dlplora.words import Policy, Visible, is_number, is_whole
 
 Role = Literal["system", "user", "assistant"]
 # What a router reads of a chat: the last turn, the end of all turns, or whichever it is surer of.
@@ -67,6 +67,8 @@ class Request:
         policy: When the request is routed again.
         num_answers: How many questions the prompt holds.
         system: The system that answers, by a name that the engine was loaded with.
+        fallback_below: The confidence below which the base model answers instead, if not that of
+            the system.
         raw: Take a prompt's text as it is, without the chat template.
         truncate: Leave out the first tokens of a prompt that is too long, instead of refusing it.
         route_on: What the router reads of a chat: the last user turn, the last `window_chars` of
@@ -86,6 +88,7 @@ class Request:
     policy: Policy | None = None
     num_answers: int = 1
     system: str | None = None
+    fallback_below: float | None = None
     raw: bool = False
     truncate: bool = False
     route_on: RouteOn = "surest"
@@ -126,6 +129,9 @@ class Request:
                 f"max_total_tokens is {self.max_total_tokens!r}, expected none or a whole number, "
                 f"at least 1"
             )
+        least = self.fallback_below
+        if least is not None and not (is_number(least) and 0 <= least <= 1):
+            raise GenerationError(f"fallback_below is {least!r}, expected none or 0 to 1")
         if self.logprobs is not None and not (
             is_whole(self.logprobs, 0) and self.logprobs <= MAX_ALTERNATIVES
         ):

@@ -115,6 +115,11 @@ class Runner:
             yield cls(base, pool, **settings)
 
     @property
+    def systems(self) -> tuple[str, ...]:
+        """The systems that requests may name; the first answers those that name none."""
+        return (self._name, *(name for name in self._routers if name != self._name))
+
+    @property
     def _router(self) -> RequestRouter:
         return self._routers[self._name]
 

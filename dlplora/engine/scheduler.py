@@ -3,6 +3,7 @@
 import threading
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import count
 
 from dlplora.engine.answers import Piece, cancelled_piece
@@ -204,7 +205,8 @@ class Scheduler:
         name = self._default if request.system is None else request.system
         if name not in self._routers:
             raise GenerationError(f"no system {name!r}; there are: {choices(self._routers)}")
-        return self._routers[name]
+        router, least = self._routers[name], request.fallback_below
+        return router if least is None else replace(router, fallback_below=least)
 
     def _begin(self, read: Read) -> list[Piece]:
         """Let prompts that were read be answered; those that a probe routes away, be read again.

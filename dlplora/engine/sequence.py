@@ -10,7 +10,7 @@ from dlplora.engine.detokenizer import Detokenizer
 from dlplora.engine.logprobs import TokenScore
 from dlplora.engine.requests import Request
 from dlplora.engine.sentences import Sentences
-from dlplora.errors import DlpLoraError, GenerationError, one_line
+from dlplora.errors import DlpLoraError, GenerationError, RequestFailedError, one_line
 from dlplora.lora.mix import Row
 from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.routing.base import Probe
@@ -274,4 +274,4 @@ def as_request_error(error: Exception) -> DlpLoraError:
     """Return an error of any kind as one that ends a request."""
     if isinstance(error, DlpLoraError):
         return error
-    return GenerationError(f"the request failed: {one_line(error)}")
+    return RequestFailedError(f"the request failed: {one_line(error)}")

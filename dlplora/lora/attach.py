@@ -36,14 +36,14 @@ class Pool:
         """The adapters that routes may name."""
         return tuple(self._adapters)
 
-    def add(self, adapter: LoraAdapter) -> None:
+    def add(self, adapter: LoraAdapter, *, replaces: bool = False) -> None:
         """Attach an adapter to whatever linear layers it names.
 
-        Raises `AdapterError` if one of its name is here, or if it does not fit the model; nothing
-        is changed then.
+        Raises `AdapterError` if one of its name is here that it does not replace, or if it does not
+        fit the model; nothing is changed then.
         """
         with self._changing:
-            if adapter.name in self._adapters:
+            if adapter.name in self._adapters and not replaces:
                 raise AdapterError(f"there is an adapter {adapter.name!r} already")
             self._adapters = {**self._adapters, adapter.name: self.layers.wrap(adapter)}
 

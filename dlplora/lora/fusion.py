@@ -29,9 +29,9 @@ class FusionPool(Pool):
         self._members: dict[str, LoraAdapter] = {}
         self._averages: dict[tuple[str, ...], PairsByPath] = {}
 
-    def add(self, adapter: LoraAdapter) -> None:
+    def add(self, adapter: LoraAdapter, *, replaces: bool = False) -> None:
         """Attach an adapter, as `Pool.add` does."""
-        super().add(adapter)
+        super().add(adapter, replaces=replaces)
         with self._changing:
             self._members[adapter.name] = adapter
             self._averages = {}

@@ -17,7 +17,11 @@ class Engine(Runner):
 
     It answers until it is closed, by `close` or behind a `with` block; then the base model is as it
     was loaded.
+
+    `version` is the registered model that it was loaded from, if it was.
     """
+
+    version: str | None = None
 
     @classmethod
     def load(
@@ -29,6 +33,7 @@ class Engine(Runner):
         place: Place | None = None,
         fallback_below: float | Literal["auto"] = "auto",
         log: str | Path | None = None,
+        max_log_mib: float | None = None,
         **settings: Any,
     ) -> "Engine":
         """Load systems of a folder: the base model, the adapters and routers that they name.
@@ -42,6 +47,7 @@ class Engine(Runner):
             fallback_below: Routes of less confidence go to the base model instead; "auto" is the
                 threshold that each system's router has from validation.
             log: A file that every decision is appended to; the params say what a line holds.
+            max_log_mib: How large that file may grow before another one is begun.
             settings: Those of a `Runner`: max_batch_size, prefill_tokens, cache_mib,
                 window_chars, language.
 
@@ -65,7 +71,7 @@ class Engine(Runner):
                     one.router,
                     one.policy,
                     fallback_below=one.threshold(fallback_below),
-                    log=loaded.decision_log(log, name, one),
+                    log=loaded.decision_log(log, name, one, max_mib=max_log_mib),
                 )
             first = routers.pop(own := loaded.name(system))
             engine = cls(
@@ -82,6 +88,7 @@ class Engine(Runner):
         except BaseException:
             layers.unwrap()
             raise
+        engine.version = loaded.version
         return engine
 
     def close(self) -> None:

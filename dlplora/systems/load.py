@@ -12,7 +12,7 @@ from dlplora.params.fields import named
 from dlplora.params.load import load_params, load_served
 from dlplora.params.project import PARAMS_FILE, Served
 from dlplora.params.systems import System as SystemParams
-from dlplora.records.model_card import MODEL_FILE, read_model_card
+from dlplora.records.model_card import MODEL_FILE, read_model_card, read_version_name
 from dlplora.routing.simple import ConstantRouter
 from dlplora.runtime import Place, set_up
 from dlplora.systems.arrow import build_arrow
@@ -110,7 +110,12 @@ class Systems:
         return found
 
     def decision_log(
-        self, path: str | Path | None, name: str | None, system: System
+        self,
+        path: str | Path | None,
+        name: str | None,
+        system: System,
+        *,
+        max_mib: float | None = None,
     ) -> DecisionLog | None:
         """Return a log of a system's decisions, as the params say; None without a path."""
         if path is None:
@@ -119,9 +124,17 @@ class Systems:
         return DecisionLog(
             path,
             system=self.name(name),
+            version=self.version,
             with_text=told.text,
             embed=classifier.vectors if told.embedding and classifier else None,
+            max_mib=max_mib,
         )
+
+    @property
+    def version(self) -> str | None:
+        """The registered model's version; None of a pipeline's folder."""
+        is_model = (self._folder / PARAMS_FILE).is_file()
+        return read_version_name(self._folder) if is_model else None
 
     def _entry(self, name: str | None) -> tuple[SystemParams, str]:
         """Return what the params say of a system, and the task that it is named with."""

@@ -1,0 +1,118 @@
+"""Errors as OpenAI's API tells them: one object, one line, nothing of the machine."""
+
+import logging
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from dlplora.errors import (
+    GenerationError,
+    PromptTooLongError,
+    RequestFailedError,
+    RouterError,
+)
+
+logger = logging.getLogger(__name__)
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+_TYPES |= {429: "rate_limit_error"}
+_IN_BODY = ("body", "query", "path", "header")
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong: the message, its kind, the field that is wrong, and a code."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(BaseModel):
+    """The body of every reply that is an error."""
+
+    error: ErrorDetail
+
+
+class ApiError(Exception):
+    """What a client is told, with the HTTP status; `param` names the field that is wrong."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = headers
+
+    def told(self) -> dict[str, Any]:
+        """Return the object that OpenAI's clients expect."""
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {
+            "error": {
+                "message": self.message,
+                "type": _TYPES.get(self.status, kind),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def response(self) -> JSONResponse:
+        """Return the reply."""
+        return JSONResponse(self.told(), self.status, self.headers)
+
+
+def api_error(error: Exception) -> ApiError:
+    """Return what a client is told of an error of the engine.
+
+    An adapter that a route names and that is not there is a conflict: it was unloaded meanwhile.
+    What is no fault of the request stays in the server's log.
+    """
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, PromptTooLongError):
+        return ApiError(400, str(error), param="prompt", code="context_length_exceeded")
+    if isinstance(error, RouterError):
+        return ApiError(409, str(error), code="adapter_unavailable")
+    if isinstance(error, GenerationError) and not isinstance(error, RequestFailedError):
+        return ApiError(400, str(error))
+    logger.error("a request failed: %s", error, exc_info=error)
+    return ApiError(500, "the request failed; the server's log says why", code="internal_error")
+
+
+async def on_api_error(_: Request, error: Exception) -> JSONResponse:
+    """Answer an error of ours."""
+    return api_error(error).response()
+
+
+async def on_http_error(_: Request, error: Exception) -> JSONResponse:
+    """Answer an unknown path or method."""
+    assert isinstance(error, HTTPException)
+    return ApiError(
+        error.status_code, str(error.detail), headers=dict(error.headers or {})
+    ).response()
+
+
+async def on_invalid_body(_: Request, error: Exception) -> JSONResponse:
+    """Answer a body that is not what the schema says, by its first mistake."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"] if part not in _IN_BODY]
+    param = ".".join(place) or None
+    if first["type"] == "extra_forbidden":
+        message = f"{param} is not supported"
+    elif first["type"] == "json_invalid":
+        message, param = "the body is no JSON", None
+    elif param is None and first["type"].startswith(("model", "dict")):
+        message = "expected a JSON object with the header `Content-Type: application/json`"
+    else:
+        message = f"{param or 'the body'}: {first['msg']}"
+    return ApiError(400, message, param=param).response()

@@ -1,0 +1,112 @@
+"""Who may ask: keys of users and of administrators, from a file or the environment."""
+
+import hmac
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+
+from dlplora.errors import DlpLoraError
+from dlplora.serving.errors import ApiError
+
+USER_KEYS = "DLPLORA_API_KEYS"
+ADMIN_KEYS = "DLPLORA_ADMIN_KEYS"
+_LEAST = 16  # characters
+
+
+class KeysError(DlpLoraError):
+    """Keys cannot be read or used, or are missing."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys that open the server. Without user keys everybody on this machine may ask."""
+
+    user: tuple[bytes, ...] = ()
+    admin: tuple[bytes, ...] = ()
+
+    def check(self, header: str | None, *, for_admin: bool = False) -> None:
+        """Raise `ApiError` unless a header `Authorization` brings a key that is good enough.
+
+        An administrator's key opens all; where there is none, nothing is administrated.
+        """
+        if for_admin and not self.admin:
+            raise ApiError(
+                403,
+                "adapters cannot be changed at run time: the server has no administration key",
+                code="administration_off",
+            )
+        if not (self.user or for_admin):
+            return
+        scheme, _, key = (header or "").partition(" ")
+        told = key.strip().encode() if scheme.lower() == "bearer" else b""
+        is_admin = _is_one_of(told, self.admin)
+        is_user = _is_one_of(told, self.user)
+        if is_admin or (is_user and not for_admin):
+            return
+        if is_user:
+            raise ApiError(403, "this key may not administrate", code="forbidden")
+        raise ApiError(
+            401,
+            "no such key; expected the header `Authorization: Bearer KEY`",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+    def check_host(self, host: str) -> None:
+        """Raise `ApiError` if a page of another site asks without a key.
+
+        A browser may be led to this machine by a name that is not this machine's.
+        """
+        if not self.user and not _is_local(host):
+            raise ApiError(
+                403, "without keys the server answers to localhost alone", code="host_not_allowed"
+            )
+
+
+def _is_one_of(key: bytes, keys: Sequence[bytes]) -> bool:
+    """Compare with all keys, in the same time whichever it is."""
+    return bool(sum([hmac.compare_digest(key, one) for one in keys]))
+
+
+def read_keys(user_file: Path | None, admin_file: Path | None) -> Keys:
+    """Read keys from files, a line each, or else from the environment, separated by commas.
+
+    Raises `KeysError` if a file cannot be read or a key is short.
+    """
+    return Keys(_read(user_file, USER_KEYS), _read(admin_file, ADMIN_KEYS))
+
+
+def _read(file: Path | None, variable: str) -> tuple[bytes, ...]:
+    where = str(file) if file is not None else variable
+    try:
+        text = file.read_text(encoding="utf-8") if file else os.environ.get(variable, "")
+    except (OSError, UnicodeDecodeError) as error:
+        raise KeysError(f"{where}: the keys cannot be read: {error}") from error
+    lines = text.splitlines() if file else text.split(",")
+    keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if file is not None and not keys:
+        raise KeysError(f"{where}: found no key, expected one a line")
+    for number, key in enumerate(keys, start=1):
+        if len(key) < _LEAST:
+            raise KeysError(
+                f"{where}: key {number} has {len(key)} characters, expected at least {_LEAST}"
+            )
+    return tuple(key.encode() for key in keys)
+
+
+def check_host(host: str, keys: Keys) -> None:
+    """Raise `KeysError` if other machines could ask without a key."""
+    if not keys.user and not _is_local(host):
+        raise KeysError(
+            f"--host {host} can be reached from other machines; give keys (--keys FILE or "
+            f"{USER_KEYS}), or stay on 127.0.0.1"
+        )
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,232 @@
+"""What is served: one loaded model, replaced by the next version while answers run."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dlplora.adapters import LoraAdapter, lora_pairs
+from dlplora.errors import DlpLoraError, choices
+from dlplora.imports import import_adapter
+from dlplora.records.base_card import read_base_card
+from dlplora.records.routes import BASE_ROUTE, Route
+from dlplora.serving.engine_thread import EngineThread
+from dlplora.serving.errors import ApiError
+from dlplora.systems.engine import Engine
+
+logger = logging.getLogger(__name__)
+BASE = "base"
+_POLL_SECONDS = 1.0
+_RETRY_SECONDS = 30.0  # of a version that cannot be loaded
+
+
+@dataclass
+class Served:
+    """One loaded model and the thread that answers by it."""
+
+    folder: Path
+    engine: Engine
+    thread: EngineThread
+    fingerprint: str
+    max_new_tokens: int
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def version(self) -> str:
+        """The registered version, or the folder's name."""
+        return self.engine.version or self.folder.name
+
+    @property
+    def default(self) -> str:
+        """The system that answers where none is named."""
+        return self.engine.systems[0]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What requests may name as their model, each with what it is."""
+        adapters = dict.fromkeys(self.engine.pool.names, "adapter")
+        return adapters | {BASE: "base"} | dict.fromkeys(self.engine.systems, "system")
+
+    def told(self, model: str) -> dict[str, Any]:
+        """Return the fields of a request that its model decides; `ApiError` on an unknown one."""
+        name = model or self.default
+        kind = self.names.get(name)
+        if kind is None:
+            known = choices(self.names)
+            raise ApiError(
+                404,
+                f"no model {name!r}; there are: {known}",
+                param="model",
+                code="model_not_found",
+            )
+        if kind == "system":
+            return {"system": name}
+        route = BASE_ROUTE if kind == "base" else Route((name,), (1.0,))
+        return {"routes": (route,), "policy": "route_once"}
+
+    def room(self, wanted: int | None) -> int:
+        """Return how long an answer may be: as long as asked for, or the server's default."""
+        return self.max_new_tokens if wanted is None else wanted
+
+
+class Models:
+    """The model in use; `.models/current` is followed, where that is what is served.
+
+    Args:
+        folder: The model's folder, or a link to it that may move.
+        systems: The systems to serve, the default first; none is the model's default alone.
+        max_open: How many answers may wait or run.
+        max_new_tokens: How long answers may be where a request sets no limit.
+        drain_seconds: How long answers of an old version may run on.
+        settings: Those of `Engine.load`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        systems: Sequence[str],
+        max_open: int,
+        max_new_tokens: int,
+        drain_seconds: float,
+        **settings: Any,
+    ) -> None:
+        self._folder = folder
+        self._systems = systems
+        self._max_open = max_open
+        self._max_new_tokens = max_new_tokens
+        self._drain_seconds = drain_seconds
+        self._settings = settings
+        self._served: Served | None = None
+        self._loaded: dict[str, Path] = {}  # adapters that were loaded while serving
+        self._changing = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
+        self.refused: str | None = None  # the version that could not be loaded
+
+    @property
+    def current(self) -> Served:
+        """The model that answers now."""
+        assert self._served is not None
+        return self._served
+
+    @property
+    def is_alive(self) -> bool:
+        """Tell whether requests are answered."""
+        return self._served is not None and self._served.thread.is_alive
+
+    def load(self, loop: asyncio.AbstractEventLoop) -> Served:
+        """Load the folder as it is now; a `DlpLoraError` if it cannot be."""
+        folder = self._folder.resolve()
+        first, others = next(iter(self._systems), None), self._systems[1:]
+        engine = Engine.load(folder, system=first, systems=others, **self._settings)
+        for name, path in self._loaded.items():
+            try:
+                engine.pool.add(_read(path, name, folder))
+            except DlpLoraError as error:
+                logger.warning("the adapter %s does not fit the new version: %s", name, error)
+        base = read_base_card(folder / "base")
+        return Served(
+            folder,
+            engine,
+            EngineThread(engine, loop, max_open=self._max_open),
+            f"{engine.version or folder.name}-{base.fingerprint[:12]}",
+            self._max_new_tokens,
+        )
+
+    async def start(self) -> None:
+        """Load the model."""
+        loop = asyncio.get_running_loop()
+        self._served = await asyncio.to_thread(self.load, loop)
+
+    async def follow(self) -> None:
+        """Replace the model whenever the link points to another one, until cancelled.
+
+        One that cannot be loaded leaves the old one serving, and is tried again later.
+        """
+        next_try = 0.0
+        while True:
+            await asyncio.sleep(_POLL_SECONDS)
+            target = self._folder.resolve()
+            if target == self.current.folder:
+                self.refused = None
+                continue
+            if self.refused == target.name and time.monotonic() < next_try:
+                continue
+            try:
+                async with self._changing:
+                    new = await asyncio.to_thread(self.load, asyncio.get_running_loop())
+            except Exception as error:
+                told = str(error) if isinstance(error, DlpLoraError) else repr(error)
+                logger.warning(
+                    "%s cannot be loaded, %s stays: %s", target.name, self.current.version, told
+                )
+                self.refused, next_try = target.name, time.monotonic() + _RETRY_SECONDS
+                continue
+            old, self._served, self.refused = self.current, new, None
+            logger.info("%s serves now instead of %s", new.version, old.version)
+            retiring = asyncio.create_task(self._retire(old))
+            self._retiring.add(retiring)
+            retiring.add_done_callback(self._retiring.discard)
+
+    async def drain(self) -> None:
+        """Wait until all answers have ended, at most `drain_seconds`."""
+        await asyncio.gather(*self._retiring, self._until_idle(self.current))
+
+    async def close(self) -> None:
+        """End all that serves."""
+        for task in list(self._retiring):
+            task.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
+        if self._served is not None and self._served.thread.is_alive:
+            self._end(self._served)
+
+    async def _retire(self, served: Served) -> None:
+        try:
+            await self._until_idle(served)
+        finally:
+            self._end(served)
+
+    async def _until_idle(self, served: Served) -> None:
+        deadline = time.monotonic() + self._drain_seconds
+        while served.thread.num_open and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+
+    def _end(self, served: Served) -> None:
+        served.thread.stop()
+        served.engine.close()
+
+    async def add_adapter(self, name: str, path: Path, *, replaces: bool) -> None:
+        """Load an adapter from a folder; an `AdapterError` if it does not fit."""
+        async with self._changing:
+            served = self.current
+            pool = served.engine.pool
+            if name in served.names and not (replaces and name in pool.names):
+                raise ApiError(
+                    400, f"there is a model {name!r} already", param="lora_name", code="exists"
+                )
+            adapter = await asyncio.to_thread(_read, path, name, served.folder)
+            pool.add(adapter, replaces=replaces)
+            self._loaded[name] = path
+
+    async def remove_adapter(self, name: str) -> None:
+        """Let go of an adapter; answers that run with it end with it."""
+        async with self._changing:
+            pool = self.current.engine.pool
+            if name not in pool.names:
+                raise ApiError(
+                    404,
+                    f"no adapter {name!r}; there are: {choices(pool.names)}",
+                    param="lora_name",
+                    code="model_not_found",
+                )
+            pool.remove(name)
+            self._loaded.pop(name, None)
+
+
+def _read(path: Path, name: str, folder: Path) -> LoraAdapter:
+    """Read a PEFT folder as an adapter of a model's base."""
+    whole = import_adapter(path, task=name, base=folder / "base")
+    return LoraAdapter(name, lora_pairs(path, whole.config, whole.tensors))
