@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from openai.types import Model
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -44,7 +44,11 @@ from dlplora.serving.models import BASE, Models, Served
 from dlplora.serving.shapes import ChatShape, CompletionShape, Shape
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorReply} for status in (400, 401, 403, 404, 409, 413, 429, 500, 503, 504)
+    status: {"model": ErrorReply, "description": "An error, in one line"}
+    for status in ("4XX", "5XX")
+}
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {}}, "description": "The answer, or a stream of it"}
 }
 
 
@@ -166,11 +170,14 @@ class Api:
             ("/v1/unload_lora_adapter", "POST", self.unload_adapter, Done),
             ("/health", "GET", self.health, Health),
             ("/ready", "GET", self.ready, Health),
-            ("/metrics", "GET", self.metrics, None),
         ):
+            streams = _STREAM if path.endswith("/completions") else {}
             app.add_api_route(
-                path, endpoint, methods=[method], response_model=model, responses=_ERRORS
+                path, endpoint, methods=[method], response_model=model, responses=_ERRORS | streams
             )
+        app.add_api_route(
+            "/metrics", self.metrics, response_class=PlainTextResponse, responses=_ERRORS
+        )
         return app
 
     async def chat(self, body: ChatBody, http: HttpRequest) -> Response:
@@ -303,7 +310,7 @@ class Api:
     async def metrics(self, http: HttpRequest) -> Response:
         """Return all figures as Prometheus reads them."""
         self._check(http)
-        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(self._metrics.text(), media_type="text/plain; version=0.0.4")
 
     def _health(self, status: int) -> Response:
         if status != 200:

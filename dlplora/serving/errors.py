@@ -1,6 +1,7 @@
 """Errors as OpenAI's API tells them: one object, one line, nothing of the machine."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import Request
@@ -19,7 +20,6 @@ from dlplora.errors import (
 logger = logging.getLogger(__name__)
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 _TYPES |= {429: "rate_limit_error"}
-_IN_BODY = ("body", "query", "path", "header")
 
 
 class ErrorDetail(BaseModel):
@@ -102,17 +102,32 @@ async def on_http_error(_: Request, error: Exception) -> JSONResponse:
 
 
 async def on_invalid_body(_: Request, error: Exception) -> JSONResponse:
-    """Answer a body that is not what the schema says, by its first mistake."""
+    """Answer a body that is not what the schema says, by its most specific mistake."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part not in _IN_BODY]
-    param = ".".join(place) or None
-    if first["type"] == "extra_forbidden":
+    # Of a field that may be one of several kinds, each kind has its mistake; the last is a list's.
+    found = max(
+        reversed(error.errors()), key=lambda one: (len(one["loc"]), one["type"] != "missing")
+    )
+    param = _field(found, error.body)
+    if found["type"] == "extra_forbidden":
         message = f"{param} is not supported"
-    elif first["type"] == "json_invalid":
+    elif found["type"] == "json_invalid":
         message, param = "the body is no JSON", None
-    elif param is None and first["type"].startswith(("model", "dict")):
+    elif param is None:
         message = "expected a JSON object with the header `Content-Type: application/json`"
     else:
-        message = f"{param or 'the body'}: {first['msg']}"
+        message = f"{param}: {found['msg']}"
     return ApiError(400, message, param=param).response()
+
+
+def _field(found: Mapping[str, Any], body: Any) -> str | None:
+    """Return where in a body a mistake is, such as `messages.0.content`."""
+    place, value = [], body
+    for part in found["loc"]:
+        try:
+            value = value[part]
+        except (TypeError, KeyError, IndexError):
+            if not (found["type"] == "missing" and part == found["loc"][-1] != "body"):
+                continue  # where in the request the body is, or one of several kinds of a field
+        place.append(str(part))
+    return ".".join(place) or None

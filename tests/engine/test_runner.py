@@ -441,6 +441,22 @@ def test_unsure_routes_fall_back_to_the_base_model(pooled: tuple[Base, Pool]) ->
     assert answer.text == by_plain_forwards(*pooled, "a text that is longer", BASE_ROUTE, 8)
 
 
+def test_a_request_may_say_itself_when_a_route_is_unsure(pooled: tuple[Base, Pool]) -> None:
+    text, sampling = "a text that is longer", Sampling(max_new_tokens=8)
+    for policy in ("route_once", "keep", "split"):
+        requests = [
+            Request(text, sampling, policy=policy, fallback_below=least)
+            for least in (None, 0.0, 0.7)
+        ]
+        by_system, never, often = engine_of(pooled, fallback_below=0.7).generate(requests)
+        assert by_system == often
+        assert often.text == by_plain_forwards(*pooled, text, BASE_ROUTE, 8)
+        assert never == engine_of(pooled).generate([requests[0]])[0]
+    for wrong in (2, -0.1, True, "auto"):
+        with pytest.raises(GenerationError, match=r"fallback_below is .*, expected none or 0 to 1"):
+            Request(text, fallback_below=wrong)  # type: ignore[arg-type]
+
+
 def test_no_texts_have_no_routes(pooled: tuple[Base, Pool]) -> None:
     assert engine_of(pooled).route([]) == []
 
@@ -469,6 +485,17 @@ def test_every_decision_is_logged(pooled: tuple[Base, Pool], tmp_path: Path) -> 
     short = [json.loads(line) for line in (tmp_path / "short").read_text().splitlines()]
     assert [line["adapters"] for line in short] == [["one"], ["two", "one"]]
     assert all(set(line) == set(lines[0]) for line in short)
+
+
+def test_a_log_that_has_grown_is_put_aside_and_the_oldest_is_dropped(tmp_path: Path) -> None:
+    log = DecisionLog(tmp_path / "log.jsonl", system="mine", max_mib=0.0004, keep=2)
+    for number in range(20):
+        log.write(f"text {number}", ONE, fallback=False, num_tokens=number, milliseconds=1.0)
+    files = [tmp_path / name for name in ("log.2.jsonl", "log.1.jsonl", "log.jsonl")]
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    told = [json.loads(line)["tokens"] for file in files for line in file.read_text().splitlines()]
+    assert told == list(range(told[0], 20))
+    assert told[0] > 0
 
 
 def test_a_log_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
