@@ -57,6 +57,7 @@ check: env      ## Run the linters, types and import contracts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/codespell
+	@$(BIN)/hadolint Dockerfile
 
 examples: env   ## Ask the examples of the README, and compare their answers
 	@$(BIN)/python -m benchmarks.examples

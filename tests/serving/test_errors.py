@@ -38,7 +38,7 @@ def error_of(reply: httpx.Response) -> dict[str, Any]:
         (CHAT, chat(model="gone"), 404, "model", "no model 'gone'"),
         (CHAT, chat(tools=[]), 400, "tools", "tools is not supported"),
         (CHAT, chat(logit_bias={"1": 2}), 400, "logit_bias", "not supported"),
-        (CHAT, chat(temprature=1), 400, "temprature", "not supported"),
+        (CHAT, chat(heat=1), 400, "heat", "not supported"),
         (CHAT, chat(response_format={"type": "json_object"}), 400, "response_format.type", "text"),
         (CHAT, chat(temperature=-1), 400, "temperature", "greater than or equal to 0"),
         (CHAT, chat(temperature="1"), 400, "temperature", "valid number"),
