@@ -32,6 +32,7 @@ from dlplora.serving.bodies import (
 from dlplora.serving.errors import (
     ApiError,
     ErrorReply,
+    api_error,
     on_api_error,
     on_http_error,
     on_invalid_body,
@@ -236,9 +237,13 @@ class Api:
             )
         told = served.told(body.model) | _told(body, served)
         try:
-            return body.requests(served.room(body.max_new_tokens), **told)
+            if body.max_new_tokens is not None:
+                return body.requests(body.max_new_tokens, **told)
+            requests = body.requests(served.max_new_tokens, **told)
+            room = served.room(requests[0])
+            return requests if room is None else body.requests(room, **told)
         except DlpLoraError as error:
-            raise ApiError(400, str(error)) from error
+            raise api_error(error) from error
 
     async def list_models(self, http: HttpRequest) -> ModelList:
         """List the base model, the adapters and the systems."""

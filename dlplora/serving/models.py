@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dlplora.adapters import LoraAdapter, lora_pairs
-from dlplora.errors import DlpLoraError, choices
+from dlplora.engine.prompts import prompt_tokens
+from dlplora.engine.requests import Request
+from dlplora.errors import DlpLoraError, PromptTooLongError, choices
 from dlplora.imports import import_adapter
 from dlplora.records.base_card import read_base_card
 from dlplora.records.routes import BASE_ROUTE, Route
@@ -67,9 +69,14 @@ class Served:
         route = BASE_ROUTE if kind == "base" else Route((name,), (1.0,))
         return {"routes": (route,), "policy": "route_once"}
 
-    def room(self, wanted: int | None) -> int:
-        """Return how long an answer may be: as long as asked for, or the server's default."""
-        return self.max_new_tokens if wanted is None else wanted
+    def room(self, request: Request) -> int | None:
+        """Return how long the answer to a prompt may be if it is less than the request allows."""
+        try:
+            prompt_tokens(self.engine.base, request)
+        except PromptTooLongError as error:
+            room = error.limit - error.num_tokens
+            return room if room > 0 else None
+        return None
 
 
 class Models:

@@ -1,6 +1,8 @@
 """A server over a tiny model, in a thread of the tests, and clients of it."""
 
 import asyncio
+import json
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +13,15 @@ from typing import Any
 import httpx
 import openai
 import torch
+import yaml
 
+from dlplora.params.project import Served
 from dlplora.runtime import Place
 from dlplora.serving.app import Bounds
 from dlplora.serving.keys import Keys
 from dlplora.serving.server import Server, Settings, listen, run
+from tests.peft_adapters import peft_pool
+from tests.tiny import TARGETS, tiny_model
 
 PLACE = Place(torch.device("cpu"), torch.float32)
 SETTINGS = Settings(
@@ -81,3 +87,17 @@ def running(folder: Path, **changes: Any) -> Iterator[Running]:
     assert not thread.is_alive()
     if failed:
         raise failed[0]
+
+
+def write_version(data: Path, folder: Path, seed: int) -> None:
+    """Write a model's folder as a registered version, with adapters of its own."""
+    shutil.copytree(data, folder)
+    configs = {
+        name: {"r": 2, "target_modules": TARGETS["llama"]} for name in ("colours", "opposites")
+    }
+    shutil.rmtree(folder / "adapters")
+    peft_pool(tiny_model(seed=seed), configs, folder / "adapters")
+    params = yaml.safe_load((data.parent / "params.yaml").read_text())
+    served = {key: params[key] for key in Served.model_fields}
+    (folder / "params.yaml").write_text(yaml.safe_dump(served))
+    (folder / "model.json").write_text(json.dumps({"version": folder.name}))

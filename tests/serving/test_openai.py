@@ -154,6 +154,20 @@ def test_turns_system_messages_and_parts_of_text(server: Running, engine: Engine
     assert found.choices[0].message.content == expected.text
 
 
+def test_without_a_limit_an_answer_is_as_long_as_fits(server: Running, engine: Engine) -> None:
+    text = " ".join(["red blue"] * 118)
+    room = int(engine.base.room(engine.base.chat.prompt(text)))
+    assert 1 < room < server.server.api.models.current.max_new_tokens
+    told = {"ignore_eos": True}
+    found = server.client().chat.completions.create(
+        model="base", messages=user(text), extra_body=told
+    )
+    assert found.usage is not None
+    assert found.usage.completion_tokens == room
+    with pytest.raises(openai.BadRequestError, match="tokens"):
+        server.client().chat.completions.create(model="base", messages=user(f"{text} {text}"))
+
+
 def test_several_answers_are_drawn_by_one_seed(server: Running, engine: Engine) -> None:
     sampling = Sampling(max_new_tokens=6, temperature=3.0, seed=5)
     expected = engine.generate([asked(QUESTION, sampling=sampling, n=3)])

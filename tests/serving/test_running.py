@@ -17,15 +17,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import yaml
 
-from dlplora.params.project import Served
 from dlplora.serving.keys import Keys
 from dlplora.serving.server import ServerError, listen
 from dlplora.systems.engine import Engine
 from tests.peft_adapters import peft_pool
 from tests.project import ROOT
-from tests.serving.running import PLACE, SETTINGS, Running, running
+from tests.serving.running import PLACE, SETTINGS, Running, running, write_version
 from tests.tiny import TARGETS, tiny_model
 
 ADMIN = {"Authorization": f"Bearer {'a' * 20}"}
@@ -173,20 +171,6 @@ def test_an_adapter_that_cannot_be_used_is_refused_without_paths(
             assert reply.json()["error"]["code"] == "adapter_unusable"
             assert str(tmp_path) not in reply.text
         assert server.post(CHAT, chat()).status_code == 200
-
-
-def write_version(data: Path, folder: Path, seed: int) -> None:
-    """Write a model's folder as a registered version, with adapters of its own."""
-    shutil.copytree(data, folder)
-    configs = {
-        name: {"r": 2, "target_modules": TARGETS["llama"]} for name in ("colours", "opposites")
-    }
-    shutil.rmtree(folder / "adapters")
-    peft_pool(tiny_model(seed=seed), configs, folder / "adapters")
-    params = yaml.safe_load((data.parent / "params.yaml").read_text())
-    served = {key: params[key] for key in Served.model_fields}
-    (folder / "params.yaml").write_text(yaml.safe_dump(served))
-    (folder / "model.json").write_text(json.dumps({"version": folder.name}))
 
 
 def test_another_version_is_taken_over_while_answers_run(data: Path, tmp_path: Path) -> None:
