@@ -1,6 +1,5 @@
 """The paths of the server: OpenAI's API over the engine, and what keeps a server going."""
 
-import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
@@ -326,7 +326,7 @@ class Api:
         return JSONResponse(health.model_dump())
 
     def _check(self, http: HttpRequest, *, for_admin: bool = False) -> None:
-        self._keys.check_host(http.url.hostname or "")
+        self._keys.check_host(http.headers.get("host", ""))
         self._keys.check(http.headers.get("authorization"), for_admin=for_admin)
 
     def _serving(self) -> Served:
@@ -393,7 +393,7 @@ async def _stream(
     has_usage = body.stream_options is not None and body.stream_options.include_usage
     head |= {"object": shape.chunk_object} | ({"usage": None} if has_usage else {})
 
-    async def events() -> AsyncIterator[str]:
+    async def events() -> AsyncIterator[bytes]:
         opened: set[int] = set()
         async with aclosing(pieces):
             try:
@@ -415,7 +415,7 @@ async def _stream(
             answers = [answer for _, answer in sorted(exchange.answers.items())]
             told = replies.usage(exchange.prompts, answers)
             yield _event({**head, "choices": [], "usage": told})
-        yield "data: [DONE]\n\n"
+        yield b"data: [DONE]\n\n"
 
     return StreamingResponse(
         events(),
@@ -432,5 +432,5 @@ async def _chained(
         yield one
 
 
-def _event(told: dict[str, Any]) -> str:
-    return f"data: {json.dumps(told, ensure_ascii=False)}\n\n"
+def _event(told: dict[str, Any]) -> bytes:
+    return b"data: " + orjson.dumps(told) + b"\n\n"

@@ -2,6 +2,7 @@
 
 import hmac
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -13,6 +14,7 @@ from dlplora.serving.errors import ApiError
 USER_KEYS = "DLPLORA_API_KEYS"
 ADMIN_KEYS = "DLPLORA_ADMIN_KEYS"
 _LEAST = 16  # characters
+_HOST = re.compile(r"\[?(?P<name>[^\[\]]*?)\]?(:\d*)?")
 
 
 class KeysError(DlpLoraError):
@@ -54,12 +56,13 @@ class Keys:
             headers={"WWW-Authenticate": "Bearer"},
         )
 
-    def check_host(self, host: str) -> None:
-        """Raise `ApiError` if a page of another site asks without a key.
+    def check_host(self, header: str) -> None:
+        """Raise `ApiError` if a header `Host` without keys names another machine.
 
-        A browser may be led to this machine by a name that is not this machine's.
+        A page of another site may lead a browser here by a name of its own.
         """
-        if not self.user and not _is_local(host):
+        named = _HOST.fullmatch(header)
+        if not self.user and not (named and _is_local(named["name"])):
             raise ApiError(
                 403, "without keys the server answers to localhost alone", code="host_not_allowed"
             )

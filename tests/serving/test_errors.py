@@ -165,10 +165,12 @@ def test_control_tokens_in_texts_are_plain_characters(server: Running) -> None:
 
 
 def test_another_sites_name_for_this_machine_is_refused_without_keys(server: Running) -> None:
-    reply = server.get("/v1/models", headers={"Host": "example.com"})
-    assert reply.status_code == 403
-    assert error_of(reply)["code"] == "host_not_allowed"
-    assert server.get("/v1/models", headers={"Host": "localhost:1"}).status_code == 200
+    for host in ("example.com", "127.0.0.1.example.com:80", "[::1", "a:b:c", "[fe80::1]:80", "?"):
+        reply = server.get("/v1/models", headers={"Host": host})
+        assert reply.status_code == 403, host
+        assert error_of(reply)["code"] == "host_not_allowed"
+    for host in ("localhost:1", "127.0.0.1", "[::1]:8000", "127.0.0.2:80"):
+        assert server.get("/v1/models", headers={"Host": host}).status_code == 200
 
 
 def test_keys_open_what_they_are_for(data: Path) -> None:
