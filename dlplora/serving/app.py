@@ -223,7 +223,12 @@ class Api:
             "usage": replies.usage(exchange.prompts, answers),
             "route": [replies.route_of(answer) for answer in answers],
         }
-        return JSONResponse(told, headers=replies.route_headers(exchange.routes))
+        # A score that is not finite is null: JSON has no word for it.
+        return Response(
+            orjson.dumps(told),
+            media_type="application/json",
+            headers=replies.route_headers(exchange.routes),
+        )
 
     def _requests(self, body: ChatBody | CompletionBody, served: Served) -> list[Any]:
         """Return what the engine is asked; `ApiError` on what it cannot be."""
