@@ -58,6 +58,8 @@ def write_answering_project(root: Path, folder: Path) -> None:
     params["adapters"] = {name: {} for name in TASKS}
     experts = {"artifact": "data/experts", "clusters": ["all"]}
     params["systems"] |= {
+        "random": system_entry("random", adapters="data/adapters"),
+        "uniform": system_entry("uniform", adapters="data/adapters"),
         "logo": system_entry("logo", adapters="data/adapters", **_LOGO),
         "own": system_entry("by_task", adapters="data/adapters"),
         "unmade": params["systems"]["dlp_mlp"] | {"router": "data/routers/unmade"},

@@ -69,6 +69,7 @@ def test_the_caption_of_a_system_follows_its_params(
         "logo": system_entry("logo", **own, **logo),
         "arrow": system_entry("arrow", **own, top_k=2, temperature=1.0),
         "joined": system_entry("fixed", artifact="data/joint/all"),
+        "random": system_entry("random", **own),
     }
     before = caption(parse_params(values, "params.yaml").systems[name])
     values["systems"][name] |= change
