@@ -7,7 +7,8 @@ Held-out questions of all tasks in turn, as chats with an empty system turn, 24 
 whatever they say. 1, 4 and 16 clients ask at once, each again as soon as it has its answer. `ours`
 and `peft` answer each by its own task's adapter, `llama` all by one, `transformers` by the base
 model alone (which may end earlier: seconds a token count). `bare` is our engine without a server,
-in this process. All take turns, round by round; figures are medians over rounds.
+in this process, and all clients share its two cores with the servers. PEFT's answers come whole, so
+that its first token is its last. All take turns, round by round; figures are medians over rounds.
 
 Writes benchmarks/results/serving.json. Needs a finished pipeline of the suite `default` and, for
 the rivals, `pip install -e '.[bench]'`.

@@ -38,7 +38,7 @@ from dlplora.runtime import best_place
 from dlplora.serving.app import Bounds
 from dlplora.serving.engine_thread import EngineThread
 from dlplora.serving.keys import Keys
-from dlplora.serving.models import Models, Served
+from dlplora.serving.models import Models, ServedModel
 from dlplora.serving.server import Server, Settings, listen, run
 
 BATCH = 16
@@ -133,7 +133,7 @@ class PeftModels(Models):
         super().__init__(data, systems=[], max_open=272, max_new_tokens=256, drain_seconds=1.0)
         self._data, self._tasks = data, tasks
 
-    def load(self, loop: asyncio.AbstractEventLoop) -> Served:
+    def load(self, loop: asyncio.AbstractEventLoop) -> ServedModel:
         """Load base and adapters by PEFT."""
         from peft import PeftModel
 
@@ -146,13 +146,15 @@ class PeftModels(Models):
         model.eval().to(base.model.dtype)
         engine: Any = SimpleNamespace(
             base=base,
-            systems=("ensemble",),
+            systems={"ensemble": "route_once"},
             pool=SimpleNamespace(names=tuple(self._tasks)),
             version=None,
             scheduler=lambda: PeftScheduler(model, base),
             close=lambda: None,
         )
-        return Served(self._data, engine, EngineThread(engine, loop, max_open=272), "peft", 256)
+        return ServedModel(
+            self._data, engine, EngineThread(engine, loop, max_open=272), "peft", {}, 256
+        )
 
 
 def adapter_to_gguf(folder: Path, file: Path, *, heads: int, kv_heads: int) -> None:
@@ -221,7 +223,7 @@ def main() -> None:
         os.execvp(words[0], words)
     server = Server(options.data, SETTINGS)
     if options.kind == "peft":
-        server.api.models = PeftModels(options.data, tasks)
+        server = Server(options.data, SETTINGS, models=PeftModels(options.data, tasks))
     asyncio.run(run(server, listen("127.0.0.1", options.port)))
 
 

@@ -326,13 +326,14 @@ async def kill(soak: Soak, url: str, process: subprocess.Popen[str]) -> None:
             async with httpx.AsyncClient(base_url=url, timeout=60) as client:
                 while True:
                     await client.post(CHAT, json=body)
-        except httpx.TransportError:
+        except (httpx.ConnectError, httpx.ReadError, httpx.RemoteProtocolError):
             soak.note("cut off")
 
     waiting = [asyncio.create_task(wait()) for _ in range(8)]
     await asyncio.sleep(1)
     process.send_signal(signal.SIGKILL)
     await asyncio.gather(*waiting)
+    assert soak.happened["cut off"] == len(waiting)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@
     ├── ModelError     the base model or its tokenizer cannot be used
     ├── AdapterError   an adapter cannot be read, does not fit the base or cannot be fused
     ├── RouterError    a router does not fit the pool or the base model
+    │   └── UnknownAdapterError  a route names an adapter that is not there
     ├── TrainingError  a training cannot go on: a loss is not finite, or memory is out
     ├── GenerationError  a request asks for what cannot be generated
     │   ├── PromptTooLongError  the model cannot read the prompt together with the answer
@@ -50,6 +51,10 @@ class AdapterError(DlpLoraError):
 
 class RouterError(DlpLoraError):
     """A router does not fit the pool of adapters or the base model."""
+
+
+class UnknownAdapterError(RouterError):
+    """A route names an adapter that is not there, or no longer."""
 
 
 class TrainingError(DlpLoraError):

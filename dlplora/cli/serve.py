@@ -94,5 +94,5 @@ def serve(
         max_log_mib=max_log_mib,
         place=None if dtype == "auto" else Place(device, getattr(torch, dtype)),
     )
-    folder = model or (current if current.exists() else Path("data"))
+    folder = model or (current if current.is_symlink() else Path("data"))
     run(folder, settings, host=host, port=port)

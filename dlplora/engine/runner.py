@@ -115,9 +115,11 @@ class Runner:
             yield cls(base, pool, **settings)
 
     @property
-    def systems(self) -> tuple[str, ...]:
-        """The systems that requests may name; the first answers those that name none."""
-        return (self._name, *(name for name in self._routers if name != self._name))
+    def systems(self) -> dict[str, Policy]:
+        """The systems that requests may name, each with its policy; the first is the default."""
+        return {self._name: self._router.policy} | {
+            name: router.policy for name, router in self._routers.items()
+        }
 
     @property
     def _router(self) -> RequestRouter:

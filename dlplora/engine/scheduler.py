@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import count
 
@@ -113,7 +113,10 @@ class Scheduler:
         pieces += self._split()
         pieces += self._admit()
         for read in self._reading.advance(self._prefill_tokens):
-            pieces += self._begin(read)
+            try:
+                pieces += self._begin(read)
+            except Exception as error:  # for want of memory
+                pieces += _last_pieces(read.sequences, [], error)
         return self._join(pieces + self._write())
 
     def _split(self) -> list[Piece]:
@@ -153,16 +156,19 @@ class Scheduler:
 
     def _admit(self) -> list[Piece]:
         """Let requests enter for which there is room; return those that are refused."""
-        entering = self._take()
-        routes = first_routes(entering, self._router)
-        sequences, refused = [], []
+        entering, prompts, refused = self._take(), dict[int, tuple[int, ...]](), list[Piece]()
         for number, request in entering:
+            try:  # before anything is routed: what cannot be read costs nothing
+                prompts[number] = self._prompt(request)
+            except Exception as error:
+                refused += refusals(number, request, error)
+        readable = [one for one in entering if one[0] in prompts]
+        routes, sequences = first_routes(readable, self._router), []
+        for number, request in readable:
             try:
                 if isinstance(route := routes[number], DlpLoraError):
                     raise route
-                sequence = self._sequence(number, request, route)
-                sequence.probe = None if request.routes else sequence.router.probe
-                sequences.append(sequence)
+                sequences.append(self._sequence(number, request, prompts[number], route))
             except Exception as error:
                 refused += refusals(number, request, error)
         return refused + self._read(sequences)
@@ -189,16 +195,22 @@ class Scheduler:
             free -= places
         return entering
 
-    def _sequence(self, number: int, request: Request, route: Route) -> Sequence:
-        """Return the beginning of the answer to a request."""
+    def _prompt(self, request: Request) -> tuple[int, ...]:
+        """Return the tokens of a prompt; `GenerationError` if it cannot be answered."""
         if request.n > self._max_batch_size:
             raise GenerationError(
                 f"n is {request.n}, expected at most {self._max_batch_size}, the largest batch"
             )
-        prompt = prompt_tokens(self._base, request)
-        return Sequence(
-            self._router(request), request, prompt, route, number=number, language=self._language
-        )
+        return prompt_tokens(self._base, request)
+
+    def _sequence(
+        self, number: int, request: Request, prompt: tuple[int, ...], route: Route
+    ) -> Sequence:
+        """Return the beginning of the answer to a request."""
+        router = self._router(request)
+        sequence = Sequence(router, request, prompt, route, number=number, language=self._language)
+        sequence.probe = None if request.routes else router.probe
+        return sequence
 
     def _router(self, request: Request) -> RequestRouter:
         """Return what routes a request; `GenerationError` says which systems there are."""
@@ -250,13 +262,13 @@ class Scheduler:
         """Append a token to every answer, and predict the next ones."""
         pieces: list[Piece] = []
         for running in list(self._running):
-            sequences = running.sequences
+            sequences, told = running.sequences, list[Piece]()
             try:
-                self._write_batch(running, pieces)
+                self._write_batch(running, told)
             except Exception as error:  # of the model, or for want of memory
                 self._running.remove(running)
-                opened = [sequence for sequence in sequences if sequence.is_open]
-                pieces += [piece for one in opened for piece in one.last_pieces(error)]
+                told += _last_pieces(sequences, told, error)
+            pieces += told
         return pieces
 
     def _write_batch(self, running: RunningBatch, pieces: list[Piece]) -> None:
@@ -296,3 +308,19 @@ class Scheduler:
             elif sequence.is_open and sequence.policy == "refill" and sequence.is_rerouted:
                 leaving.append(sequence)
         return leaving
+
+
+def _last_pieces(
+    sequences: Iterable[Sequence], told: Iterable[Piece], error: Exception
+) -> list[Piece]:
+    """Return the last piece of every answer in a batch that failed, unless it was told before.
+
+    One that has ended keeps its answer; the others end with the error.
+    """
+    ended = {(one.number, one.choice) for one in told if one.answer or one.error}
+    return [
+        piece
+        for sequence in sequences
+        for piece in (sequence.last_pieces(error) if sequence.is_open else [sequence.piece("")])
+        if (piece.number, piece.choice) not in ended
+    ]

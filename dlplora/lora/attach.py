@@ -9,7 +9,14 @@ import torch
 from torch import nn
 
 from dlplora.adapters import LoraAdapter, LoraPair
-from dlplora.errors import AdapterError, ParamsError, RouterError, choices, one_line
+from dlplora.errors import (
+    AdapterError,
+    ParamsError,
+    RouterError,
+    UnknownAdapterError,
+    choices,
+    one_line,
+)
 from dlplora.lora.fused import LayerSums
 from dlplora.lora.layers import FusedLayers, fused, in_out
 from dlplora.lora.layout import PairsByPath
@@ -82,9 +89,9 @@ def attached(
 
 
 def found(adapters: Mapping[str, T], name: str) -> T:
-    """Return an adapter; `RouterError` says which there are."""
+    """Return an adapter; `UnknownAdapterError` says which there are."""
     if name not in adapters:
-        raise RouterError(f"no adapter {name!r}; there are: {choices(adapters)}")
+        raise UnknownAdapterError(f"no adapter {name!r}; there are: {choices(adapters)}")
     return adapters[name]
 
 

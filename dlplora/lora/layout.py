@@ -201,7 +201,8 @@ class Layout:
         """Lay out adapters of these numbers, ranks and scalings; most layers have the same."""
         if scaled not in self._ranks:
             column_P = torch.tensor([u for u, rank, _ in scaled for _ in range(rank)])
-            scaling_P = torch.tensor([scaling for _, rank, scaling in scaled for _ in range(rank)])
+            scalings = [scaling for _, rank, scaling in scaled for _ in range(rank)]
+            scaling_P = torch.tensor(scalings, dtype=torch.float32)
             mix_BP = self._weights_BU[:, column_P] * scaling_P
             most = int((mix_BP != 0).sum(1).max())
             own_BK = (mix_BP == 0).to(torch.int8).argsort(dim=1, stable=True)[:, :most]

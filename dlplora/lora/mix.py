@@ -120,7 +120,7 @@ def _weights(
     """Return the weights (B, U) of the adapters in use, and these."""
     used = {id(pairs): pairs for row in rows for pairs, weight in row if weight}
     column = {known: number for number, known in enumerate(used)}
-    weights_BU = torch.zeros(len(rows), len(used))
+    weights_BU = torch.zeros(len(rows), len(used), dtype=torch.float32)
     for number, row in enumerate(rows):
         for pairs, weight in row:
             if weight:

@@ -1,12 +1,11 @@
 """What clients send: the bodies of requests as OpenAI's API has them, and what is ours in them."""
 
 import secrets
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dlplora.engine.requests import Message, Request
-from dlplora.params.fields import Name
 from dlplora.records.routes import Route
 from dlplora.sampling import Sampling
 from dlplora.words import Policy, Visible
@@ -14,7 +13,9 @@ from dlplora.words import Policy, Visible
 Text = Annotated[str, Field(max_length=2_000_000)]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-Tokens = Annotated[list[TokenId], Field(min_length=1)]
+# A list is refused by its first mistake.
+Tokens = Annotated[list[TokenId], Field(min_length=1, max_length=1_000_000, fail_fast=True)]
+_MOST_FIELDS = 100
 _ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "developer": "system",
     "system": "system",
@@ -33,6 +34,8 @@ class Body(BaseModel):
     def _without_nulls(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
+        if len(values) > _MOST_FIELDS:
+            raise ValueError(f"has {len(values)} fields, expected at most {_MOST_FIELDS}")
         return {key: value for key, value in values.items() if value is not None}
 
 
@@ -47,6 +50,7 @@ class StreamOptions(Body):
     """What a stream tells besides the text."""
 
     include_usage: bool = False
+    include_obfuscation: bool = False  # not used
 
 
 class ResponseFormat(Body):
@@ -135,12 +139,20 @@ class Asked(Body):
 class ChatBody(Asked):
     """The body of /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "ChatBody":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        return self
+
+    num_prompts: ClassVar[int] = 1
 
     @property
     def max_new_tokens(self) -> int | None:
@@ -157,7 +169,7 @@ class ChatBody(Asked):
                 self.sampling(max_new_tokens),
                 logprobs=(self.top_logprobs or 0) if self.logprobs else None,
                 n=self.n,
-                **({"policy": "split"} | told),
+                **told,
             )
         ]
 
@@ -168,12 +180,23 @@ class CompletionBody(Asked):
     prompt: (
         Text
         | Tokens
-        | Annotated[list[Text], Field(min_length=1, max_length=256)]
-        | Annotated[list[Tokens], Field(min_length=1, max_length=256)]
+        | Annotated[list[Text], Field(min_length=1, max_length=256, fail_fast=True)]
+        | Annotated[list[Tokens], Field(min_length=1, max_length=256, fail_fast=True)]
     )
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] = 16
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool = False
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "CompletionBody":
+        if self.stream and self.echo and self.logprobs is not None:
+            raise ValueError("echo with logprobs is known at the end alone; leave out stream")
+        return self
+
+    @property
+    def num_prompts(self) -> int:
+        """How many prompts there are."""
+        return len(self.prompts())
 
     @property
     def max_new_tokens(self) -> int:
@@ -216,13 +239,17 @@ class DetokenizeBody(Body):
     """The body of /detokenize."""
 
     model: str = ""
-    tokens: Annotated[list[TokenId], Field(max_length=1_000_000)]
+    tokens: Annotated[list[TokenId], Field(max_length=1_000_000, fail_fast=True)]
+
+
+# It never becomes a path, and a system may have it with a colon alone.
+AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
 class LoadBody(Body):
     """The body of /v1/load_lora_adapter."""
 
-    lora_name: Name
+    lora_name: AdapterName
     lora_path: Annotated[str, Field(min_length=1, max_length=4096)]
     load_inplace: bool = False
 
@@ -230,4 +257,4 @@ class LoadBody(Body):
 class UnloadBody(Body):
     """The body of /v1/unload_lora_adapter."""
 
-    lora_name: Name
+    lora_name: AdapterName

@@ -56,7 +56,10 @@ class EngineThread:
         """
         if not self.is_alive:
             raise ApiError(503, "the server is not answering", code="unavailable")
-        if self.num_open + sum(request.n for request in requests) > self._max_open:
+        wanted = sum(request.n for request in requests)
+        if wanted > self._max_open:
+            raise ApiError(400, f"{wanted} answers, expected at most {self._max_open} at once")
+        if self.num_open + wanted > self._max_open:
             raise ApiError(
                 429,
                 f"{self.num_open} answers wait or run, of at most {self._max_open}; try again",
@@ -72,12 +75,12 @@ class EngineThread:
         """Let the thread see that requests were cancelled."""
         self._work.set()
 
-    def stop(self) -> None:
-        """End the thread after its step; what is open ends with an error."""
+    async def stop(self, reason: str) -> None:
+        """End the thread after its step; what is open then ends with an error."""
         self._is_stopped.set()
         self._work.set()
-        self._thread.join()
-        self._fail_all("the server is shutting down")
+        await asyncio.to_thread(self._thread.join)
+        self._fail_all(reason)
 
     def _run(self) -> None:
         try:
@@ -89,6 +92,7 @@ class EngineThread:
                 if pieces := self._scheduler.step():
                     self._loop.call_soon_threadsafe(self._deliver, pieces)
         except Exception:
+            self._is_stopped.set()  # so that nothing is queued any more
             logger.exception("the engine's thread has ended")
             self._loop.call_soon_threadsafe(self._fail_all, "the engine has failed")
 

@@ -14,10 +14,11 @@ from dlplora.errors import (
     GenerationError,
     PromptTooLongError,
     RequestFailedError,
-    RouterError,
+    UnknownAdapterError,
 )
 
 logger = logging.getLogger(__name__)
+_MOST = 100  # mistakes that are looked at
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 _TYPES |= {429: "rate_limit_error"}
 
@@ -74,23 +75,32 @@ def api_error(error: Exception) -> ApiError:
     """Return what a client is told of an error of the engine.
 
     An adapter that a route names and that is not there is a conflict: it was unloaded meanwhile.
-    What is no fault of the request stays in the server's log.
+    What is no fault of the request is told by the server's log alone.
     """
     if isinstance(error, ApiError):
         return error
     if isinstance(error, PromptTooLongError):
-        return ApiError(400, str(error), param="prompt", code="context_length_exceeded")
-    if isinstance(error, RouterError):
+        return ApiError(400, str(error), code="context_length_exceeded")
+    if isinstance(error, UnknownAdapterError):
         return ApiError(409, str(error), code="adapter_unavailable")
     if isinstance(error, GenerationError) and not isinstance(error, RequestFailedError):
         return ApiError(400, str(error))
-    logger.error("a request failed: %s", error, exc_info=error)
-    return ApiError(500, "the request failed; the server's log says why", code="internal_error")
+    found = ApiError(500, "the request failed; the server's log says why", code="internal_error")
+    found.__cause__ = error
+    return found
 
 
-async def on_api_error(_: Request, error: Exception) -> JSONResponse:
+def log_failure(error: ApiError, request_id: str) -> None:
+    """Log what failed by no fault of a request, under the id that its reply has."""
+    if error.status >= 500:
+        logger.error("request %s: %s", request_id, error.message, exc_info=error.__cause__)
+
+
+async def on_api_error(request: Request, error: Exception) -> JSONResponse:
     """Answer an error of ours."""
-    return api_error(error).response()
+    assert isinstance(error, ApiError)
+    log_failure(error, request.state.request_id)
+    return error.response()
 
 
 async def on_http_error(_: Request, error: Exception) -> JSONResponse:
@@ -106,13 +116,16 @@ async def on_invalid_body(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     # Of a field that may be one of several kinds, each kind has its mistake; the last is a list's.
     found = max(
-        reversed(error.errors()), key=lambda one: (len(one["loc"]), one["type"] != "missing")
+        reversed(error.errors()[:_MOST]),
+        key=lambda one: (len(one["loc"]), one["type"] != "missing"),
     )
     param = _field(found, error.body)
     if found["type"] == "extra_forbidden":
         message = f"{param} is not supported"
     elif found["type"] == "json_invalid":
-        message, param = "the body is no JSON", None
+        message, param = "the body is not JSON", None
+    elif found["type"] == "value_error":
+        message = found["msg"].removeprefix("Value error, ")
     elif param is None:
         message = "expected a JSON object with the header `Content-Type: application/json`"
     else:

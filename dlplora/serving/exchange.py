@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from fastapi import Request as HttpRequest
 
@@ -12,7 +12,7 @@ from dlplora.engine.requests import Request
 from dlplora.records.routes import Route
 from dlplora.serving.errors import ApiError, api_error
 from dlplora.serving.metrics import Metrics
-from dlplora.serving.models import Served
+from dlplora.serving.models import ServedModel
 
 _WATCH_SECONDS = 0.5  # how often a client that may have gone is looked for
 
@@ -33,7 +33,7 @@ class Exchange:
 
     def __init__(
         self,
-        served: Served,
+        served: ServedModel,
         requests: Sequence[Request],
         http: HttpRequest,
         metrics: Metrics,
@@ -49,7 +49,12 @@ class Exchange:
         self._began = time.monotonic()
         self._arrived: asyncio.Queue[tuple[int, Piece | ApiError]] = asyncio.Queue()
         self._firsts: dict[int, float] = {}
-        served.thread.submit(requests, self._receiver)
+        self._next_look = self._began + _WATCH_SECONDS
+        try:
+            served.thread.submit(requests, self._receiver)
+        except ApiError:
+            metrics.failed("rejected")
+            raise
 
     def _receiver(self, place: int) -> Callable[[Piece | ApiError], None]:
         return lambda piece: self._arrived.put_nowait((place, piece))
@@ -87,7 +92,7 @@ class Exchange:
                 place, piece = await self._next()
                 error = piece if isinstance(piece, ApiError) else piece.error
                 if error is not None:
-                    self._metrics.failed()
+                    self._metrics.failed("error")
                     raise api_error(error)
                 assert isinstance(piece, Piece)
                 index = place * self.requests[0].n + piece.choice
@@ -103,6 +108,9 @@ class Exchange:
                     )
                     self.answers[index] = piece.answer
                 yield index, piece
+        except (GeneratorExit, asyncio.CancelledError):  # the client has gone
+            self._metrics.failed("cancelled")
+            raise
         finally:
             for request in self.requests:
                 request.cancel()
@@ -117,15 +125,22 @@ class Exchange:
 
     async def _next(self) -> tuple[int, Piece | ApiError]:
         while True:
+            await self._check_client()
             left = self._began + self._seconds - time.monotonic()
             if left <= 0:
-                self._metrics.failed()
+                self._metrics.failed("timeout")
                 raise ApiError(
                     504, f"the answer takes more than {self._seconds:g} s", code="timeout"
                 )
-            try:
+            with suppress(TimeoutError):
                 return await asyncio.wait_for(self._arrived.get(), min(left, _WATCH_SECONDS))
-            except TimeoutError:
-                if await self._http.is_disconnected():
-                    self._metrics.failed()
-                    raise ApiError(499, "the client has gone", code="gone") from None
+
+    async def _check_client(self) -> None:
+        """Raise `ApiError` if the client has gone; it is looked for every now and then."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + _WATCH_SECONDS
+        if await self._http.is_disconnected():
+            self._metrics.failed("cancelled")
+            raise ApiError(499, "the client has gone", code="gone")

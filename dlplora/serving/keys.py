@@ -48,7 +48,7 @@ class Keys:
         if is_admin or (is_user and not for_admin):
             return
         if is_user:
-            raise ApiError(403, "this key may not administrate", code="forbidden")
+            raise ApiError(403, "this key does not allow administration", code="forbidden")
         raise ApiError(
             401,
             "no such key; expected the header `Authorization: Bearer KEY`",
@@ -87,19 +87,20 @@ def _read(file: Path | None, variable: str) -> tuple[bytes, ...]:
         text = file.read_text(encoding="utf-8") if file else os.environ.get(variable, "")
     except (OSError, UnicodeDecodeError) as error:
         raise KeysError(f"{where}: the keys cannot be read: {error}") from error
-    lines = text.splitlines() if file else text.split(",")
-    keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    if file is not None and not keys:
-        raise KeysError(f"{where}: found no key, expected one a line")
+    lines = [line.strip() for line in (text.splitlines() if file else text.split(","))]
+    keys = [line for line in lines if line and not (file and line.startswith("#"))]
+    if (file is not None or text) and not keys:
+        raise KeysError(f"{where}: found no key, expected one a line, or separated by commas")
     for number, key in enumerate(keys, start=1):
-        if len(key) < _LEAST:
+        if len(key) < _LEAST or not key.isascii():
             raise KeysError(
-                f"{where}: key {number} has {len(key)} characters, expected at least {_LEAST}"
+                f"{where}: key {number} has {len(key)} characters, expected at least {_LEAST}, all "
+                f"ASCII"
             )
     return tuple(key.encode() for key in keys)
 
 
-def check_host(host: str, keys: Keys) -> None:
+def check_listening(host: str, keys: Keys) -> None:
     """Raise `KeysError` if other machines could ask without a key."""
     if not keys.user and not _is_local(host):
         raise KeysError(

@@ -19,12 +19,12 @@ _CONFIDENCE = tuple(step / 10 for step in range(1, 11))
 
 
 class Metrics:
-    """Counters of one server. `running` and `waiting` tell how many requests are in the engine."""
+    """Counters of one server; `running` and `waiting` tell what is in the engine."""
 
     def __init__(self, *, running: Callable[[], int], waiting: Callable[[], int]) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = own = CollectorRegistry()
-        gauge = Gauge("dlplora_requests_running", "Answers that wait or are written", registry=own)
+        gauge = Gauge("dlplora_requests_running", "Answers that are written", registry=own)
         gauge.set_function(running)
         gauge = Gauge("dlplora_requests_waiting", "Requests that wait for a place", registry=own)
         gauge.set_function(waiting)
@@ -52,7 +52,7 @@ class Metrics:
             "dlplora_adapter_tokens", "Tokens of answers by adapter", ["adapter"], registry=own
         )
         self._fallbacks = Counter(
-            "dlplora_fallbacks", "Answers by the base model, the router unsure", registry=own
+            "dlplora_fallbacks", "Routes to the base model, the router unsure", registry=own
         )
         self._confidence = Histogram(
             "dlplora_confidence",
@@ -80,13 +80,15 @@ class Metrics:
             self._adapter_tokens.labels(name).inc(answer.num_tokens)
         for route in (part.route for part in answer.parts):
             if route.confidence is not None:
-                self._confidence.labels(route.first or "base").observe(route.confidence)
+                self._confidence.labels(next(iter(route.adapters), "base")).observe(
+                    route.confidence
+                )
                 if not route.adapters:
                     self._fallbacks.inc()
 
-    def failed(self) -> None:
-        """Count a request that ended with an error."""
-        self._finished.labels("error").inc()
+    def failed(self, reason: str) -> None:
+        """Count a request that was not answered to its end."""
+        self._finished.labels(reason).inc()
 
     def text(self) -> bytes:
         """Return all figures in Prometheus' text format."""

@@ -11,7 +11,7 @@ from typing import Any
 from dlplora.adapters import LoraAdapter, lora_pairs
 from dlplora.engine.prompts import prompt_tokens
 from dlplora.engine.requests import Request
-from dlplora.errors import DlpLoraError, PromptTooLongError, choices
+from dlplora.errors import DlpLoraError, PromptTooLongError, choices, one_line
 from dlplora.imports import import_adapter
 from dlplora.records.base_card import read_base_card
 from dlplora.records.routes import BASE_ROUTE, Route
@@ -26,13 +26,14 @@ _RETRY_SECONDS = 30.0  # of a version that cannot be loaded
 
 
 @dataclass
-class Served:
+class ServedModel:
     """One loaded model and the thread that answers by it."""
 
     folder: Path
     engine: Engine
     thread: EngineThread
     fingerprint: str
+    tokenizer: dict[str, Any]  # what a client needs to render prompts
     max_new_tokens: int
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -44,7 +45,7 @@ class Served:
     @property
     def default(self) -> str:
         """The system that answers where none is named."""
-        return self.engine.systems[0]
+        return next(iter(self.engine.systems))
 
     @property
     def names(self) -> dict[str, str]:
@@ -52,20 +53,28 @@ class Served:
         adapters = dict.fromkeys(self.engine.pool.names, "adapter")
         return adapters | {BASE: "base"} | dict.fromkeys(self.engine.systems, "system")
 
-    def told(self, model: str) -> dict[str, Any]:
-        """Return the fields of a request that its model decides; `ApiError` on an unknown one."""
-        name = model or self.default
-        kind = self.names.get(name)
-        if kind is None:
-            known = choices(self.names)
+    def kind_of(self, model: str) -> str:
+        """Return what a model is: base, adapter or system; `ApiError` on an unknown one."""
+        names = self.names
+        if model not in names:
             raise ApiError(
                 404,
-                f"no model {name!r}; there are: {known}",
+                f"no model {model!r}; there are: {choices(names)}",
                 param="model",
                 code="model_not_found",
             )
+        return names[model]
+
+    def told(self, model: str, *, splits: bool) -> dict[str, Any]:
+        """Return the fields of a request that its model decides; `ApiError` on an unknown one.
+
+        With `splits` a system that routes once answers several questions one by one.
+        """
+        name = model or self.default
+        kind = self.kind_of(name)
         if kind == "system":
-            return {"system": name}
+            is_split = splits and self.engine.systems[name] == "route_once"
+            return {"system": name, "policy": "split" if is_split else None}
         route = BASE_ROUTE if kind == "base" else Route((name,), (1.0,))
         return {"routes": (route,), "policy": "route_once"}
 
@@ -107,14 +116,14 @@ class Models:
         self._max_new_tokens = max_new_tokens
         self._drain_seconds = drain_seconds
         self._settings = settings
-        self._served: Served | None = None
+        self._served: ServedModel | None = None
         self._loaded: dict[str, Path] = {}  # adapters that were loaded while serving
         self._changing = asyncio.Lock()
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[asyncio.Task[None], ServedModel] = {}
         self.refused: str | None = None  # the version that could not be loaded
 
     @property
-    def current(self) -> Served:
+    def current(self) -> ServedModel:
         """The model that answers now."""
         assert self._served is not None
         return self._served
@@ -124,22 +133,36 @@ class Models:
         """Tell whether requests are answered."""
         return self._served is not None and self._served.thread.is_alive
 
-    def load(self, loop: asyncio.AbstractEventLoop) -> Served:
+    @property
+    def num_open(self) -> int:
+        """How many answers wait or run, also by versions that are replaced."""
+        return sum(served.thread.num_open for served in self._all())
+
+    @property
+    def num_waiting(self) -> int:
+        """How many requests wait for a place."""
+        return sum(served.thread.num_waiting for served in self._all())
+
+    def _all(self) -> list[ServedModel]:
+        return [self.current, *self._retiring.values()]
+
+    def load(self, loop: asyncio.AbstractEventLoop) -> ServedModel:
         """Load the folder as it is now; a `DlpLoraError` if it cannot be."""
         folder = self._folder.resolve()
         first, others = next(iter(self._systems), None), self._systems[1:]
         engine = Engine.load(folder, system=first, systems=others, **self._settings)
         for name, path in self._loaded.items():
             try:
-                engine.pool.add(_read(path, name, folder))
+                engine.pool.add(_read(path, name, folder), replaces=True)
             except DlpLoraError as error:
                 logger.warning("the adapter %s does not fit the new version: %s", name, error)
         base = read_base_card(folder / "base")
-        return Served(
+        return ServedModel(
             folder,
             engine,
             EngineThread(engine, loop, max_open=self._max_open),
             f"{engine.version or folder.name}-{base.fingerprint[:12]}",
+            engine.base.template.told(before=engine.base.chat.frame.before),
             self._max_new_tokens,
         )
 
@@ -149,34 +172,38 @@ class Models:
         self._served = await asyncio.to_thread(self.load, loop)
 
     async def follow(self) -> None:
-        """Replace the model whenever the link points to another one, until cancelled.
+        """Replace the model whenever the link points to another one, until the engine fails.
 
         One that cannot be loaded leaves the old one serving, and is tried again later.
         """
         next_try = 0.0
-        while True:
+        while self.is_alive:
             await asyncio.sleep(_POLL_SECONDS)
-            target = self._folder.resolve()
-            if target == self.current.folder:
-                self.refused = None
-                continue
-            if self.refused == target.name and time.monotonic() < next_try:
-                continue
             try:
-                async with self._changing:
-                    new = await asyncio.to_thread(self.load, asyncio.get_running_loop())
+                target = self._folder.resolve()
+                if target == self.current.folder:
+                    self.refused = None
+                elif self.refused != target.name or time.monotonic() >= next_try:
+                    async with self._changing:
+                        loop = asyncio.get_running_loop()
+                        self._take_over(await asyncio.to_thread(self.load, loop))
             except Exception as error:
-                told = str(error) if isinstance(error, DlpLoraError) else repr(error)
+                self.refused = self._folder.resolve().name
+                next_try = time.monotonic() + _RETRY_SECONDS
                 logger.warning(
-                    "%s cannot be loaded, %s stays: %s", target.name, self.current.version, told
+                    "%s cannot be loaded, %s stays: %s",
+                    self.refused,
+                    self.current.version,
+                    error if isinstance(error, DlpLoraError) else one_line(error),
                 )
-                self.refused, next_try = target.name, time.monotonic() + _RETRY_SECONDS
-                continue
-            old, self._served, self.refused = self.current, new, None
-            logger.info("%s serves now instead of %s", new.version, old.version)
-            retiring = asyncio.create_task(self._retire(old))
-            self._retiring.add(retiring)
-            retiring.add_done_callback(self._retiring.discard)
+
+    def _take_over(self, new: ServedModel) -> None:
+        """Let new requests go to another model; the old one ends its answers and is let go."""
+        old, self._served, self.refused = self.current, new, None
+        logger.info("%s serves now instead of %s", new.version, old.version)
+        retiring = asyncio.create_task(self._retire(old))
+        self._retiring[retiring] = old
+        retiring.add_done_callback(self._retiring.pop)
 
     async def drain(self) -> None:
         """Wait until all answers have ended, at most `drain_seconds`."""
@@ -187,22 +214,22 @@ class Models:
         for task in list(self._retiring):
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
-        if self._served is not None and self._served.thread.is_alive:
-            self._end(self._served)
+        if self._served is not None:
+            await self._end(self._served, "the server is shutting down")
 
-    async def _retire(self, served: Served) -> None:
+    async def _retire(self, served: ServedModel) -> None:
         try:
             await self._until_idle(served)
         finally:
-            self._end(served)
+            await self._end(served, "another version has taken over; ask again")
 
-    async def _until_idle(self, served: Served) -> None:
+    async def _until_idle(self, served: ServedModel) -> None:
         deadline = time.monotonic() + self._drain_seconds
         while served.thread.num_open and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
 
-    def _end(self, served: Served) -> None:
-        served.thread.stop()
+    async def _end(self, served: ServedModel, reason: str) -> None:
+        await served.thread.stop(reason)
         served.engine.close()
 
     async def add_adapter(self, name: str, path: Path, *, replaces: bool) -> None:
@@ -215,7 +242,7 @@ class Models:
                     400, f"there is a model {name!r} already", param="lora_name", code="exists"
                 )
             adapter = await asyncio.to_thread(_read, path, name, served.folder)
-            pool.add(adapter, replaces=replaces)
+            await asyncio.to_thread(pool.add, adapter, replaces=replaces)
             self._loaded[name] = path
 
     async def remove_adapter(self, name: str) -> None:

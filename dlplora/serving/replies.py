@@ -5,7 +5,7 @@ from typing import Any
 from urllib.parse import quote
 
 from openai.types import Completion
-from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.chat import ChatCompletion
 from openai.types.completion_choice import CompletionChoice
 from openai.types.completion_choice import Logprobs as OpenAiLogprobs
 from pydantic import BaseModel, ConfigDict
@@ -14,6 +14,7 @@ from dlplora.engine.answers import Answer, Ending, Passage
 from dlplora.engine.logprobs import TokenScore
 from dlplora.records.routes import Route
 
+_MOST_SHOWN = 8  # in a header
 _FINISH: dict[Ending, str] = {
     "end": "stop",
     "stop": "stop",
@@ -36,12 +37,6 @@ class RoutedChat(ChatCompletion):
 
     model_config = ConfigDict(extra="forbid")
     route: list[list[RoutedPart]]
-
-
-class RoutedChatChunk(ChatCompletionChunk):
-    """A chunk of a stream; the last one of a choice tells its route."""
-
-    route: list[RoutedPart] | None = None
 
 
 class Logprobs(OpenAiLogprobs):
@@ -86,9 +81,10 @@ def route_of(answer: Answer) -> list[dict[str, Any]]:
 
 
 def route_headers(routes: Sequence[Route]) -> dict[str, str]:
-    """Tell the adapters of routes, each once, and the least confidence."""
+    """Tell the mixes of routes, each once and the first few, and the least confidence."""
     named = {"per-token" if route.per_token else _mix(route) or "base": None for route in routes}
-    headers = {"x-dlplora-adapters": ";".join(named)}
+    shown = [*list(named)[:_MOST_SHOWN], *(["..."] if len(named) > _MOST_SHOWN else [])]
+    headers = {"x-dlplora-adapters": ";".join(shown)}
     sure = [route.confidence for route in routes if route.confidence is not None]
     if sure:
         headers["x-dlplora-confidence"] = f"{min(sure):.4f}"
@@ -96,7 +92,8 @@ def route_headers(routes: Sequence[Route]) -> dict[str, str]:
 
 
 def _mix(route: Route) -> str:
-    return ",".join(f"{quote(name)}={weight:.4g}" for name, weight in route.mix)
+    mix = [f"{quote(name)}={weight:.4g}" for name, weight in route.mix]
+    return ",".join([*mix[:_MOST_SHOWN], *(["..."] if len(mix) > _MOST_SHOWN else [])])
 
 
 def chat_logprobs(tokens: Sequence[TokenScore]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import threading
@@ -16,10 +17,11 @@ import uvicorn
 from dlplora.errors import DlpLoraError
 from dlplora.runtime import Place, keep_freed_memory
 from dlplora.serving.app import Api, Bounds
-from dlplora.serving.keys import Keys, check_host
+from dlplora.serving.keys import Keys, check_listening
 from dlplora.serving.models import Models
 
 logger = logging.getLogger(__name__)
+_DEAD_SECONDS = 10.0  # in which whoever watches can read that the engine has failed
 
 
 class ServerError(DlpLoraError):
@@ -64,10 +66,12 @@ class Server(uvicorn.Server):
     `drain_seconds`; a second one ends at once.
     """
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    has_failed = False
+
+    def __init__(self, folder: Path, settings: Settings, models: Models | None = None) -> None:
         if settings.log is not None:
             settings.log.parent.mkdir(parents=True, exist_ok=True)
-        models = Models(
+        models = models or Models(
             folder,
             systems=settings.systems,
             max_open=settings.max_batch_size + settings.max_queue,
@@ -114,16 +118,14 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end, or end at once."""
         if self.api.is_draining:
-            self.force_exit = True
+            os._exit(1)
         self.api.is_draining = True
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Wait for what runs, then close."""
-        draining = asyncio.ensure_future(self.api.models.drain())
-        while not draining.done() and not self.force_exit:
-            await asyncio.sleep(0.05)
-        draining.cancel()
+        self.api.is_draining = True
+        await self.api.models.drain()
         await self.api.models.close()
         await super().shutdown(sockets)
 
@@ -134,8 +136,10 @@ def serve(folder: Path, settings: Settings, *, host: str, port: int) -> None:
     Raises a `DlpLoraError` if the host may not be used, the port is taken, or the model cannot be
     loaded.
     """
-    check_host(host, settings.keys)
+    check_listening(host, settings.keys)
     keep_freed_memory()
+    for number in (signal.SIGINT, signal.SIGTERM):  # while the model is loaded
+        signal.signal(number, lambda *_: os._exit(0))
     asyncio.run(run(Server(folder, settings), listen(host, port)))
 
 
@@ -143,7 +147,7 @@ async def run(server: Server, listening: socket.socket) -> None:
     """Load the model and answer on a socket until the server is told to end."""
     models = server.api.models
     await models.start()
-    following = asyncio.create_task(models.follow())
+    following = asyncio.create_task(_follow(server))
     host, port = listening.getsockname()[:2]
     logger.info(
         "%s answers at http://%s:%d/v1 by %s",
@@ -158,6 +162,18 @@ async def run(server: Server, listening: socket.socket) -> None:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
         await models.close()
+    if server.has_failed:
+        raise ServerError("the engine has failed; what it told stands above")
+
+
+async def _follow(server: Server) -> None:
+    """Follow the model in production; end the server some time after its engine has failed."""
+    await server.api.models.follow()
+    if server.api.is_draining:
+        return
+    server.has_failed = True
+    await asyncio.sleep(_DEAD_SECONDS)
+    server.should_exit = True
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -69,17 +69,18 @@ class ChatShape:
 
 
 class CompletionShape:
-    """Texts behind prompts. `echoed` are the prompts' texts if they are to be told, by choice."""
+    """Texts behind prompts, of which each has `n`; `echoed` are the prompts', if they are told."""
 
     prefix, whole_object, chunk_object = "cmpl", "text_completion", "text_completion"
 
-    def __init__(self, *, has_logprobs: bool, echoed: Sequence[str]) -> None:
+    def __init__(self, *, has_logprobs: bool, echoed: Sequence[str], n: int) -> None:
         self._has_logprobs = has_logprobs
         self._echoed = echoed
+        self._n = n
         self._told: dict[int, int] = {}  # how many characters of each choice's tokens
 
     def _echo(self, index: int) -> str:
-        return self._echoed[index] if self._echoed else ""
+        return self._echoed[index // self._n] if self._echoed else ""
 
     def whole(self, index: int, answer: Answer) -> dict[str, Any]:
         """Return a choice with its text."""
@@ -102,9 +103,8 @@ class CompletionShape:
         return self._chunk(index, piece.text, self._logprobs(index, piece.tokens))
 
     def closing(self, index: int, answer: Answer) -> dict[str, Any]:
-        """Return a choice without text; an echoed prompt's scores are told with it."""
-        scores = self._logprobs(index, answer.prompt_tokens) if answer.prompt_tokens else None
-        return self._chunk(index, "", scores, replies.finish_reason(answer))
+        """Return a choice without text."""
+        return self._chunk(index, "", None, replies.finish_reason(answer))
 
     def _chunk(
         self, index: int, text: str, logprobs: dict[str, Any] | None, reason: str | None = None

@@ -115,4 +115,4 @@ def test_every_reply_is_as_the_schema_says(server: Running) -> None:
 
         check()
     for path in ("/v1/chat/completions", "/v1/completions", "/v1/models/{name}", "/tokenize"):
-        assert answered[path] >= 5, (path, answered)
+        assert answered[path] >= 3, (path, answered)

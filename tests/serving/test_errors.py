@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 
-from dlplora.serving.keys import ADMIN_KEYS, USER_KEYS, Keys, KeysError, check_host, read_keys
+from dlplora.serving.keys import ADMIN_KEYS, USER_KEYS, Keys, KeysError, check_listening, read_keys
 from tests.serving.running import Running, running
 
 CHAT = "/v1/chat/completions"
@@ -48,8 +48,13 @@ def error_of(reply: httpx.Response) -> dict[str, Any]:
         (CHAT, chat(n=5), 400, "n", "expected at most 4"),
         (CHAT, chat(stop=["a"] * 5), 400, "stop", "at most 4"),
         (CHAT, chat(max_tokens=0), 400, "max_tokens", "greater than or equal to 1"),
-        (CHAT, chat(max_tokens=1000), 400, "prompt", "tokens"),
+        (CHAT, chat(max_tokens=1000), 400, None, "tokens"),
         (CHAT, chat(top_logprobs=21, logprobs=True), 400, "top_logprobs", "20"),
+        (CHAT, chat(top_logprobs=2), 400, None, "top_logprobs needs logprobs"),
+        (CHAT, chat(**{f"x{n}": 1 for n in range(200)}), 400, None, "202 fields"),
+        (COMPLETE, {"prompt": "a", "stream": True, "echo": True, "logprobs": 1}, 400, None, "echo"),
+        (COMPLETE, {"prompt": "a", "echo": True, "n": 10**15}, 400, "n", "expected at most 4"),
+        (COMPLETE, {"prompt": ["a"] * 2 + [1] * 20_000}, 400, None, "valid"),
         (CHAT, chat(route_policy="anew"), 400, "route_policy", "route_once"),
         (CHAT, chat(visible="anything"), 400, "visible", "own_and_answers"),
         (CHAT, chat(fallback_below=2), 400, "fallback_below", "less than or equal to 1"),
@@ -63,7 +68,7 @@ def error_of(reply: httpx.Response) -> dict[str, Any]:
         (CHAT, {"messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0.role", "user"),
         (CHAT, {"messages": [{"role": "assistant", "content": "x"}]}, 400, None, "the user's"),
         (CHAT, {"messages": [{"role": "user", "content": ""}], "model": "base", "max_tokens": 300},
-         400, "prompt", "tokens"),
+         400, None, "tokens"),
         (
             CHAT,
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
@@ -77,7 +82,7 @@ def error_of(reply: httpx.Response) -> dict[str, Any]:
         (COMPLETE, {"prompt": [100_000]}, 400, None, "the token 100000"),
         (COMPLETE, {"prompt": "", "model": "base"}, 400, None, "the prompt is empty"),
         (COMPLETE, {"prompt": "a", "suffix": "b"}, 400, "suffix", "not supported"),
-        (COMPLETE, {"prompt": "a b " * 200}, 400, "prompt", "tokens"),
+        (COMPLETE, {"prompt": "a b " * 200}, 400, None, "tokens"),
         ("/detokenize", {"tokens": [100_000]}, 400, "tokens", "the token 100000"),
         ("/tokenize", {}, 400, "prompt", "required"),
     ],
@@ -92,7 +97,7 @@ def test_a_bad_body_is_told_by_its_field(
     error = error_of(reply)
     assert (reply.status_code, error["param"] or "") == (status, param or error["param"] or "")
     assert message in error["message"]
-    if "tokens" in message and param == "prompt":
+    if message == "tokens":
         assert error["code"] == "context_length_exceeded"
 
 
@@ -105,7 +110,7 @@ def test_a_stream_that_cannot_begin_has_its_status(server: Running) -> None:
 @pytest.mark.parametrize(
     ("content", "kind", "message"),
     [
-        (b"{", "application/json", "the body is no JSON"),
+        (b"{", "application/json", "the body is not JSON"),
         (b'{"a": "\xff"}', "application/json", ""),
         (b"[" * 50_000, "application/json", ""),
         (json.dumps(chat()).encode(), "text/plain", "Content-Type: application"),
@@ -134,6 +139,24 @@ def test_unknown_paths_and_methods_have_the_same_shape(server: Running) -> None:
     assert error_of(server.get("/v1/nothing"))["type"] == "not_found_error"
     assert server.get(CHAT).status_code == 405
     error_of(server.get(CHAT))
+
+
+def test_what_fails_by_no_fault_of_the_request_is_logged_under_its_id(
+    data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("/secret/path")
+
+    with running(data) as server:
+        monkeypatch.setattr("dlplora.serving.app.replies.usage", fail)
+        reply = server.post(CHAT, chat())
+        monkeypatch.undo()
+        assert server.post(CHAT, chat()).status_code == 200
+    assert reply.status_code == 500
+    assert "secret" not in reply.text
+    assert error_of(reply)["code"] == "internal_error"
+    (record,) = [one for one in caplog.records if reply.headers["x-request-id"] in one.message]
+    assert "/secret/path" in str(record.exc_info)
 
 
 def test_fields_that_are_not_used_and_nulls_change_nothing(server: Running) -> None:
@@ -196,6 +219,9 @@ def test_keys_open_what_they_are_for(data: Path) -> None:
                 if user_status == 401:
                     assert error_of(reply)["code"] == "invalid_api_key"
                     assert reply.headers["www-authenticate"] == "Bearer"
+            bad = server.post(CHAT, {"x": 1}, headers=headers)  # no key, no word of the schema
+            assert bad.status_code == (400 if user_status == 200 else 401)
+            assert server.get("/openapi.json", headers=headers).status_code == user_status
             changed = server.post("/v1/unload_lora_adapter", unload, headers=headers)
             assert changed.status_code == admin_status
         assert server.get("/health").status_code == server.get("/ready").status_code == 200
@@ -223,6 +249,14 @@ def test_keys_come_from_files_or_the_environment(
     monkeypatch.setenv(ADMIN_KEYS, "")
     assert read_keys(file, None).user == (b"a" * 16, b"b" * 17)
     assert read_keys(None, None) == Keys((b"c" * 16, b"d" * 16))
+    for text in ("#", ",", " , "):
+        monkeypatch.setenv(USER_KEYS, text)
+        with pytest.raises(KeysError, match=f"{USER_KEYS}: "):
+            read_keys(None, None)
+    monkeypatch.delenv(USER_KEYS)
+    file.write_text(f"  # a comment that is long enough\n{'é' * 20}\n")
+    with pytest.raises(KeysError, match=r"key 1 has 20 characters, .* all ASCII"):
+        read_keys(file, None)
     file.write_text("short\n")
     with pytest.raises(KeysError, match="key 1 has 5 characters, expected at least 16"):
         read_keys(None, file)
@@ -236,7 +270,7 @@ def test_keys_come_from_files_or_the_environment(
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.com"])
 def test_another_host_needs_keys(host: str) -> None:
     with pytest.raises(KeysError, match="can be reached from other machines; give keys"):
-        check_host(host, Keys())
-    check_host(host, Keys((USER,)))
+        check_listening(host, Keys())
+    check_listening(host, Keys((USER,)))
     for local in ("127.0.0.1", "::1", "localhost"):
-        check_host(local, Keys())
+        check_listening(local, Keys())

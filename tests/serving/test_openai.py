@@ -2,6 +2,7 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -11,7 +12,7 @@ from dlplora.engine.requests import Message, Request
 from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.sampling import Sampling
 from dlplora.systems.engine import Engine
-from tests.serving.running import Running
+from tests.serving.running import Running, running
 
 QUESTION = "what is the opposite of up ?"
 PROMPTS = [QUESTION, "say red", "which colour : two a b c d ?", "sum of one plus two ?"]
@@ -80,6 +81,34 @@ def test_a_mix_is_weighed_as_the_client_says(server: Running, engine: Engine) ->
         extra_body={"lora": [{"id": "colours", "scale": 0.25}, {"id": "opposites", "scale": -1.5}]},
     )
     assert found.choices[0].message.content == expected.text
+
+
+def test_a_mix_is_one_of_the_adapters_that_are_listed(server: Running, engine: Engine) -> None:
+    lora = [{"id": "colours", "scale": 1.0}]
+    found = {
+        server.client()
+        .chat.completions.create(
+            model=model, messages=user(QUESTION), max_tokens=6, extra_body={"lora": lora}
+        )
+        .choices[0]
+        .message.content
+        for model in ("dlp_mlp", "logo", "single:opposites", "colours", "base")
+    }
+    route = Route(("colours",), (1.0,))
+    (expected,) = engine.generate([asked(QUESTION, routes=(route,), policy="route_once")])
+    assert found == {expected.text}
+
+
+def test_a_chat_leaves_a_systems_own_policy(data: Path) -> None:
+    text = "1. say red\n2. what is the opposite of up ?"
+    with running(data, systems=["dlp_mlp_keep"]) as server:
+        told = server.post("/v1/chat/completions", {"messages": user(text), "max_tokens": 6}).json()
+        split = server.post(
+            "/v1/chat/completions",
+            {"messages": user(text), "max_tokens": 6, "route_policy": "split"},
+        ).json()
+    assert [part["question"] for part in told["route"][0]][:1] == [None]
+    assert len(split["route"][0]) == 2
 
 
 def test_a_stream_has_the_same_text_role_first_and_usage_last(

@@ -1,5 +1,6 @@
 """A server while things happen: clients go, the queue fills, adapters and versions change."""
 
+import gc
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -18,7 +20,11 @@ import httpx
 import openai
 import pytest
 
-from dlplora.serving.keys import Keys
+from dlplora.cli.serve import serve
+from dlplora.engine.answers import Piece
+from dlplora.engine.scheduler import Scheduler
+from dlplora.sampling import Sampling
+from dlplora.serving.keys import Keys, KeysError
 from dlplora.serving.server import ServerError, listen
 from dlplora.systems.engine import Engine
 from tests.peft_adapters import peft_pool
@@ -65,23 +71,43 @@ def num_open(server: Running) -> int:
     return server.server.api.models.current.thread.num_open
 
 
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each token take a twentieth of a second: answers of 200 tokens are still running."""
+    step = Scheduler.step
+
+    def slow_step(self: Scheduler) -> list[Piece]:
+        time.sleep(0.05)
+        return step(self)
+
+    monkeypatch.setattr(Scheduler, "step", slow_step)
+
+
+def cancelled(server: Running) -> float:
+    lines = server.get("/metrics").text.splitlines()
+    name = 'dlplora_requests_finished_total{reason="cancelled"} '
+    return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+
+@pytest.mark.usefixtures("slow")
 def test_a_client_that_goes_away_frees_its_place(data: Path) -> None:
     with running(data, max_batch_size=1) as server:
         with streaming(server):
             assert num_open(server) == 1
-        wait_until(lambda: num_open(server) == 0)
+        wait_until(lambda: num_open(server) == 0, 2)
+        assert cancelled(server) == 1
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{server.url}{CHAT}", json=chat(**LONG), timeout=0.05)
-        wait_until(lambda: num_open(server) == 0)
-        assert server.post(CHAT, chat()).status_code == 200
+            httpx.post(f"{server.url}{CHAT}", json=chat(**LONG), timeout=0.3)
+        wait_until(lambda: num_open(server) == 0, 2)
+        assert cancelled(server) == 2
+        assert server.post(CHAT, chat(max_tokens=1)).status_code == 200
 
 
+@pytest.mark.usefixtures("slow")
 def test_a_full_queue_is_told_with_the_time_to_wait(data: Path) -> None:
-    with (
-        running(data, max_batch_size=1, max_queue=1) as server,
-        streaming(server),
-        streaming_later(server),
-    ):
+    with running(data, max_batch_size=1, max_queue=1) as server, streaming(server):
+        waiting = threading.Thread(target=lambda: server.post(CHAT, chat(max_tokens=1)))
+        waiting.start()
         wait_until(lambda: num_open(server) == 2)
         reply = server.post(CHAT, chat())
         assert reply.status_code == 429
@@ -89,24 +115,19 @@ def test_a_full_queue_is_told_with_the_time_to_wait(data: Path) -> None:
         assert reply.json()["error"]["code"] == "queue_full"
         with pytest.raises(openai.RateLimitError):
             server.client().chat.completions.create(**chat(), model="base")
+        never = server.post("/v1/completions", {"prompt": ["a"] * 3})
+        assert (never.status_code, "3 answers" in never.text) == (400, True)
+        figures = server.get("/metrics").text
+        assert "dlplora_requests_running 1.0" in figures
+        assert "dlplora_requests_waiting 1.0" in figures
+    waiting.join()
 
 
-@contextmanager
-def streaming_later(server: Running) -> Iterator[None]:
-    """Ask for an answer that waits for its place."""
-    asking = threading.Thread(target=lambda: server.post(CHAT, chat()))
-    asking.start()
-    try:
-        yield
-    finally:
-        server.server.should_exit = True
-        asking.join()
-
-
+@pytest.mark.usefixtures("slow")
 def test_a_request_that_takes_too_long_ends(data: Path) -> None:
-    bounds = replace(SETTINGS.bounds, seconds=0.1)
+    bounds = replace(SETTINGS.bounds, seconds=1.0)
     with running(data, bounds=bounds) as server:
-        reply = server.post(CHAT, chat(**LONG, n=4, temperature=1))
+        reply = server.post(CHAT, chat(**LONG))
         assert reply.status_code == 504
         assert reply.json()["error"]["code"] == "timeout"
         with streaming(server) as lines:
@@ -126,11 +147,27 @@ def test_adapters_come_and_go_and_a_route_to_one_that_went_is_a_conflict(
     keys = Keys(admin=(b"a" * 20,))
     load, unload = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
     with running(data, keys=keys, adapter_folders=[folder]) as server:
-        for path in ("../outside", str(tmp_path / "outside"), "link", ".", "gone", "/"):
+        (folder / "loop").symlink_to(folder / "loop")
+        for path in (
+            "../outside",
+            str(tmp_path / "outside"),
+            "link",
+            ".",
+            "gone",
+            "/",
+            "loop",
+            "\0",
+        ):
             body = {"lora_name": "new", "lora_path": path}
             reply = server.post(load, body, headers=ADMIN)
             assert (reply.status_code, reply.json()["error"]["param"]) == (400, "lora_path")
             assert str(tmp_path) not in reply.text.replace(path, "")
+        assert (
+            server.post(
+                load, {"lora_name": "my-lora.v2", "lora_path": "new"}, headers=ADMIN
+            ).status_code
+            == 200
+        )
         for name in ("../x", "a/b", "", "base", "dlp_mlp"):
             reply = server.post(load, {"lora_name": name, "lora_path": "new"}, headers=ADMIN)
             assert reply.status_code == 400, name
@@ -173,6 +210,7 @@ def test_an_adapter_that_cannot_be_used_is_refused_without_paths(
         assert server.post(CHAT, chat()).status_code == 200
 
 
+@pytest.mark.usefixtures("slow")
 def test_another_version_is_taken_over_while_answers_run(data: Path, tmp_path: Path) -> None:
     current = tmp_path / "current"
     for number, seed in ((1, 3), (2, 4)):
@@ -182,7 +220,12 @@ def test_another_version_is_taken_over_while_answers_run(data: Path, tmp_path: P
     expected = {}
     for name in ("v0.0.1", "v0.0.2"):
         with Engine.load(tmp_path / name, system="dlp_mlp", place=PLACE) as engine:
-            expected[name] = [one.text for one in engine.generate(["say red", "what is up ?"])]
+            expected[name] = [
+                one.text
+                for one in engine.generate(
+                    ["say red", "what is up ?"], sampling=Sampling(max_new_tokens=6)
+                )
+            ]
     current.symlink_to("v0.0.1")
 
     def switch(name: str) -> None:
@@ -194,13 +237,11 @@ def test_another_version_is_taken_over_while_answers_run(data: Path, tmp_path: P
         return told
 
     def answers() -> list[str]:
-        return [
-            text_of(server.post(CHAT, chat(text, max_tokens=128)))
-            for text in ("say red", "what is up ?")
-        ]
+        return [text_of(server.post(CHAT, chat(text))) for text in ("say red", "what is up ?")]
 
     with running(current, systems=["dlp_mlp"]) as server:
         assert answers() == expected["v0.0.1"]
+        first = weakref.ref(server.server.api.models.current.engine.base.model)
         assert server.get("/health").json()["version"] == "v0.0.1"
         with streaming(server) as lines:
             switch("v0.0.2")
@@ -209,6 +250,7 @@ def test_another_version_is_taken_over_while_answers_run(data: Path, tmp_path: P
         assert {one["system_fingerprint"][:7] for one in rest} == {"v0.0.1-"}
         assert rest[-1]["choices"][0]["finish_reason"] == "length"
         assert answers() == expected["v0.0.2"]
+        wait_until(lambda: gc.collect() >= 0 and first() is None)  # only one is in memory
         switch("v0.0.3")
         wait_until(lambda: server.get("/health").json()["refused"] == "v0.0.3")
         assert server.get("/health").json()["version"] == "v0.0.2"
@@ -255,23 +297,72 @@ def test_figures_count_requests_tokens_and_adapters(data: Path) -> None:
     assert any(name.startswith("dlplora_confidence_bucket") for name in found)
 
 
-def test_an_engine_that_fails_is_unhealthy_and_clients_are_told(
+@pytest.mark.usefixtures("slow")
+def test_what_runs_too_long_after_a_switch_is_told_so(data: Path, tmp_path: Path) -> None:
+    for number in (1, 2):
+        write_version(data, tmp_path / f"v0.0.{number}", number)
+    current = tmp_path / "current"
+    current.symlink_to("v0.0.1")
+    with (
+        running(current, systems=["dlp_mlp"], drain_seconds=0.2) as server,
+        streaming(server) as lines,
+    ):
+        current.unlink()
+        current.symlink_to("v0.0.2")
+        told = [line for line in lines if line][-1]
+    assert "another version has taken over" in told
+
+
+def test_an_engine_that_fails_is_unhealthy_and_ends_the_server(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dlplora.engine.scheduler import Scheduler
+    monkeypatch.setattr("dlplora.serving.server._DEAD_SECONDS", 3.0)
+
+    def fail(_: Scheduler) -> None:
+        raise MemoryError("secret of the machine")
+
+    def ask_one_that_fails() -> None:
+        with running(data) as server:
+            assert server.post(CHAT, chat()).status_code == 200
+            monkeypatch.setattr(Scheduler, "step", fail)
+            for _ in range(3):
+                reply = server.post(CHAT, chat())
+                assert reply.status_code == 503
+                assert "secret" not in reply.text
+            assert server.get("/health").status_code == server.get("/ready").status_code == 503
+            wait_until(lambda: not is_listening(server.url))
+
+    with pytest.raises(ServerError, match="the engine has failed"):
+        ask_one_that_fails()
+
+
+def is_listening(url: str) -> bool:
+    try:
+        httpx.get(f"{url}/health")
+    except httpx.TransportError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("place", ["_begin", "_write_batch"])
+def test_a_batch_that_fails_ends_alone(
+    data: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    whole = getattr(Scheduler, place)
+    left = [1]
+
+    def fail_once(self: Scheduler, *arguments: Any) -> Any:
+        found = whole(self, *arguments)
+        if left:
+            left.pop()
+            raise MemoryError("out of memory")
+        return found
 
     with running(data) as server:
+        monkeypatch.setattr(Scheduler, place, fail_once)
+        assert server.post(CHAT, chat()).status_code == 500
         assert server.post(CHAT, chat()).status_code == 200
-
-        def fail(_: Scheduler) -> None:
-            raise MemoryError("secret of the machine")
-
-        monkeypatch.setattr(Scheduler, "step", fail)
-        reply = server.post(CHAT, chat())
-        assert reply.status_code == 503
-        assert "secret" not in reply.text
-        assert server.get("/health").status_code == server.get("/ready").status_code == 503
-        assert server.post(CHAT, chat()).status_code == 503
+        assert num_open(server) == 0
 
 
 def test_an_address_in_use_is_told() -> None:
@@ -305,7 +396,7 @@ def test_sigterm_lets_answers_end_and_a_second_one_does_not(data: Path, second: 
                     wait_until(lambda: refuses(url))
                 told = [line for line in received(lines) if line]
                 assert (told[-1:] == ["data: [DONE]"]) == (not second)
-            assert process.wait(20) == 0
+            assert process.wait(20) == (1 if second else 0)
         finally:
             process.kill()
 
@@ -324,20 +415,18 @@ def refuses(url: str) -> bool:
 
 
 def test_what_is_wrong_with_the_command_is_one_line(data: Path, tmp_path: Path) -> None:
-    for words, message in (
-        (["--model", str(tmp_path / "gone")], "no such folder"),
-        (["--model", str(data), "--system", "gone"], "no systems.gone"),
-        (["--model", str(data), "--host", "0.0.0.0"], "can be reached from other machines"),
-        (["--model", str(data), "--keys", str(tmp_path / "k")], "the keys cannot be read"),
-    ):
-        found = subprocess.run(
-            [sys.executable, "-m", "dlplora.cli", "serve", "--no-log", "--port", "0", *words],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert found.returncode == 1
-        assert message in found.stderr
-        assert found.stderr.startswith("error: ")
-        assert found.stderr.count("\n") == 1
+    with pytest.raises(KeysError, match="can be reached from other machines"):
+        serve(model=data, host="0.0.0.0", no_log=True)
+    with pytest.raises(KeysError, match="the keys cannot be read"):
+        serve(model=data, keys=tmp_path / "gone", no_log=True)
+    words = [sys.executable, "-m", "dlplora.cli", "serve", "--no-log", "--port", "0"]
+    found = subprocess.run(
+        [*words, "--model", str(data), "--system", "gone"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 1
+    assert found.stderr.startswith("error: params.yaml: no systems.gone; there are:")
+    assert found.stderr.count("\n") == 1

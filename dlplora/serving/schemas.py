@@ -1,0 +1,63 @@
+"""What the server's smaller paths reply."""
+
+from openai.types import Model
+from pydantic import BaseModel
+
+
+class ModelRow(Model):
+    """One name that requests may give as their model."""
+
+    root: str
+    parent: str | None
+    max_model_len: int | None
+
+
+class ModelList(BaseModel):
+    """All of them."""
+
+    object: str = "list"
+    data: list[ModelRow]
+
+
+class TokensReply(BaseModel):
+    """The tokens of a text."""
+
+    tokens: list[int]
+    count: int
+    max_model_len: int | None
+
+
+class TextReply(BaseModel):
+    """The text of tokens."""
+
+    prompt: str
+
+
+class TokenizerReply(BaseModel):
+    """What a client needs to render prompts by itself."""
+
+    tokenizer_class: str
+    chat_template: str | None
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+
+
+class AdapterRow(BaseModel):
+    """An adapter that a mix may name."""
+
+    id: str
+
+
+class Done(BaseModel):
+    """What was done."""
+
+    message: str
+
+
+class Health(BaseModel):
+    """Whether the server lives, which version serves, and which could not be loaded."""
+
+    status: str
+    version: str
+    refused: str | None
