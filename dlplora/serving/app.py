@@ -153,8 +153,7 @@ class Api:
                 503, "the server is shutting down", code="unavailable", headers={"Retry-After": "5"}
             )
         self._check_bounds(body)
-        served = self.models.current
-        requests = await asyncio.to_thread(_requests, body, served)
+        served, requests = await self._requests(body)
         exchange = Exchange(served, requests, http, self._metrics, seconds=self._bounds.seconds)
         head = {
             "id": f"{shape.prefix}-{uuid.uuid4().hex}",
@@ -185,6 +184,14 @@ class Api:
             media_type="application/json",
             headers=replies.route_headers(exchange.routes),
         )
+
+    async def _requests(self, body: ChatBody | CompletionBody) -> tuple[ServedModel, list[Request]]:
+        """Return what the engine is asked, and the model that is in use by then."""
+        while True:
+            served = self.models.current
+            requests = await asyncio.to_thread(_requests, body, served)
+            if served is self.models.current:
+                return served, requests
 
     def _check_bounds(self, body: ChatBody | CompletionBody) -> None:
         for name, found, most in (
