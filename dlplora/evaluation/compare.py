@@ -16,10 +16,9 @@ from dlplora.evaluation.metrics import (
     score_task,
     summarise,
 )
-from dlplora.evaluation.multi_question import place_of
 from dlplora.params.systems import SystemEntry
 from dlplora.records.comparison import Comparison, Difference, Position, Routing, Sample
-from dlplora.records.scores import ItemScore, read_items
+from dlplora.records.scores import ItemScore, place_of, read_items
 from dlplora.routing.base import calibration_error
 from dlplora.words import NUM_QUESTIONS, Primary, Setting
 

@@ -11,6 +11,7 @@ from dlplora.errors import DataError
 from dlplora.evaluation.items import Prompt, TaskItems
 from dlplora.params.inputs import Task
 from dlplora.records.examples import Example
+from dlplora.records.scores import item_id
 from dlplora.sampling import Sampling
 from dlplora.systems.system import System
 from dlplora.words import NUM_QUESTIONS, Setting
@@ -37,7 +38,7 @@ def multi_question_batches(
         Prompt(
             _request(parts, tasks, system),
             parts,
-            [_item_id(number, place, part) for place, part in enumerate(parts)],
+            [item_id(number, place, part.id) for place, part in enumerate(parts)],
         )
         for number, parts in enumerate(drawn)
         if runner.reads(_whole(parts, tasks))
@@ -49,15 +50,6 @@ def multi_question_batches(
         )
     for start in range(0, len(prompts), batch_size):
         yield prompts[start : start + batch_size]
-
-
-def _item_id(number: int, place: int, example: Example) -> str:
-    return f"{number}:{place}:{example.id}"
-
-
-def place_of(item_id: str) -> int:
-    """Return which question of its prompt an item was, the first being 0."""
-    return int(item_id.split(":")[1])
 
 
 def draw_prompts(

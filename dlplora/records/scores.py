@@ -138,6 +138,16 @@ def summary_from_json(values: Mapping[str, Any]) -> Summary:
     return record_of(Summary, {**values, "tasks": tasks})
 
 
+def item_id(number: int, place: int, example_id: str) -> str:
+    """Name a question of a multi-question prompt; the first place is 0."""
+    return f"{number}:{place}:{example_id}"
+
+
+def place_of(name: str) -> int:
+    """Return the place of a question that `item_id` has named."""
+    return int(name.split(":")[1])
+
+
 def write_scores(folder: Path, items: Sequence[ItemScore], summary: Summary) -> None:
     """Write items.parquet and summary.json of one system."""
     with written_folder(folder) as aside:
