@@ -357,7 +357,7 @@ def test_the_help_of_a_command_describes_it_with_an_example_if_it_takes_words(
         assert f"Example: dlplora {name} " in " ".join(ended.out.split())
 
 
-NEEDING = {"generate", "route", "score", "find-clusters", "repro-suite", "judge"}
+NEEDING = {"generate", "route", "score", "serve", "find-clusters", "repro-suite", "judge"}
 NEEDING |= {"models", "promote", "rollback", "schedule", "gc", "push", "pull"}
 
 

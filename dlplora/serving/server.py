@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -140,7 +140,8 @@ def serve(folder: Path, settings: Settings, *, host: str, port: int) -> None:
     keep_freed_memory()
     for number in (signal.SIGINT, signal.SIGTERM):  # while the model is loaded
         signal.signal(number, lambda *_: os._exit(0))
-    asyncio.run(run(Server(folder, settings), listen(host, port)))
+    with closing(listen(host, port)) as listening:
+        asyncio.run(run(Server(folder, settings), listening))
 
 
 async def run(server: Server, listening: socket.socket) -> None:
