@@ -75,7 +75,6 @@ def serve(
     from dlplora.serving.server import serve as run
 
     current = Path(".models/current")
-    device = best_place().device
     settings = Settings(
         systems=system or [],
         keys=read_keys(keys, admin_keys),
@@ -92,7 +91,7 @@ def serve(
         drain_seconds=drain_seconds,
         log=None if no_log else log,
         max_log_mib=max_log_mib,
-        place=None if dtype == "auto" else Place(device, getattr(torch, dtype)),
+        place=None if dtype == "auto" else Place(best_place().device, getattr(torch, dtype)),
     )
     folder = model or (current if current.is_symlink() else Path("data"))
     run(folder, settings, host=host, port=port)

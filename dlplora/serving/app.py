@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from dlplora.engine.requests import Request
-from dlplora.errors import DlpLoraError, RouterError, choices
+from dlplora.errors import DlpLoraError, RouterError
 from dlplora.serving import replies
 from dlplora.serving.bodies import (
     Asked,
@@ -34,6 +34,7 @@ from dlplora.serving.errors import (
     on_api_error,
     on_http_error,
     on_invalid_body,
+    unknown,
 )
 from dlplora.serving.exchange import Exchange
 from dlplora.serving.guard import Guard
@@ -318,13 +319,8 @@ def _told(body: Asked, served: ServedModel) -> dict[str, Any]:
         raise ApiError(400, str(error), param="lora") from error
     if route is not None:
         names = served.engine.pool.names
-        if unknown := [name for name in route.adapters if name not in names]:
-            raise ApiError(
-                404,
-                f"no adapter {unknown[0]!r}; there are: {choices(names)}",
-                param="lora",
-                code="model_not_found",
-            )
+        if gone := [name for name in route.adapters if name not in names]:
+            raise unknown("adapter", gone[0], names, param="lora")
         told |= {"routes": (route,), "policy": "route_once", "system": None}
     return told
 

@@ -242,7 +242,7 @@ class DetokenizeBody(Body):
     tokens: Annotated[list[TokenId], Field(max_length=1_000_000, fail_fast=True)]
 
 
-# It never becomes a path, and a system may have it with a colon alone.
+# A name never becomes a path.
 AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 

@@ -1,7 +1,7 @@
 """Errors as OpenAI's API tells them: one object, one line, nothing of the machine."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastapi import Request
@@ -15,6 +15,7 @@ from dlplora.errors import (
     PromptTooLongError,
     RequestFailedError,
     UnknownAdapterError,
+    choices,
 )
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,12 @@ def api_error(error: Exception) -> ApiError:
     found = ApiError(500, "the request failed; the server's log says why", code="internal_error")
     found.__cause__ = error
     return found
+
+
+def unknown(kind: str, name: str, known: Iterable[str], *, param: str) -> ApiError:
+    """Return what a client is told of a name that is not there: which there are."""
+    message = f"no {kind} {name!r}; there are: {choices(known)}"
+    return ApiError(404, message, param=param, code="model_not_found")
 
 
 def log_failure(error: ApiError, request_id: str) -> None:

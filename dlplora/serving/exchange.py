@@ -64,14 +64,10 @@ class Exchange:
         """How many answers there will be."""
         return sum(request.n for request in self.requests)
 
-    def prompt_of(self, index: int) -> int:
-        """Return the place of the prompt that an answer belongs to."""
-        return index // self.requests[0].n
-
     @property
     def prompts(self) -> dict[int, Answer]:
         """One answer of each prompt."""
-        return {self.prompt_of(index): answer for index, answer in self.answers.items()}
+        return {index // self.requests[0].n: answer for index, answer in self.answers.items()}
 
     @property
     def routes(self) -> list[Route]:

@@ -11,12 +11,12 @@ from typing import Any
 from dlplora.adapters import LoraAdapter, lora_pairs
 from dlplora.engine.prompts import prompt_tokens
 from dlplora.engine.requests import Request
-from dlplora.errors import DlpLoraError, PromptTooLongError, choices, one_line
+from dlplora.errors import DlpLoraError, PromptTooLongError, one_line
 from dlplora.imports import import_adapter
 from dlplora.records.base_card import read_base_card
 from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.serving.engine_thread import EngineThread
-from dlplora.serving.errors import ApiError
+from dlplora.serving.errors import ApiError, unknown
 from dlplora.systems.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -57,12 +57,7 @@ class ServedModel:
         """Return what a model is: base, adapter or system; `ApiError` on an unknown one."""
         names = self.names
         if model not in names:
-            raise ApiError(
-                404,
-                f"no model {model!r}; there are: {choices(names)}",
-                param="model",
-                code="model_not_found",
-            )
+            raise unknown("model", model, names, param="model")
         return names[model]
 
     def told(self, model: str, *, splits: bool) -> dict[str, Any]:
@@ -250,12 +245,7 @@ class Models:
         async with self._changing:
             pool = self.current.engine.pool
             if name not in pool.names:
-                raise ApiError(
-                    404,
-                    f"no adapter {name!r}; there are: {choices(pool.names)}",
-                    param="lora_name",
-                    code="model_not_found",
-                )
+                raise unknown("adapter", name, pool.names, param="lora_name")
             pool.remove(name)
             self._loaded.pop(name, None)
 

@@ -83,8 +83,7 @@ def route_of(answer: Answer) -> list[dict[str, Any]]:
 def route_headers(routes: Sequence[Route]) -> dict[str, str]:
     """Tell the mixes of routes, each once and the first few, and the least confidence."""
     named = {"per-token" if route.per_token else _mix(route) or "base": None for route in routes}
-    shown = [*list(named)[:_MOST_SHOWN], *(["..."] if len(named) > _MOST_SHOWN else [])]
-    headers = {"x-dlplora-adapters": ";".join(shown)}
+    headers = {"x-dlplora-adapters": _first_few(";", list(named))}
     sure = [route.confidence for route in routes if route.confidence is not None]
     if sure:
         headers["x-dlplora-confidence"] = f"{min(sure):.4f}"
@@ -92,8 +91,12 @@ def route_headers(routes: Sequence[Route]) -> dict[str, str]:
 
 
 def _mix(route: Route) -> str:
-    mix = [f"{quote(name)}={weight:.4g}" for name, weight in route.mix]
-    return ",".join([*mix[:_MOST_SHOWN], *(["..."] if len(mix) > _MOST_SHOWN else [])])
+    return _first_few(",", [f"{quote(name)}={weight:.4g}" for name, weight in route.mix])
+
+
+def _first_few(between: str, texts: Sequence[str]) -> str:
+    rest = ["..."] if len(texts) > _MOST_SHOWN else []
+    return between.join([*texts[:_MOST_SHOWN], *rest])
 
 
 def chat_logprobs(tokens: Sequence[TokenScore]) -> dict[str, Any]:
