@@ -198,6 +198,7 @@ def test_json_of_good_files_ends_with_success(run: Run) -> None:
         ["prune", "now"],
         ["use-suite"],
         ["use-suite", "smoke", "--fast"],
+        ["set"],
         ["train"],
         ["--fast"],
     ],
@@ -233,6 +234,7 @@ def test_no_words_at_all_show_the_help(run: Run) -> None:
         ["prune"],
         ["use-suite", "smoke"],
         ["check-runtime"],
+        ["set", "adapter.rank=4"],
     ],
 )
 def test_outside_a_project_a_mistake_is_one_line(run: Run, words: list[str]) -> None:
@@ -385,7 +387,7 @@ def test_the_example_of_each_command_is_right_usage(run: Run, project: Path) -> 
 
 
 def test_the_commands_are_those_of_the_documentation() -> None:
-    named = {"validate", "add-task", "remove-task", "prune", "repro", "use-suite", "pin"}
+    named = {"validate", "add-task", "remove-task", "prune", "repro", "use-suite", "pin", "set"}
     assert named <= set(COMMANDS)
 
 

@@ -23,6 +23,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     serve.serve,
     project.validate,
     project.add_task,
+    project.set_,
     project.remove_task,
     project.prune,
     project.use_suite,
@@ -61,7 +62,7 @@ def _options(
 
 
 for command in _COMMANDS:
-    app.command()(command)
+    app.command(command.__name__.strip("_").replace("_", "-"))(command)
 app.add_typer(models.models, name="models")
 app.command(context_settings={"ignore_unknown_options": True})(project.repro)
 

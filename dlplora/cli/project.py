@@ -187,6 +187,42 @@ def remove_task(name: Annotated[str, typer.Argument(help="A task of params.yaml.
             typer.echo(f"your files are kept in {kept}")
 
 
+def set_(
+    values: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PATH=VALUE",
+            help="Where a value stands in params.yaml, and the value as YAML: 16, null, [a, b]; "
+            "text with a colon in quotes.",
+        ),
+    ] = None,
+    unset: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="Remove an override; may be repeated."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the changes as JSON.")] = False,
+) -> None:
+    """Set values of params.yaml, all or none; the rest of the file stays as it is.
+
+    A value in adapters.TASK overrides that of the section `adapter`.
+    Example: dlplora set adapters.capitals.steps=30 adapters.capitals.rank=16
+    """
+    from dlplora.project.files import Project
+    from dlplora.project.settings import parse_values, set_values
+
+    if not values and not unset:
+        raise typer.BadParameter("expected PATH=VALUE, or --unset PATH")
+    changes = set_values(Project(Path()), parse_values(values or []), unset=unset or [])
+    if as_json:
+        changed = [asdict(change) for change in changes]
+        typer.echo(json.dumps({"changed": changed}, ensure_ascii=False, default=lambda _: None))
+        return
+    for change in changes:
+        typer.echo(change)
+    if not changes:
+        typer.echo("nothing changed: params.yaml holds these values already")
+
+
 def prune() -> None:
     """Delete results of tasks, routers and systems that params.yaml no longer lists."""
     from dlplora.project.files import Project
