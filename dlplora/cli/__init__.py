@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dlplora.cli import ask, models, project, serve
+from dlplora.cli import ask, models, project, prompts, serve
 from dlplora.edge import one_line_errors, refuse_other_code, set_up_process, show_messages
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     ask.route,
     ask.score,
     serve.serve,
+    prompts.prompts,
     project.validate,
     project.add_task,
     project.set_,

@@ -1,0 +1,1 @@
+"""The pages in the browser: data, adapters, routers, asking, runs and models."""

@@ -1,0 +1,30 @@
+"""What all pages work with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlplora.app.commands import Commands
+from dlplora.app.model_server import ModelServer
+from dlplora.app.runs import Runs
+from dlplora.project.files import Project
+
+
+@dataclass(frozen=True)
+class Context:
+    """The project, who runs it, who answers, and where uploads and tables to download stand.
+
+    `trouble` tells why the model's server does not answer, if that is known.
+    """
+
+    project: Project
+    runs: Runs
+    commands: Commands
+    server: ModelServer
+    trouble: Callable[[], str | None]
+    files: Path
+
+    @property
+    def root(self) -> Path:
+        """The folder of the project."""
+        return self.project.root

@@ -1,0 +1,66 @@
+"""Where a page tells how the press of a button ended, and which command does the same."""
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any
+
+import gradio as gr
+
+from dlplora.app.html import said
+from dlplora.errors import DlpLoraError
+
+Changes = Mapping[Any, Any]  # new values by component; those of the others stay
+
+
+class Notice:
+    """A line for results and mistakes, and the command that does the same as the page.
+
+    Args:
+        command: The command as it stands before anything is pressed.
+    """
+
+    def __init__(self, command: str) -> None:
+        self.line = html()
+        self.command = gr.Code(
+            command,
+            language="shell",
+            label="The same on the command line",
+            interactive=False,
+            lines=1,
+            elem_classes="command",
+        )
+
+    @property
+    def outputs(self) -> list[Any]:
+        """The components that results change."""
+        return [self.line, self.command]
+
+    def good(self, text: str, command: str) -> Changes:
+        """Tell that something was done, and by which command."""
+        return {self.line: said(text, "good"), self.command: command}
+
+    def bad(self, text: str, command: str) -> Changes:
+        """Tell what is wrong, and which command tells it, too."""
+        return {self.line: said(text, "error"), self.command: command}
+
+    def guarded(self, handler: Callable[..., Changes]) -> Callable[..., Changes]:
+        """Let a mistake in a handler stand in the line; nothing else of the page changes then."""
+
+        @wraps(handler)
+        def guarded(*values: Any) -> Changes:
+            try:
+                return handler(*values)
+            except DlpLoraError as error:
+                return {self.line: said(str(error), "error")}
+
+        return guarded
+
+
+def html(value: str = "") -> gr.HTML:
+    """Return a place for HTML."""
+    return gr.HTML(value, padding=False)
+
+
+def header(title: str, text: str) -> None:
+    """Begin a page by what it is for."""
+    gr.Markdown(f"# {title}\n{text}")

@@ -1,0 +1,143 @@
+"""The page Ask: a chat with its routes, systems side by side, and more ways to ask."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import gradio as gr
+
+from dlplora.app.commands import shown
+from dlplora.app.context import Context
+from dlplora.app.html import table
+from dlplora.app.model_server import Reply
+from dlplora.app.notice import Changes, Notice, header, html
+from dlplora.app.pages.answering import Answering, asked, settings, user
+from dlplora.app.pages.ask_file import file_tab
+from dlplora.app.pages.ask_more import mix_tab, options_tab
+from dlplora.errors import GenerationError
+
+_MOST_SIDES = 8
+_MANY = "Several questions in one text are answered one by one, each by its own adapters."
+
+
+class AskPage:
+    """Everything that the model's server answers."""
+
+    def __init__(self, context: Context, demo: gr.Blocks) -> None:
+        header("Ask", "Nobody names the task: a router reads the text and chooses the adapters.")
+        self._answering = answering = Answering(context)
+        with gr.Tabs():
+            with gr.Tab("Chat"):
+                self._chat()
+            with gr.Tab("Side by side"):
+                self._side_by_side()
+            with gr.Tab("Mix"):
+                self._mixed = mix_tab(answering)
+            with gr.Tab("Options"):
+                options_tab(answering)
+            with gr.Tab("File"):
+                file_tab(answering, files=context.files)
+        parts = [answering.state, answering.model, self._sides, self._mixed]
+        demo.load(self._look, None, parts, show_progress="hidden")
+        gr.Timer(10).tick(answering.tell, None, answering.state, show_progress="hidden")
+
+    def _look(self) -> Changes:
+        answering = self._answering
+        try:
+            served = answering.served()
+        except GenerationError:
+            return {answering.state: answering.tell()}
+        names, adapters = [*served.systems, *served.adapters], list(served.adapters)
+        return {
+            answering.state: answering.tell(),
+            answering.model: gr.Dropdown(names, value=names[0]),
+            self._sides: gr.CheckboxGroup(names, value=names[:2]),
+            self._mixed: gr.Dropdown(adapters, value=adapters[:2]),
+        }
+
+    def _chat(self) -> None:
+        gr.Markdown(_MANY)
+        self._dialog = gr.Chatbot(
+            label="Chat",
+            height=340,
+            render_markdown=False,
+            buttons=["copy"],
+            placeholder="Type a question below.",
+        )
+        self._routes = html()
+        with gr.Row():
+            self._text = text = gr.Textbox(
+                label="Question", placeholder="Today I paint. Yesterday I", lines=2, scale=4
+            )
+            with gr.Column(min_width=120):
+                send = gr.Button("Send", variant="primary")
+                stop = gr.Button("Stop")
+                clear = gr.Button("New chat")
+        self._chatting = notice = Notice(shown("generate", "…", "--trace"))
+        answer = gr.on(
+            [send.click, text.submit],
+            self._answering.streamed(notice, self._answer),
+            [text, self._dialog, *self._answering.inputs],
+            [*notice.outputs, text, self._dialog, self._routes],
+            show_progress="hidden",
+        )
+        stop.click(None, cancels=[answer])
+        emptied = [self._dialog, self._routes]
+        clear.click(lambda: ([], ""), None, emptied, cancels=[answer])
+
+    def _answer(
+        self, text: str, turns: Sequence[Any], model: str, tokens: float, temperature: float
+    ) -> Iterator[Changes]:
+        question = asked(text)
+        messages = [*map(_turn, turns), *user(question)]
+        yield {self._text: "", self._dialog: messages, self._routes: ""}
+        answering = self._answering
+        for reply in answering.server.stream(model, messages, **settings(tokens, temperature)):
+            yield {
+                self._dialog: [*messages, {"role": "assistant", "content": reply.text}],
+                self._routes: answering.passages(reply),
+            }
+        words = answering.words(model)
+        yield {self._chatting.command: shown("generate", question, *words, "--trace")}
+
+    def _side_by_side(self) -> None:
+        self._sides = gr.CheckboxGroup([], label="Systems and adapters")
+        text = gr.Textbox(label="Question", lines=2)
+        ask = gr.Button("Ask all", variant="primary")
+        notice = Notice(shown("generate", "…", "--compare", "base,ensemble"))
+        answers = html()
+        answering = self._answering
+
+        def compare(
+            text: str, models: Sequence[str], _: str, tokens: float, temperature: float
+        ) -> Iterator[Changes]:
+            question = asked(text)
+            if not 1 <= len(models) <= _MOST_SIDES:
+                raise GenerationError(f"found {len(models)} chosen, expected 1 to {_MOST_SIDES}")
+            told = settings(tokens, temperature)
+
+            def whole(model: str) -> Reply:
+                return list(answering.server.stream(model, user(question), **told))[-1]
+
+            rows: list[list[Any]] = []
+            with ThreadPoolExecutor(_MOST_SIDES) as threads:
+                for model, reply in zip(models, threads.map(whole, models), strict=True):
+                    rows.append([model, answering.passages(reply)])
+                    yield {answers: table(["by", "answer"], rows, title="Answers", empty="")}
+            words = [answering.words(model) for model in models]
+            named = ",".join(one[1] for one in words)
+            yield {notice.command: shown("generate", question, "--compare", named, *words[0][2:])}
+
+        gr.on(
+            [ask.click, text.submit],
+            answering.streamed(notice, compare),
+            [text, self._sides, *answering.inputs],
+            [*notice.outputs, answers],
+        )
+
+
+def _turn(message: Mapping[str, Any]) -> dict[str, str]:
+    """Return a turn of the chat as the server takes it; the page keeps texts as parts."""
+    content = message["content"]
+    text = content if isinstance(content, str) else "".join(part["text"] for part in content)
+    return {"role": message["role"], "content": text}

@@ -1,0 +1,150 @@
+"""The page Models: registered versions, the gate's verdicts, promoted and rolled back."""
+
+from typing import Any
+
+import gradio as gr
+from markupsafe import Markup
+
+from dlplora.app.commands import shown
+from dlplora.app.context import Context
+from dlplora.app.html import said, table
+from dlplora.app.notice import Changes, Notice, header, html
+from dlplora.app.run_panel import RunPanel
+from dlplora.errors import ParamsError
+from dlplora.lifecycle.registry import Registry, Version, state_of
+from dlplora.project.commands import git
+from dlplora.project.worktrees import author, uncommitted
+
+_NOT_COMMITTED = "Not committed, and so not part of a retrain"
+_SUBJECT = "Set up tasks and parameters"
+
+
+class ModelsPage:
+    """What serves, what served, and what awaits a person's approval."""
+
+    def __init__(self, context: Context, demo: gr.Blocks) -> None:
+        self._context = context
+        self._registry = Registry(context.root)
+        header(
+            "Models",
+            "A retrain takes in the inbox and what is committed, trains what changed, and compares "
+            "the result with the model in production. What is not worse is promoted.",
+        )
+        self._hint = html()
+        self._commit_button = gr.Button("Commit", visible=False)
+        with gr.Row():
+            retrain = gr.Button("Retrain", variant="primary")
+            back = gr.Button("Roll back", variant="stop")
+            look = gr.Button("Look again")
+        self._notice = Notice(shown("models"))
+        self._panel = RunPanel(context, demo)
+        self._versions = html()
+        with gr.Row():
+            self._chosen = gr.Dropdown([], label="Version", scale=2)
+            promote = gr.Button("Promote")
+        self._verdict = html()
+        gr.Markdown("## In production")
+        self._history = html()
+        self._connect(demo, retrain=retrain, back=back, look=look, promote=promote)
+
+    def _connect(self, demo: gr.Blocks, **buttons: gr.Button) -> None:
+        notice, panel = self._notice, self._panel
+        parts = [self._hint, self._commit_button, self._versions, self._chosen, self._history]
+        outputs = [*notice.outputs, *parts]
+        look = notice.guarded(self._look)
+        demo.load(look, None, outputs, show_progress="hidden")
+        panel.ended.change(look, None, outputs, show_progress="hidden")
+        buttons["look"].click(look, None, outputs)
+        self._commit_button.click(notice.guarded(self._commit), None, outputs)
+        buttons["retrain"].click(notice.guarded(self._retrain), None, [*notice.outputs, panel.id])
+        buttons["promote"].click(notice.guarded(self._promote), self._chosen, outputs)
+        buttons["back"].click(notice.guarded(self._roll_back), None, outputs)
+        self._chosen.change(
+            notice.guarded(self._judged), self._chosen, [*notice.outputs, self._verdict]
+        )
+
+    def _look(self) -> Changes:
+        changed = uncommitted(self._context.root)
+        versions, history = self._registry.versions(), self._registry.history()
+        rows = [
+            [
+                version.name,
+                state_of(version, history),
+                float(version.card.score),
+                version.card.verdict.overall.verdict if version.card.verdict else "the first",
+                len(version.card.card.tasks),
+                version.card.created[:16].replace("T", " "),
+            ]
+            for version in reversed(versions)
+        ]
+        heads = ["version", "now", "score", "verdict", "tasks", "created"]
+        entries = [
+            [entry.version, entry.time[:16].replace("T", " ")] for entry in reversed(history)
+        ]
+        names = [version.name for version in reversed(versions)]
+        return {
+            self._hint: said(f"{_NOT_COMMITTED}: {', '.join(changed)}" if changed else ""),
+            self._commit_button: gr.Button(visible=bool(changed)),
+            self._versions: table(
+                heads, rows, title="Versions", empty="No model is registered yet. Press “Retrain”."
+            ),
+            self._chosen: gr.Dropdown(names, value=names[0] if names else None),
+            self._history: table(
+                ["version", "since"], entries, title="History", empty="No model was promoted yet."
+            ),
+        }
+
+    def _commit(self) -> Changes:
+        root = self._context.root
+        git(root, "add", "--all", ".")
+        git(root, *author(root), "commit", "--quiet", "-m", _SUBJECT)
+        command = f"git add --all . && git commit -m {_SUBJECT!r}"
+        done = self._notice.good("Committed: the next retrain takes it in.", command)
+        return {**self._look(), **done}
+
+    def _judged(self, name: str | None) -> Changes:
+        if not name:
+            return {self._verdict: ""}
+        version = self._registry.named(name)
+        return {self._verdict: _verdict_of(version)}
+
+    def _retrain(self) -> Changes:
+        run = self._context.runs.start("retrain/scheduled", {})
+        return {
+            **self._notice.good("The retrain has started.", "make retrain"),
+            self._panel.id: run,
+        }
+
+    def _promote(self, name: str | None) -> Changes:
+        if not name:
+            raise ParamsError("choose the version to promote")
+        told = self._context.commands.run("promote", name)
+        return {**self._look(), **self._notice.good(told, shown("promote", name))}
+
+    def _roll_back(self) -> Changes:
+        told = self._context.commands.run("rollback")
+        return {**self._look(), **self._notice.good(told, shown("rollback"))}
+
+
+def _verdict_of(version: Version) -> Markup:
+    """Tell the gate's verdict in words, and task by task."""
+    verdict = version.card.verdict
+    if verdict is None:
+        return Markup("<p>{} was the first version: it was compared with none.</p>").format(
+            version.name
+        )
+    rows: list[list[Any]] = [
+        [
+            task,
+            row.verdict,
+            row.n,
+            float(row.candidate),
+            float(row.promoted),
+            f"{row.difference:+.3f}",
+        ]
+        for task, row in {"all tasks": verdict.overall, **verdict.tasks}.items()
+    ]
+    heads = ["task", "verdict", "items", version.name, verdict.against, "difference"]
+    return Markup("<p>{}</p>").format(str(verdict)) + table(
+        heads, rows, title="Verdict by task", empty=""
+    )

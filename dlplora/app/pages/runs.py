@@ -1,0 +1,64 @@
+"""The page Runs: what runs, what ran, and one of them in full."""
+
+from typing import Any
+
+import gradio as gr
+
+from dlplora.app.commands import shown
+from dlplora.app.context import Context
+from dlplora.app.html import link, table
+from dlplora.app.notice import Changes, Notice, header, html
+from dlplora.app.run_panel import RunPanel
+from dlplora.app.runs import Run
+
+_COUNT = 30
+
+
+class RunsPage:
+    """All runs, wherever they were started."""
+
+    def __init__(self, context: Context, demo: gr.Blocks) -> None:
+        self._context = context
+        header(
+            "Runs",
+            "Runs go on when the browser closes. One that was cancelled or failed goes on where it "
+            "was: what is done is not done again.",
+        )
+        with gr.Row():
+            update = gr.Button("Bring everything up to date", variant="primary")
+            look = gr.Button("Look again")
+        self._notice = notice = Notice(shown("repro"))
+        self._panel = RunPanel(context, demo)
+        gr.Markdown("## All runs")
+        self._list = html()
+        outputs = [*notice.outputs, self._list]
+        demo.load(notice.guarded(self._look), None, outputs, show_progress="hidden")
+        look.click(notice.guarded(self._look), None, outputs)
+        self._panel.ended.change(notice.guarded(self._look), None, outputs, show_progress="hidden")
+        update.click(notice.guarded(self._start), None, [*outputs, self._panel.id])
+
+    def _look(self) -> Changes:
+        rows = [_row(run) for run in self._context.runs.recent(_COUNT)]
+        heads = ["run", "of", "state", "began", "time", "result"]
+        empty = "Nothing ran yet. “Bring everything up to date” starts the whole pipeline."
+        return {self._list: table(heads, rows, title="Runs", empty=empty)}
+
+    def _start(self) -> Changes:
+        run = self._context.runs.start("pipeline/this-tree", {})
+        return {
+            **self._look(),
+            **self._notice.good("The run has started.", shown("repro")),
+            self._panel.id: run,
+        }
+
+
+def _row(run: Run) -> list[Any]:
+    targets = run.parameters.get("targets") or []
+    return [
+        link(run.name, f"?run={run.id}"),
+        " ".join([run.deployment, *targets]),
+        run.state,
+        None if run.began is None else f"{run.began.astimezone():%Y-%m-%d %H:%M}",
+        None if run.seconds is None else f"{run.seconds:.0f} s",
+        run.message,
+    ]

@@ -1,0 +1,120 @@
+"""The app as a web server: loopback, or a password; uploads bounded; nothing fetched from afar."""
+
+import hmac
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from ipaddress import ip_address
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from dlplora.app.commands import Commands
+from dlplora.app.context import Context
+from dlplora.app.model_server import ModelServer
+from dlplora.app.runs import Runs
+from dlplora.errors import DlpLoraError
+from dlplora.project.files import Project
+from dlplora.scratch import SCRATCH
+
+_MAX_FILE_MIB = 256
+_LOCAL = ("127.0.0.1", "localhost", "[::1]")
+_USER = "dlplora"
+_AT_ONCE = 32
+_KEPT_SECONDS = 24 * 3600  # of uploads and tables to download
+
+
+class AppError(DlpLoraError):
+    """The app cannot be started."""
+
+
+def serve(
+    *,
+    root: Path,
+    runs: Runs,
+    model_url: str,
+    model_trouble: Callable[[], str | None],
+    host: str,
+    port: int,
+    password: str | None,
+    tell: Callable[[str], None],
+) -> None:
+    """Serve the pages until a signal ends it.
+
+    Args:
+        root: The folder of the project.
+        runs: Who starts, watches and ends runs.
+        model_url: Where the model's server is.
+        model_trouble: Why it does not answer, if that is known.
+        host: Where to listen; another machine's address needs a password.
+        port: Where to listen.
+        password: What the user `dlplora` has to give; None on this machine alone.
+        tell: Gets the address once the pages are there.
+
+    Raises `AppError` if the host may not be used.
+    """
+    if password is None and not _is_local(host):
+        raise AppError(
+            f"--host {host} can be reached from other machines; set a password "
+            f"(DLPLORA_APP_PASSWORD or --password-file), or stay on 127.0.0.1"
+        )
+    files = root / SCRATCH / "app"
+    shutil.rmtree(files, ignore_errors=True)  # uploads of an earlier time
+    files.mkdir(parents=True)
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(files.resolve()))
+    context = Context(
+        Project(root), runs, Commands(root), ModelServer(model_url), model_trouble, files.resolve()
+    )
+    app = web_app(context, password=password)
+    config = uvicorn.Config(app, host=host, port=port, log_level="warning", server_header=False)
+    server = uvicorn.Server(config)
+    tell(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    server.run()
+
+
+def web_app(context: Context, *, password: str | None) -> FastAPI:
+    """Return the web application of all pages."""
+    import gradio as gr
+
+    from dlplora.app.pages import all_pages
+    from dlplora.app.theme import STYLE, theme
+
+    pages = all_pages(context)
+    pages.queue(default_concurrency_limit=_AT_ONCE, api_open=False)
+    pages.delete_cache = (_KEPT_SECONDS, _KEPT_SECONDS)
+    app = FastAPI(openapi_url=None)
+    if password is None:  # a page of another site may lead a browser here by a name of its own
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(_LOCAL))
+
+    def is_user(user: str, given: str) -> bool:
+        return hmac.compare_digest(f"{user}:{given}".encode(), f"{_USER}:{password}".encode())
+
+    # It says that it does not do what it was not asked to do.
+    warnings.filterwarnings("ignore", message="SSR mode is not supported")
+    mounted: FastAPI = gr.mount_gradio_app(
+        app,
+        pages,
+        path="/",
+        auth=None if password is None else is_user,
+        auth_message=f"The user is {_USER}.",
+        max_file_size=f"{_MAX_FILE_MIB}mb",
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        theme=theme(),
+        css_paths=STYLE,
+    )
+    return mounted
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
