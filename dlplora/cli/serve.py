@@ -21,6 +21,10 @@ def serve(
             show_default="default_system of the model's params",
         ),
     ] = None,
+    all_systems: Annotated[
+        bool,
+        typer.Option("--all-systems", help="Serve all systems that need no task and are there."),
+    ] = False,
     host: Annotated[str, typer.Option(help="Where to listen; other machines need keys.")] = (
         "127.0.0.1"
     ),
@@ -66,6 +70,8 @@ def serve(
     answers end.
     Example: dlplora serve --port 8000
     """
+    if all_systems and system:
+        raise typer.BadParameter("--all-systems serves all; leave out --system")
     import torch
 
     from dlplora.runtime import Place, best_place
@@ -76,7 +82,7 @@ def serve(
 
     current = Path(".models/current")
     settings = Settings(
-        systems=system or [],
+        systems="all" if all_systems else system or [],
         keys=read_keys(keys, admin_keys),
         adapter_folders=adapters_from or [],
         bounds=Bounds(

@@ -3,8 +3,9 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +14,30 @@ from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from dlplora.engine.requests import Request
-from dlplora.errors import DlpLoraError, RouterError
+from dlplora.errors import DlpLoraError
 from dlplora.serving import replies
+from dlplora.serving.asking import requests_of
 from dlplora.serving.bodies import (
-    Asked,
     ChatBody,
     CompletionBody,
     DetokenizeBody,
     LoadBody,
+    RouteBody,
+    ScoreBody,
     TokenizeBody,
     UnloadBody,
 )
+from dlplora.serving.decisions import route_texts, score_options
 from dlplora.serving.errors import (
     ApiError,
     ErrorReply,
-    api_error,
     on_api_error,
     on_http_error,
     on_invalid_body,
-    unknown,
 )
 from dlplora.serving.exchange import Exchange
 from dlplora.serving.guard import Guard
@@ -47,6 +50,8 @@ from dlplora.serving.schemas import (
     Health,
     ModelList,
     ModelRow,
+    RouteReply,
+    ScoreReply,
     TextReply,
     TokenizerReply,
     TokensReply,
@@ -113,6 +118,8 @@ class Api:
             ("/v1/models/{name}", "GET", self.show_model, ModelRow),
             ("/v1/chat/completions", "POST", self.chat, replies.RoutedChat),
             ("/v1/completions", "POST", self.complete, replies.RoutedCompletion),
+            ("/v1/route", "POST", self.route, RouteReply),
+            ("/v1/score", "POST", self.score, ScoreReply),
             ("/tokenize", "POST", self.tokenize, TokensReply),
             ("/detokenize", "POST", self.detokenize, TextReply),
             ("/tokenizer_info", "GET", self.tokenizer, TokenizerReply),
@@ -149,11 +156,9 @@ class Api:
     async def _answer(
         self, body: ChatBody | CompletionBody, http: HttpRequest, shape: Shape
     ) -> Response:
-        if self.is_draining:
-            raise ApiError(
-                503, "the server is shutting down", code="unavailable", headers={"Retry-After": "5"}
-            )
-        self._check_bounds(body)
+        self._check_open()
+        _check_most(body.n, self._bounds.max_n, told=f"n is {body.n}", param="n")
+        self._check_count(body.num_prompts, "prompts", param="prompt")
         served, requests = await self._requests(body)
         exchange = Exchange(served, requests, http, self._metrics, seconds=self._bounds.seconds)
         head = {
@@ -190,18 +195,37 @@ class Api:
         """Return what the engine is asked, and the model that is in use by then."""
         while True:
             served = self.models.current
-            requests = await asyncio.to_thread(_requests, body, served)
+            requests = await asyncio.to_thread(requests_of, body, served)
             if served is self.models.current:
                 return served, requests
 
-    def _check_bounds(self, body: ChatBody | CompletionBody) -> None:
-        for name, found, most in (
-            ("n", body.n, self._bounds.max_n),
-            ("prompt", body.num_prompts, self._bounds.max_prompts),
-        ):
-            if found > most:
-                what = f"n is {found}" if name == "n" else f"{found} prompts"
-                raise ApiError(400, f"{what}, expected at most {most}", param=name)
+    async def route(self, body: RouteBody, http: HttpRequest) -> Response:
+        """Tell which adapters a system chooses for texts, and how sure it is."""
+        self._check_count(len(body.texts), "texts", param="texts")
+        return await self._decide(partial(route_texts, body), http)
+
+    async def score(self, body: ScoreBody, http: HttpRequest) -> Response:
+        """Weigh options as the answer to a prompt."""
+        self._check_count(len(body.options), "options", param="options")
+        return await self._decide(partial(score_options, body), http)
+
+    async def _decide(
+        self, decide: Callable[[ServedModel], BaseModel], http: HttpRequest
+    ) -> Response:
+        self._check_open()
+        served = self.models.current
+        reply = await served.calls.run(partial(decide, served), http, seconds=self._bounds.seconds)
+        # A score that is not finite is null here, too.
+        return Response(reply.model_dump_json(), media_type="application/json")
+
+    def _check_open(self) -> None:
+        if self.is_draining or not self.models.is_alive:
+            raise ApiError(
+                503, "the server is shutting down", code="unavailable", headers={"Retry-After": "5"}
+            )
+
+    def _check_count(self, found: int, what: str, *, param: str) -> None:
+        _check_most(found, self._bounds.max_prompts, told=f"{found} {what}", param=param)
 
     async def list_models(self) -> ModelList:
         """List the base model, the adapters and the systems."""
@@ -292,37 +316,9 @@ class Api:
         )
 
 
-def _requests(body: ChatBody | CompletionBody, served: ServedModel) -> list[Request]:
-    """Return what the engine is asked; `ApiError` on what it cannot be."""
-    told = served.told(body.model, splits=isinstance(body, ChatBody)) | _told(body, served)
-    try:
-        if body.max_new_tokens is not None:
-            return body.requests(body.max_new_tokens, **told)
-        requests = body.requests(served.max_new_tokens, **told)
-        room = served.room(requests[0])
-        return requests if room is None else body.requests(room, **told)
-    except DlpLoraError as error:
-        raise api_error(error) from error
-
-
-def _told(body: Asked, served: ServedModel) -> dict[str, Any]:
-    """Return the fields of a request that its body decides, besides what its model does.
-
-    A mix is one of the default system's adapters, whatever the model: those that are listed.
-    """
-    told: dict[str, Any] = {"visible": body.visible, "fallback_below": body.fallback_below}
-    if body.route_policy is not None:
-        told["policy"] = body.route_policy
-    try:
-        route = body.route
-    except RouterError as error:
-        raise ApiError(400, str(error), param="lora") from error
-    if route is not None:
-        names = served.engine.pool.names
-        if gone := [name for name in route.adapters if name not in names]:
-            raise unknown("adapter", gone[0], names, param="lora")
-        told |= {"routes": (route,), "policy": "route_once", "system": None}
-    return told
+def _check_most(found: int, most: int, *, told: str, param: str) -> None:
+    if found > most:
+        raise ApiError(400, f"{told}, expected at most {most}", param=param)
 
 
 def _row(name: str, kind: str, served: ServedModel) -> ModelRow:

@@ -3,15 +3,31 @@
 import secrets
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from dlplora.engine.requests import Message, Request
 from dlplora.records.routes import Route
 from dlplora.sampling import Sampling
 from dlplora.words import Policy, Visible
 
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("the text is empty")
+    return text
+
+
+def _all_different(texts: list[str]) -> list[str]:
+    if len(set(texts)) < len(texts):
+        raise ValueError("found an option twice, expected all different")
+    return texts
+
+
 Text = Annotated[str, Field(max_length=2_000_000)]
+Question = Annotated[Text, Field(min_length=1), AfterValidator(_not_blank)]
+Option = Annotated[str, Field(min_length=1, max_length=2000)]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
+Threshold = Annotated[float, Field(ge=0, le=1)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 # A list is refused by its first mistake.
 Tokens = Annotated[list[TokenId], Field(min_length=1, max_length=1_000_000, fail_fast=True)]
@@ -80,14 +96,24 @@ class ChatMessage(Body):
         return Message(_ROLES[self.role], text)
 
 
-class Asked(Body):
-    """What chats and completions have in common.
-
-    `lora` answers by a mix of adapters without a router. `user`, `metadata` and `store` are not
-    used.
-    """
+class Mixed(Body):
+    """A model, or in its place a mix of adapters without a router (`lora`)."""
 
     model: str = ""
+    lora: Annotated[list[MixPart], Field(min_length=1, max_length=64)] | None = None
+    fallback_below: Threshold | None = None
+
+    @property
+    def route(self) -> Route | None:
+        """The mix that the client chose; `RouterError` on one that is none."""
+        if self.lora is None:
+            return None
+        return Route(tuple(part.id for part in self.lora), tuple(p.scale for p in self.lora))
+
+
+class Asked(Mixed):
+    """What chats and completions have in common; `user`, `metadata` and `store` are not used."""
+
     temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     n: Annotated[int, Field(ge=1)] = 1
@@ -102,20 +128,11 @@ class Asked(Body):
     repetition_penalty: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
     ignore_eos: bool = False
     min_tokens: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    lora: Annotated[list[MixPart], Field(min_length=1, max_length=64)] | None = None
     route_policy: Policy | None = None
-    fallback_below: Annotated[float, Field(ge=0, le=1)] | None = None
     visible: Visible = "own"
     user: str = ""
     metadata: dict[str, Any] | None = None
     store: bool = False
-
-    @property
-    def route(self) -> Route | None:
-        """The mix that the client chose; `RouterError` on one that is none."""
-        if self.lora is None:
-            return None
-        return Route(tuple(part.id for part in self.lora), tuple(p.scale for p in self.lora))
 
     def sampling(self, max_new_tokens: int) -> Sampling:
         """Return how tokens are chosen; `GenerationError` on what cannot be."""
@@ -225,6 +242,27 @@ class CompletionBody(Asked):
             )
             for prompt in self.prompts()
         ]
+
+
+class RouteBody(Body):
+    """The body of /v1/route."""
+
+    model: str = ""
+    texts: Annotated[list[Question], Field(min_length=1, max_length=256, fail_fast=True)]
+    fallback_below: Threshold | None = None
+
+
+class ScoreBody(Mixed):
+    """The body of /v1/score."""
+
+    prompt: Question
+    options: Annotated[
+        list[Option],
+        Field(
+            min_length=2, max_length=256, fail_fast=True, json_schema_extra={"uniqueItems": True}
+        ),
+        AfterValidator(_all_different),
+    ]
 
 
 class TokenizeBody(Body):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dlplora.adapters import LoraAdapter, lora_pairs
 from dlplora.engine.prompts import prompt_tokens
@@ -15,8 +15,10 @@ from dlplora.errors import DlpLoraError, PromptTooLongError, one_line
 from dlplora.imports import import_adapter
 from dlplora.records.base_card import read_base_card
 from dlplora.records.routes import BASE_ROUTE, Route
+from dlplora.serving.calls import Calls
 from dlplora.serving.engine_thread import EngineThread
 from dlplora.serving.errors import ApiError, unknown
+from dlplora.serving.systems import servable_systems
 from dlplora.systems.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -27,11 +29,12 @@ _RETRY_SECONDS = 30.0  # of a version that cannot be loaded
 
 @dataclass
 class ServedModel:
-    """One loaded model and the thread that answers by it."""
+    """One loaded model, the thread that answers by it, and what it is asked besides."""
 
     folder: Path
     engine: Engine
     thread: EngineThread
+    calls: Calls
     fingerprint: str
     tokenizer: dict[str, Any]  # what a client needs to render prompts
     max_new_tokens: int
@@ -66,12 +69,17 @@ class ServedModel:
         With `splits` a system that routes once answers several questions one by one.
         """
         name = model or self.default
-        kind = self.kind_of(name)
+        if (route := self.route_of(name)) is not None:
+            return {"routes": (route,), "policy": "route_once"}
+        is_split = splits and self.engine.systems[name] == "route_once"
+        return {"system": name, "policy": "split" if is_split else None}
+
+    def route_of(self, model: str) -> Route | None:
+        """Return the route of the base model or an adapter; None of a system, which chooses."""
+        kind = self.kind_of(model)
         if kind == "system":
-            is_split = splits and self.engine.systems[name] == "route_once"
-            return {"system": name, "policy": "split" if is_split else None}
-        route = BASE_ROUTE if kind == "base" else Route((name,), (1.0,))
-        return {"routes": (route,), "policy": "route_once"}
+            return None
+        return BASE_ROUTE if kind == "base" else Route((model,), (1.0,))
 
     def room(self, request: Request) -> int | None:
         """Return how long the answer to a prompt may be if it is less than the request allows."""
@@ -88,8 +96,9 @@ class Models:
 
     Args:
         folder: The model's folder, or a link to it that may move.
-        systems: The systems to serve, the default first; none is the model's default alone.
-        max_open: How many answers may wait or run.
+        systems: The systems to serve, the default first; none is the model's default alone, "all"
+            are those of each version that need no task and can be built.
+        max_open: How many answers may wait or run, and how many calls besides.
         max_new_tokens: How long answers may be where a request sets no limit.
         drain_seconds: How long answers of an old version may run on.
         settings: Those of `Engine.load`.
@@ -99,7 +108,7 @@ class Models:
         self,
         folder: Path,
         *,
-        systems: Sequence[str],
+        systems: Sequence[str] | Literal["all"],
         max_open: int,
         max_new_tokens: int,
         drain_seconds: float,
@@ -144,7 +153,8 @@ class Models:
     def load(self, loop: asyncio.AbstractEventLoop) -> ServedModel:
         """Load the folder as it is now; a `DlpLoraError` if it cannot be."""
         folder = self._folder.resolve()
-        first, others = next(iter(self._systems), None), self._systems[1:]
+        systems = servable_systems(folder) if self._systems == "all" else self._systems
+        first, others = next(iter(systems), None), systems[1:]
         engine = Engine.load(folder, system=first, systems=others, **self._settings)
         for name, path in self._loaded.items():
             try:
@@ -156,6 +166,7 @@ class Models:
             folder,
             engine,
             EngineThread(engine, loop, max_open=self._max_open),
+            Calls(max_open=self._max_open),
             f"{engine.version or folder.name}-{base.fingerprint[:12]}",
             engine.base.template.told(before=engine.base.chat.frame.before),
             self._max_new_tokens,
@@ -220,11 +231,11 @@ class Models:
 
     async def _until_idle(self, served: ServedModel) -> None:
         deadline = time.monotonic() + self._drain_seconds
-        while served.thread.num_open and time.monotonic() < deadline:
+        while (served.thread.num_open or served.calls.num_open) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
 
     async def _end(self, served: ServedModel, reason: str) -> None:
-        await served.thread.stop(reason)
+        await asyncio.gather(served.thread.stop(reason), served.calls.stop(reason))
         served.engine.close()
 
     async def add_adapter(self, name: str, path: Path, *, replaces: bool) -> None:

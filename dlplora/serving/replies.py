@@ -65,6 +65,11 @@ def finish_reason(answer: Answer) -> str:
     return _FINISH[answer.ending]
 
 
+def weights_of(route: Route) -> dict[str, float] | None:
+    """Return the weight of each adapter of a route; None where the model weighs them itself."""
+    return None if route.per_token else dict(route.mix)
+
+
 def route_of(answer: Answer) -> list[dict[str, Any]]:
     """Tell by which adapters each part of an answer was written."""
     is_split = answer.parts[0].question is not None
@@ -72,7 +77,7 @@ def route_of(answer: Answer) -> list[dict[str, Any]]:
     return [
         {
             "text": part.text,
-            "adapters": None if part.route.per_token else dict(part.route.mix),
+            "adapters": weights_of(part.route),
             "confidence": part.route.confidence,
             "question": getattr(part, "question", None),
         }

@@ -43,6 +43,47 @@ class TokenizerReply(BaseModel):
     pad_token: str | None
 
 
+class ChosenRoute(BaseModel):
+    """Adapters with their weights, none for the base model; null where it weighs each token."""
+
+    adapters: dict[str, float] | None
+    confidence: float | None
+
+
+class RoutedText(ChosenRoute):
+    """The route of a text, and the probability of each task where the router has probabilities."""
+
+    probabilities: dict[str, float] | None
+
+
+class RouteReply(BaseModel):
+    """The routes of texts, in their order; those of less confidence went to the base model."""
+
+    model: str
+    system_fingerprint: str
+    data: list[RoutedText]
+    fallback_below: float
+
+
+class ScoredOption(BaseModel):
+    """An option with the sum of its tokens' log-probabilities; null is none that is finite."""
+
+    option: str
+    logprob: float | None
+    tokens: int
+    bytes: int
+
+
+class ScoreReply(BaseModel):
+    """The options in their order; the best has the highest mean log-probability of a token."""
+
+    model: str
+    system_fingerprint: str
+    best: str
+    options: list[ScoredOption]
+    route: ChosenRoute
+
+
 class AdapterRow(BaseModel):
     """An adapter that a mix may name."""
 

@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 import uvicorn
 
@@ -33,7 +34,8 @@ class Settings:
     """How a server is set up.
 
     Args:
-        systems: What requests may name as their model, the default first; none is the model's own.
+        systems: What requests may name as their model, the default first; none is the model's own,
+            "all" are those that need no task and can be built.
         keys: Who may ask.
         adapter_folders: Where adapters may be loaded from at run time.
         bounds: What one request may ask for.
@@ -46,7 +48,7 @@ class Settings:
         place: Device and dtype; None takes the best that this machine has.
     """
 
-    systems: Sequence[str]
+    systems: Sequence[str] | Literal["all"]
     keys: Keys
     adapter_folders: Sequence[Path]
     bounds: Bounds

@@ -1,13 +1,15 @@
 """The engine that users load from a pipeline's folder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from dlplora.engine.routing import RequestRouter
 from dlplora.engine.runner import Runner
+from dlplora.errors import GenerationError, choices
 from dlplora.lora.attach import Pool
 from dlplora.lora.layers import FusedLayers
+from dlplora.routing.base import Classifier
 from dlplora.runtime import Place, best_place
 from dlplora.systems.load import Systems
 
@@ -18,10 +20,12 @@ class Engine(Runner):
     It answers until it is closed, by `close` or behind a `with` block; then the base model is as it
     was loaded.
 
-    `version` is the registered model that it was loaded from, if it was.
+    `version` is the registered model that it was loaded from, if it was. `classifiers` are what the
+    routers of systems read their probabilities from, by the system's name; not all do.
     """
 
     version: str | None = None
+    classifiers: Mapping[str, Classifier] = {}
 
     @classmethod
     def load(
@@ -89,7 +93,46 @@ class Engine(Runner):
             layers.unwrap()
             raise
         engine.version = loaded.version
+        engine.classifiers = {
+            name: one.classifier for name, one in built.items() if one.classifier is not None
+        }
         return engine
+
+    def fallback_of(self, system: str) -> float:
+        """Return the confidence below which a system's routes go to the base model."""
+        return self._named(system).fallback_below
+
+    def runner_of(self, system: str, *, fallback_below: float | None = None) -> Runner:
+        """Return what routes and scores by one of the systems, over the same layers.
+
+        `fallback_below` replaces the system's own threshold.
+        """
+        router = self._named(system)
+        return Runner(
+            self.base,
+            router.pool,
+            router=router.router,
+            policy=router.policy,
+            name=system,
+            fallback_below=router.fallback_below if fallback_below is None else fallback_below,
+            log=router.log,
+        )
+
+    def probabilities(self, system: str, texts: Sequence[str]) -> list[dict[str, float] | None]:
+        """Return the probability of each task for each text; None if the router has none."""
+        self._named(system)
+        if system not in self.classifiers:
+            return [None] * len(texts)
+        classifier = self.classifiers[system]
+        return [
+            dict(zip(classifier.labels, row, strict=True))
+            for row in classifier.probabilities(texts).tolist()
+        ]
+
+    def _named(self, system: str) -> RequestRouter:
+        if system not in self._routers:
+            raise GenerationError(f"no system {system!r}; there are: {choices(self._routers)}")
+        return self._routers[system]
 
     def close(self) -> None:
         """Take the adapters out of the base model; nothing is answered after that."""

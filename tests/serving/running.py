@@ -20,7 +20,7 @@ from dlplora.runtime import Place
 from dlplora.serving.app import Bounds
 from dlplora.serving.keys import Keys
 from dlplora.serving.server import Server, Settings, listen, run
-from tests.peft_adapters import peft_pool
+from tests.peft_adapters import peft_model, save_peft
 from tests.tiny import TARGETS, tiny_model
 
 PLACE = Place(torch.device("cpu"), torch.float32)
@@ -92,11 +92,11 @@ def running(folder: Path, **changes: Any) -> Iterator[Running]:
 def write_version(data: Path, folder: Path, seed: int) -> None:
     """Write a model's folder as a registered version, with adapters of its own."""
     shutil.copytree(data, folder)
-    configs = {
-        name: {"r": 2, "target_modules": TARGETS["llama"]} for name in ("colours", "opposites")
-    }
     shutil.rmtree(folder / "adapters")
-    peft_pool(tiny_model(seed=seed), configs, folder / "adapters")
+    for place, name in enumerate(("colours", "opposites")):
+        config = {"r": 2, "target_modules": TARGETS["llama"]}
+        adapter = peft_model(tiny_model(), seed=2 * seed + place, **config)
+        save_peft(adapter, folder / "adapters" / name)
     params = yaml.safe_load((data.parent / "params.yaml").read_text())
     served = {key: params[key] for key in Served.model_fields}
     (folder / "params.yaml").write_text(yaml.safe_dump(served))

@@ -114,5 +114,8 @@ def test_every_reply_is_as_the_schema_says(server: Running) -> None:
             answered[case.operation.path] += reply.status_code == 200
 
         check()
-    for path in ("/v1/chat/completions", "/v1/completions", "/v1/models/{name}", "/tokenize"):
+    for path in (
+        *("/v1/chat/completions", "/v1/completions", "/v1/route", "/v1/score"),
+        *("/v1/models/{name}", "/tokenize"),
+    ):
         assert answered[path] >= 3, (path, answered)

@@ -13,12 +13,17 @@ from tests.serving.running import Running, running
 
 CHAT = "/v1/chat/completions"
 COMPLETE = "/v1/completions"
+ROUTE, SCORE = "/v1/route", "/v1/score"
 HELLO = [{"role": "user", "content": "say red"}]
 USER, ADMIN = b"u" * 20, b"a" * 20
 
 
 def chat(**more: Any) -> dict[str, Any]:
     return {"messages": HELLO, "max_tokens": 2} | more
+
+
+def score(**more: Any) -> dict[str, Any]:
+    return {"prompt": "say red", "options": ["red", "no"]} | more
 
 
 def error_of(reply: httpx.Response) -> dict[str, Any]:
@@ -83,6 +88,31 @@ def error_of(reply: httpx.Response) -> dict[str, Any]:
         (COMPLETE, {"prompt": "", "model": "base"}, 400, None, "the prompt is empty"),
         (COMPLETE, {"prompt": "a", "suffix": "b"}, 400, "suffix", "not supported"),
         (COMPLETE, {"prompt": "a b " * 200}, 400, None, "tokens"),
+        (ROUTE, {}, 400, "texts", "required"),
+        (ROUTE, {"texts": []}, 400, "texts", "at least 1"),
+        (ROUTE, {"texts": "say red"}, 400, "texts", "valid list"),
+        (ROUTE, {"texts": ["say red", ""]}, 400, "texts.1", "at least 1 character"),
+        (ROUTE, {"texts": ["say red", " \n"]}, 400, "texts.1", "the text is empty"),
+        (ROUTE, {"texts": ["a"] * 9}, 400, "texts", "9 texts, expected at most 8"),
+        (ROUTE, {"texts": ["say \ud800"]}, 400, None, ""),
+        (ROUTE, {"texts": ["a"], "lora": []}, 400, "lora", "not supported"),
+        (ROUTE, {"texts": ["a"], "fallback_below": 2}, 400, "fallback_below", "less than or equal"),
+        (ROUTE, {"texts": ["a"], "model": "gone"}, 404, "model", "no model 'gone'"),
+        (ROUTE, {"texts": ["a"], "model": "colours"}, 400, "model", "'colours' is an adapter"),
+        (ROUTE, {"texts": ["a"], "model": "base"}, 400, "model", "expected a system: dlp_mlp, lo"),
+        (ROUTE, {"texts": ["a b " * 200], "model": "logo"}, 400, None, "tokens"),
+        (SCORE, {"prompt": "a"}, 400, "options", "required"),
+        (SCORE, score(prompt=" "), 400, "prompt", "the text is empty"),
+        (SCORE, score(prompt="a b " * 200), 400, None, "tokens"),
+        (SCORE, score(options=["red"]), 400, "options", "at least 2 items"),
+        (SCORE, score(options=["red", "no", "red"]), 400, "options", "an option twice"),
+        (SCORE, score(options=["red", ""]), 400, "options.1", "at least 1 character"),
+        (SCORE, score(options=["red", "a" * 2001]), 400, "options.1", "at most 2000"),
+        (SCORE, score(options=list("abcdefghi")), 400, "options", "9 options, expected at most 8"),
+        (SCORE, score(model="gone"), 404, "model", "no model 'gone'"),
+        (SCORE, score(lora=[{"id": "gone", "scale": 1}]), 404, "lora", "no adapter 'gone'"),
+        (SCORE, score(lora=[{"id": "colours", "scale": 1}] * 2), 400, "lora", "twice"),
+        (SCORE, score(temperature=0), 400, "temperature", "not supported"),
         ("/detokenize", {"tokens": [100_000]}, 400, "tokens", "the token 100000"),
         ("/tokenize", {}, 400, "prompt", "required"),
     ],
@@ -214,6 +244,8 @@ def test_keys_open_what_they_are_for(data: Path) -> None:
                 server.get("/v1/models", headers=headers),
                 server.get("/metrics", headers=headers),
                 server.post("/tokenize", {"prompt": "a"}, headers=headers),
+                server.post(ROUTE, {"texts": ["a"]}, headers=headers),
+                server.post(SCORE, score(), headers=headers),
             ):
                 assert reply.status_code == user_status
                 if user_status == 401:
