@@ -10,7 +10,7 @@ from typing import Any
 
 from dlplora.errors import DlpLoraError
 from dlplora.project.commands import environment
-from dlplora.scratch import is_held
+from dlplora.scratch import SCRATCH, is_held
 
 _SECONDS = 120.0
 
@@ -23,7 +23,7 @@ class Commands:
 
     def edit(self, *words: str) -> str:
         """Run a command that edits params.yaml; refused at once while a run is at work there."""
-        if is_held("repro", scratch=self._root / ".scratch"):
+        if is_held("repro", scratch=self._root / SCRATCH):
             raise DlpLoraError(
                 "a run is at work in this tree; wait until it has ended, or cancel it (Runs)"
             )
@@ -71,6 +71,6 @@ def shown(*words: str) -> str:
 
 
 def typed_path(file: Path, root: Path) -> str:
-    """Write a path as it is typed in the folder of the project."""
-    path = os.path.relpath(file, root)
-    return path if not path.startswith("..") else str(file)
+    """Write a path as it is typed in the folder of the project; of an upload, its name alone."""
+    is_upload = file.is_relative_to((root / SCRATCH).resolve())
+    return file.name if is_upload else os.path.relpath(file, root)

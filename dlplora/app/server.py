@@ -20,7 +20,6 @@ from dlplora.errors import DlpLoraError
 from dlplora.project.files import Project
 from dlplora.scratch import SCRATCH
 
-_MAX_FILE_MIB = 256
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 _USER = "dlplora"
 _AT_ONCE = 32
@@ -41,6 +40,7 @@ def serve(
     port: int,
     password: str | None,
     tell: Callable[[str], None],
+    max_file_mib: int = 256,
 ) -> None:
     """Serve the pages until a signal ends it.
 
@@ -53,6 +53,7 @@ def serve(
         port: Where to listen.
         password: What the user `dlplora` has to give; None on this machine alone.
         tell: Gets the address once the pages are there.
+        max_file_mib: How large an upload may be.
 
     Raises `AppError` if the host may not be used.
     """
@@ -68,14 +69,14 @@ def serve(
     context = Context(
         Project(root), runs, Commands(root), ModelServer(model_url), model_trouble, files.resolve()
     )
-    app = web_app(context, password=password)
+    app = web_app(context, password=password, max_file_mib=max_file_mib)
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", server_header=False)
     server = uvicorn.Server(config)
     tell(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     server.run()
 
 
-def web_app(context: Context, *, password: str | None) -> FastAPI:
+def web_app(context: Context, *, password: str | None, max_file_mib: int) -> FastAPI:
     """Return the web application of all pages."""
     import gradio as gr
 
@@ -100,7 +101,7 @@ def web_app(context: Context, *, password: str | None) -> FastAPI:
         path="/",
         auth=None if password is None else is_user,
         auth_message=f"The user is {_USER}.",
-        max_file_size=f"{_MAX_FILE_MIB}mb",
+        max_file_size=max_file_mib * 2**20,
         footer_links=[],
         run_history=False,
         show_error=False,

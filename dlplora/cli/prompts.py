@@ -28,14 +28,14 @@ def prompts(
     from dlplora.records.examples import examples_path, read_examples
 
     params = load_params(data.parent / "params.yaml")
-    if questions > len(params.tasks):
-        raise DataError(
-            f"{questions} questions, each of another task, and {len(params.tasks)} tasks; add tasks"
-        )
     files = {task: examples_path(data / "examples", "test", task) for task in params.tasks}
-    if missing := [task for task, file in files.items() if not file.exists()]:
-        raise DataError(f"{files[missing[0]]}: not made yet; run `dlplora repro ingest`")
-    tests = [TaskItems(read_examples(file), params.tasks[task]) for task, file in files.items()]
+    made = {task: file for task, file in files.items() if file.exists()}
+    if questions > len(made):
+        raise DataError(
+            f"{questions} questions, each of another task: examples of {len(made)} of "
+            f"{len(files)} tasks are made; add tasks, or run `dlplora repro ingest`"
+        )
+    tests = [TaskItems(read_examples(file), params.tasks[task]) for task, file in made.items()]
     drawn = draw_prompts(tests, questions=questions, count=count, seed=params.seed)
     told = [
         {

@@ -137,13 +137,9 @@ class AdaptersPage:
             for key, item in own.items()
             if which == "all" or (item.score == 1) == (which == "right")
         ]
-        heads = ["question", "expected", "base model", "", "adapter", ""]
-        heads[3], heads[5] = "its score", "its score"
-        empty = (
-            "No such item."
-            if own
-            else "Nothing is evaluated yet: train, then press “Evaluate both”."
-        )
+        heads = ["question", "expected", "base model", "that is", "adapter", "that is"]
+        none = "Nothing is evaluated yet: train, then press “Evaluate both”."
+        empty = "No such item." if own else none
         return table(heads, rows[:_MOST_ITEMS], title="Test items", empty=empty)
 
     def _evaluate(self) -> Changes:

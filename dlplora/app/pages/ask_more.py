@@ -18,11 +18,14 @@ def mix_tab(answering: Answering) -> gr.Dropdown:
     """Weigh adapters by sliders; returns the choice of adapters."""
     gr.Markdown("Weigh adapters by hand: the router is not asked.")
     chosen = gr.Dropdown([], label="Adapters", multiselect=True, max_choices=_MOST_SLIDERS)
-    text = gr.Textbox(label="Question", lines=2)
+    text = gr.Textbox(label="Question", lines=2, interactive=True)
 
     def sliders(names: Sequence[str] | None) -> None:
         names = names or []
-        weights = [gr.Slider(0, 2, 1, step=0.05, label=f"Weight of {name}") for name in names]
+        weights = [
+            gr.Slider(0, 2, 1, step=0.05, label=f"Weight of {name}", interactive=True)
+            for name in names
+        ]
         ask = gr.Button("Answer by this mix", variant="primary")
 
         def mixed(

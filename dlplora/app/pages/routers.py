@@ -46,15 +46,26 @@ class RoutersPage:
         router = gr.Dropdown([], label="Router, by its kind")
         balance = load_params(self._context.project.params_file).balance
         with gr.Row():
-            count = gr.Number(balance.per_task, label="Questions a task", precision=0, minimum=1)
-            share = gr.Slider(0, 1, balance.reworded, step=0.05, label="Share in other wordings")
+            count = gr.Number(
+                balance.per_task, label="Questions a task", precision=0, minimum=1, interactive=True
+            )
+            share = gr.Slider(
+                0,
+                1,
+                balance.reworded,
+                step=0.05,
+                label="Share in other wordings",
+                interactive=True,
+            )
 
         def settings(name: str | None) -> None:
             if not name:
                 return
             numbers = self._numbers(name)
             with gr.Row():
-                fields = [gr.Number(value, label=key) for key, value in numbers.items()]
+                fields = [
+                    gr.Number(value, label=key, interactive=True) for key, value in numbers.items()
+                ]
             train = gr.Button("Train", variant="primary")
 
             def start(*values: Any) -> Changes:

@@ -55,7 +55,7 @@ class RunsPage:
 def _row(run: Run) -> list[Any]:
     targets = run.parameters.get("targets") or []
     return [
-        link(run.name, f"?run={run.id}"),
+        link(run.name, f"runs?run={run.id}"),
         " ".join([run.deployment, *targets]),
         run.state,
         None if run.began is None else f"{run.began.astimezone():%Y-%m-%d %H:%M}",
