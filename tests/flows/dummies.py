@@ -8,10 +8,17 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socket import create_server
+from threading import Thread
 from typing import Any
 
+import psutil
 import yaml
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
@@ -224,3 +231,65 @@ def make_tree(root: Path) -> Tree:
     tree.run("dvc", "init", "-q")
     tree.commit()
     return tree
+
+
+def make_deployable(root: Path) -> Tree:
+    """Make a tree whose flows Prefect can deploy: they need a list of deployments and a suite."""
+    tree = make_tree(root)
+    (root / "prefect.yaml").write_bytes((ROOT / "prefect.yaml").read_bytes())
+    values = (root / "params.yaml").read_text()
+    (root / "suites/toy.yaml").write_text(values[values.index("sources:") :])
+    return tree
+
+
+def free_ports() -> int:
+    """Find a port that is free with the one after it; who else looks finds others."""
+    while True:
+        with suppress(OSError), create_server(("127.0.0.1", 0)) as one:
+            port: int = one.getsockname()[1]
+            with create_server(("127.0.0.1", port + 1)):
+                return port
+
+
+@contextmanager
+def answering(port: int, status: int = 200) -> Iterator[None]:
+    """Answer all requests at a port by a status."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
+        thread = Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def seldom(done: Callable[[], bool]) -> Callable[[], bool]:
+    """Slow `until` down: a server that is asked all the time slows down what is waited for."""
+
+    def asked() -> bool:
+        time.sleep(0.3)
+        return done()
+
+    return asked
+
+
+def marked(mark: str, pid: int) -> list[psutil.Process]:
+    """List the living processes that a command has started, by the mark that they bear."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(mark) == str(pid) and process.pid != pid:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
-from socket import AF_INET, SOCK_STREAM, socket
 
 import psutil
 import pytest
@@ -16,26 +15,15 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from tests.flows.dummies import ROOT, Tree, make_tree
+from tests.flows.dummies import Tree, free_ports, make_deployable, marked
 from tests.waiting import until
+
+MARK = "DLPLORA_UI"
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
-    tree = make_tree(tmp_path / "project")
-    (tree.root / "prefect.yaml").write_bytes((ROOT / "prefect.yaml").read_bytes())
-    values = (tree.root / "params.yaml").read_text()
-    (tree.root / "suites/toy.yaml").write_text(values[values.index("sources:") :])
-    return tree
-
-
-def free_ports() -> int:
-    """Find a port that is free with the one after it."""
-    for port in range(14200, 14300, 2):
-        with socket(AF_INET, SOCK_STREAM) as one, socket(AF_INET, SOCK_STREAM) as other:
-            if one.connect_ex(("127.0.0.1", port)) and other.connect_ex(("127.0.0.1", port + 1)):
-                return port
-    raise AssertionError("no free ports")
+    return make_deployable(tmp_path / "project")
 
 
 def start(tree: Tree, log: str, port: int) -> subprocess.Popen[bytes]:
@@ -48,18 +36,6 @@ def start(tree: Tree, log: str, port: int) -> subprocess.Popen[bytes]:
             stdout=file,
             stderr=file,
         )
-
-
-def marked(pid: int) -> list[psutil.Process]:
-    """List the living processes that a `flows.ui` has started."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("DLPLORA_UI") == str(pid) and process.pid != pid:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
 
 
 def retrains_on_time() -> list[bool]:
@@ -117,16 +93,16 @@ def test_a_deployment_runs_and_ctrl_c_leaves_no_process(tree: Tree) -> None:
             assert answer.status == 200
         listening = [
             connection.laddr.ip
-            for process in marked(pages.pid)
+            for process in marked(MARK, pages.pid)
             for connection in process.net_connections()
             if connection.status == psutil.CONN_LISTEN
         ]
         assert set(listening) == {"127.0.0.1"}
 
-        for process in [psutil.Process(pages.pid), *marked(pages.pid)]:
+        for process in [psutil.Process(pages.pid), *marked(MARK, pages.pid)]:
             process.kill()
         pages.wait()
-        until(lambda: marked(pages.pid) == [])
+        until(lambda: marked(MARK, pages.pid) == [])
         pages = start(tree, "again.log", port)
         until(lambda: "Ctrl-C ends it all" in tree.lines("again.log") or pages.poll() is not None)
         with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}):
@@ -142,6 +118,6 @@ def test_a_deployment_runs_and_ctrl_c_leaves_no_process(tree: Tree) -> None:
     finally:
         pages.send_signal(signal.SIGINT)
         assert pages.wait(timeout=120) == 0
-    assert marked(pages.pid) == []
+    assert marked(MARK, pages.pid) == []
     (tree.root / ".scratch/go").touch()
     assert tree.flow().state.is_completed()
