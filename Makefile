@@ -15,7 +15,7 @@ export LOGNAME ?= nobody
 endif
 BIN := "$(VENV)"/bin
 
-.PHONY: help env repro compare flow ui retrain serve test check examples bench pull push gc
+.PHONY: help env repro compare flow ui app retrain serve test check examples bench pull push gc
 
 help:           ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ flow: env       ## Bring the pipeline up to date by Prefect, without a server
 
 ui: env         ## Open Prefect's pages on 127.0.0.1: watch runs and start them; Ctrl-C ends all
 	@$(BIN)/python -m flows.ui
+
+app: env        ## Open the app in the browser: data, training, asking, models; Ctrl-C ends all
+	@$(BIN)/python -m flows.app
 
 retrain: env    ## Take new data in, train what changed, judge it, and promote it unless it is worse
 	@$(BIN)/python -m flows.retrain

@@ -36,6 +36,7 @@ from dlplora.models import Base, load_base
 from dlplora.records.routes import BASE_ROUTE
 from dlplora.runtime import best_place
 from dlplora.serving.app import Bounds
+from dlplora.serving.calls import Calls
 from dlplora.serving.engine_thread import EngineThread
 from dlplora.serving.keys import Keys
 from dlplora.serving.models import Models, ServedModel
@@ -152,9 +153,8 @@ class PeftModels(Models):
             scheduler=lambda: PeftScheduler(model, base),
             close=lambda: None,
         )
-        return ServedModel(
-            self._data, engine, EngineThread(engine, loop, max_open=272), "peft", {}, 256
-        )
+        thread, calls = EngineThread(engine, loop, max_open=272), Calls(max_open=1)
+        return ServedModel(self._data, engine, thread, calls, "peft", {}, 256)
 
 
 def adapter_to_gguf(folder: Path, file: Path, *, heads: int, kv_heads: int) -> None:

@@ -5,29 +5,28 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
-from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.datastructures import Headers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dlplora.app.commands import Commands
 from dlplora.app.context import Context
 from dlplora.app.model_server import ModelServer
 from dlplora.app.runs import Runs
-from dlplora.errors import DlpLoraError
 from dlplora.project.files import Project
 from dlplora.scratch import SCRATCH
 
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 _USER = "dlplora"
 _AT_ONCE = 32
+_STOP_SECONDS = 2  # for what open pages still ask
 _KEPT_SECONDS = 24 * 3600  # of uploads and tables to download
-
-
-class AppError(DlpLoraError):
-    """The app cannot be started."""
 
 
 def serve(
@@ -49,19 +48,12 @@ def serve(
         runs: Who starts, watches and ends runs.
         model_url: Where the model's server is.
         model_trouble: Why it does not answer, if that is known.
-        host: Where to listen; another machine's address needs a password.
+        host: Where to listen; the caller sees to it that other machines need a password.
         port: Where to listen.
         password: What the user `dlplora` has to give; None on this machine alone.
         tell: Gets the address once the pages are there.
         max_file_mib: How large an upload may be.
-
-    Raises `AppError` if the host may not be used.
     """
-    if password is None and not _is_local(host):
-        raise AppError(
-            f"--host {host} can be reached from other machines; set a password "
-            f"(DLPLORA_APP_PASSWORD or --password-file), or stay on 127.0.0.1"
-        )
     files = root / SCRATCH / "app"
     shutil.rmtree(files, ignore_errors=True)  # uploads of an earlier time
     files.mkdir(parents=True)
@@ -70,10 +62,33 @@ def serve(
         Project(root), runs, Commands(root), ModelServer(model_url), model_trouble, files.resolve()
     )
     app = web_app(context, password=password, max_file_mib=max_file_mib)
-    config = uvicorn.Config(app, host=host, port=port, log_level="warning", server_header=False)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="critical",  # streams that end with the server are no errors
+        server_header=False,
+        timeout_graceful_shutdown=_STOP_SECONDS,
+    )
     server = uvicorn.Server(config)
     tell(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     server.run()
+
+
+class SameOrigin:
+    """Refuse what pages of other sites ask a browser to send here."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on that comes from here, or from no page."""
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+            await PlainTextResponse("of another site", status_code=403)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
 
 
 def web_app(context: Context, *, password: str | None, max_file_mib: int) -> FastAPI:
@@ -87,6 +102,7 @@ def web_app(context: Context, *, password: str | None, max_file_mib: int) -> Fas
     pages.queue(default_concurrency_limit=_AT_ONCE, api_open=False)
     pages.delete_cache = (_KEPT_SECONDS, _KEPT_SECONDS)
     app = FastAPI(openapi_url=None)
+    app.add_middleware(SameOrigin)
     if password is None:  # a page of another site may lead a browser here by a name of its own
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(_LOCAL))
 
@@ -112,10 +128,3 @@ def web_app(context: Context, *, password: str | None, max_file_mib: int) -> Fas
         css_paths=STYLE,
     )
     return mounted
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False

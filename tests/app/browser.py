@@ -50,6 +50,11 @@ class Browser:
         """Wait until words can be seen."""
         until(self._good(lambda: words in self.text), within=within or WITHIN)
 
+    def ends(self, state: str, *, within: float) -> None:
+        """Wait until the run that is watched has ended in a state."""
+        found = (By.CSS_SELECTOR, f".state.{state.lower()}")
+        until(lambda: bool(self.driver.find_elements(*found)), within=within)
+
     def tab(self, name: str) -> None:
         """Turn to a part of a page."""
         path = f"//button[@role='tab'][normalize-space()='{name}']"

@@ -73,7 +73,10 @@ def whole_app(root: Path) -> Iterator[tuple[str, int]]:
 @pytest.fixture
 def project(learned_project: Checkout) -> Checkout:
     """A project with one version in production, where a person has the last word."""
-    (learned_project.root / "prefect.yaml").write_bytes((ROOT / "prefect.yaml").read_bytes())
+    root = learned_project.root
+    (root / "prefect.yaml").write_bytes((ROOT / "prefect.yaml").read_bytes())
+    params = (root / "params.yaml").read_text()
+    (root / "suites/toy.yaml").write_text(params[params.index("sources:") :])  # a form names it
     learned_project.edit(lambda values: values["gate"].update(approval=True))
     learned_project.commit("Ask a person")
     return learned_project
@@ -111,11 +114,11 @@ def test_from_a_file_to_a_promoted_model_and_back(
         until(lambda: "run=" in browser.driver.current_url, within=20)
         browser.driver.refresh()  # in the middle of the training
         browser.sees("adapter@shapes", within=LONG)
-        browser.sees("Completed", within=LONG)
+        browser.ends("Completed", within=LONG)
         browser.open("routers")
         browser.fill("epochs", "5")
         browser.click("Train")
-        browser.sees("Completed", within=LONG)
+        browser.ends("Completed", within=LONG)
         browser.tab("Quality")
         browser.sees("shapes")
         browser.open("models")
@@ -123,7 +126,8 @@ def test_from_a_file_to_a_promoted_model_and_back(
         browser.click("Commit")
         browser.sees("the next retrain takes it in")
         browser.click("Retrain")
-        browser.sees("awaits approval", within=LONG)
+        browser.ends("AwaitingApproval", within=LONG)
+        browser.sees("awaits approval")
         browser.choose("Version", "v0.0.2")
         browser.click("Promote")
         browser.sees("v0.0.2 is in production")
