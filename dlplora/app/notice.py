@@ -13,7 +13,7 @@ Changes = Mapping[Any, Any]  # new values by component; those of the others stay
 
 
 class Notice:
-    """A line for results and mistakes, and the command that does the same as the page.
+    """A line for results and mistakes, what was found, and the command that does the same.
 
     Args:
         command: The command as it stands before anything is pressed.
@@ -21,6 +21,7 @@ class Notice:
 
     def __init__(self, command: str) -> None:
         self.line = html()
+        self.found = html()
         self.command = gr.Code(
             command,
             language="shell",
@@ -33,7 +34,7 @@ class Notice:
     @property
     def outputs(self) -> list[Any]:
         """The components that results change."""
-        return [self.line, self.command]
+        return [self.line, self.found, self.command]
 
     def good(self, text: str, command: str) -> Changes:
         """Tell that something was done, and by which command."""

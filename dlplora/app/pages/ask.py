@@ -67,7 +67,12 @@ class AskPage:
         self._routes = html()
         with gr.Row():
             self._text = text = gr.Textbox(
-                label="Question", placeholder="Today I paint. Yesterday I", lines=2, scale=4
+                label="Question",
+                placeholder="Today I paint. Yesterday I",
+                info="Enter sends, Shift and Enter begin a new line",
+                max_lines=8,
+                scale=4,
+                min_width=260,
             )
             with gr.Column(min_width=120):
                 send = gr.Button("Send", variant="primary")
@@ -102,10 +107,9 @@ class AskPage:
 
     def _side_by_side(self) -> None:
         self._sides = gr.CheckboxGroup([], label="Systems and adapters")
-        text = gr.Textbox(label="Question", lines=2)
+        text = gr.Textbox(label="Question", max_lines=8)
         ask = gr.Button("Ask all", variant="primary")
         notice = Notice(shown("generate", "…", "--compare", "base,ensemble"))
-        answers = html()
         answering = self._answering
 
         def compare(
@@ -123,7 +127,7 @@ class AskPage:
             with ThreadPoolExecutor(_MOST_SIDES) as threads:
                 for model, reply in zip(models, threads.map(whole, models), strict=True):
                     rows.append([model, answering.passages(reply)])
-                    yield {answers: table(["by", "answer"], rows, title="Answers", empty="")}
+                    yield {notice.found: table(["by", "answer"], rows, title="Answers", empty="")}
             words = [answering.words(model) for model in models]
             named = ",".join(one[1] for one in words)
             yield {notice.command: shown("generate", question, "--compare", named, *words[0][2:])}
@@ -132,7 +136,7 @@ class AskPage:
             [ask.click, text.submit],
             answering.streamed(notice, compare),
             [text, self._sides, *answering.inputs],
-            [*notice.outputs, answers],
+            notice.outputs,
         )
 
 

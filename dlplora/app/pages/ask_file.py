@@ -9,8 +9,8 @@ from markupsafe import Markup
 
 from dlplora.app.batch import HEAD, Answered, answer_all, read_file, summary_of, write_csv
 from dlplora.app.html import said, table
-from dlplora.app.notice import Changes, Notice, html
-from dlplora.app.pages.answering import Answering
+from dlplora.app.notice import Changes, Notice
+from dlplora.app.pages.answering import Answering, user
 from dlplora.data.raw import FORMATS
 from dlplora.errors import GenerationError
 
@@ -30,9 +30,8 @@ def file_tab(answering: Answering, *, files: Path) -> None:
     with gr.Row():
         ask = gr.Button("Answer all", variant="primary")
         stop = gr.Button("Stop")
-    notice = Notice(answering.server.typed("", [{"role": "user", "content": "…"}], {}))
     download = gr.File(label="The table (CSV)", interactive=False, visible=False, height=90)
-    shown_items = html()
+    notice = Notice(answering.server.typed("", user("…"), {}))
 
     def answer(file: str | None, model: str, tokens: float) -> Iterator[Changes]:
         if file is None:
@@ -42,7 +41,7 @@ def file_tab(answering: Answering, *, files: Path) -> None:
         for one in answer_all(answering.server, model, items, max_tokens=int(tokens)):
             done.append(one)
             told = f"{len(done)}/{len(items)} answered. {summary_of(done)}"
-            yield {notice.line: said(told), shown_items: _table(done)}
+            yield {notice.line: said(told), notice.found: _table(done)}
         table_file = Path(tempfile.mkdtemp(dir=files)) / "answers.csv"
         write_csv(table_file, done)
         yield {
@@ -53,7 +52,7 @@ def file_tab(answering: Answering, *, files: Path) -> None:
     work = ask.click(
         answering.streamed(notice, answer),
         [upload, *answering.inputs[:2]],
-        [*notice.outputs, download, shown_items],
+        [*notice.outputs, download],
         show_progress="hidden",
     )
     stop.click(None, cancels=[work])

@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from dlplora.app.commands import shown
 from dlplora.app.html import table
-from dlplora.app.notice import Changes, Notice, html
+from dlplora.app.notice import Changes, Notice
 from dlplora.app.pages.answering import Answering, asked, settings, user
 from dlplora.errors import GenerationError
 
@@ -37,17 +37,16 @@ def mix_tab(answering: Answering) -> gr.Dropdown:
             messages, told = user(asked(text)), settings(tokens, temperature)
             for reply in answering.server.stream(model, messages, mix=mix, **told):
                 shown_text = Markup("<p>{}</p>").format(reply.text)
-                yield {answer: answering.passages(reply) or shown_text}
+                yield {notice.found: answering.passages(reply) or shown_text}
             yield {notice.command: answering.server.typed(model, messages, mix)}
 
         ask.click(
             answering.streamed(notice, mixed),
             [text, *answering.inputs, *weights],
-            [*notice.outputs, answer],
+            notice.outputs,
         )
 
     gr.render(inputs=chosen)(sliders)
-    answer = html()
     notice = Notice(answering.server.typed("", user("…"), {"capitals": 0.7, "rivers": 0.3}))
     return chosen
 
@@ -59,7 +58,6 @@ def options_tab(answering: Answering) -> None:
     options = gr.Textbox(label="Options, one a line", lines=3)
     weigh = gr.Button("Score", variant="primary")
     notice = Notice(shown("score", "…", "--option", "Valid", "--option", "Invalid"))
-    scores = html()
 
     def score(text: str, lines: str, model: str) -> Changes:
         question = asked(text)
@@ -74,8 +72,8 @@ def options_tab(answering: Answering) -> None:
         command = shown("score", question, *words, *answering.words(model))
         return {
             **notice.good(f"The likeliest is {found['best']!r}.", command),
-            scores: table(heads, rows, title="Options", empty=""),
+            notice.found: table(heads, rows, title="Options", empty=""),
         }
 
     inputs = [text, options, answering.model]
-    weigh.click(notice.guarded(score), inputs, [*notice.outputs, scores])
+    weigh.click(notice.guarded(score), inputs, notice.outputs)

@@ -72,18 +72,16 @@ class DataPage:
             add = gr.Button("Add task", variant="primary")
             inbox = gr.Button("Put into the inbox")
         self._notice = notice = Notice(shown("add-task", "capitals", "capitals.json"))
-        self._problems = html()
-        told = [*notice.outputs, self._problems]
         file = [self._upload, self._chosen]
         demo.load(lambda: gr.Dropdown(["", *self._files()]), None, self._chosen)
         gr.on(
             [self._upload.upload, self._chosen.input], _name_of, file, self._name,
             show_progress="hidden",
         )  # fmt: skip
-        check.click(notice.guarded(self._check), file, told)
+        check.click(notice.guarded(self._check), file, notice.outputs)
         inputs = [*file, self._name, self._wordings, self._skip]
-        add.click(notice.guarded(self._add_task), inputs, told)
-        inbox.click(notice.guarded(self._put), [*file, self._name], told)
+        add.click(notice.guarded(self._add_task), inputs, notice.outputs)
+        inbox.click(notice.guarded(self._put), [*file, self._name], notice.outputs)
 
     def _check(self, upload: str | None, chosen: str) -> Changes:
         file = self._file(upload, chosen)
@@ -103,7 +101,7 @@ class DataPage:
                 whole or f"{len(problems)} items of {file.name} are bad", command
             )
         listed = table(["item", "what is wrong"], rows, title="Findings", empty="")
-        return {**changes, self._problems: listed + Markup("<br>").join(notes)}
+        return {**changes, self._notice.found: listed + Markup("<br>").join(notes)}
 
     def _add_task(
         self, upload: str | None, chosen: str, name: str, wordings: str | None, skip: bool
@@ -118,7 +116,7 @@ class DataPage:
             **self._notice.good(
                 f"{told.splitlines()[-1]}. Train its adapter on Adapters.", command
             ),
-            self._problems: "",
+            self._notice.found: "",
         }
 
     def _put(self, upload: str | None, chosen: str, name: str) -> Changes:
@@ -242,8 +240,7 @@ class DataPage:
             number = gr.Radio([2, 3, 5], value=2, label="Questions in a prompt")
             show = gr.Button("Preview")
         self._previewed = notice = Notice(shown("prompts", "--questions", "2"))
-        self._preview = html()
-        show.click(notice.guarded(self._draw_prompts), number, [*notice.outputs, self._preview])
+        show.click(notice.guarded(self._draw_prompts), number, notice.outputs)
 
     def _draw_prompts(self, number: int) -> Changes:
         words = ["prompts", "--questions", str(number)]
@@ -253,7 +250,9 @@ class DataPage:
         ]
         return {
             **self._previewed.good(f"{len(rows)} prompts.", shown(*words)),
-            self._preview: table(["tasks", "prompt"], rows, title="Prompts", empty="None fits."),
+            self._previewed.found: table(
+                ["tasks", "prompt"], rows, title="Prompts", empty="None fits."
+            ),
         }
 
 

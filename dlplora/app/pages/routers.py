@@ -163,10 +163,9 @@ class RoutersPage:
             text = gr.Textbox(label="Text", placeholder="Type a question", lines=2, scale=3)
         route = gr.Button("Route", variant="primary")
         self._trying = notice = Notice(shown("route", "…"))
-        self._route = html()
         self._bars = gr.Label(label="Probability of each task", num_top_classes=12, visible=False)
         demo.load(self._systems, None, system, show_progress="hidden")
-        outputs = [*notice.outputs, self._route, self._bars]
+        outputs = [*notice.outputs, self._bars]
         gr.on([route.click, text.submit], notice.guarded(self._route_text), [system, text], outputs)
 
     def _systems(self) -> Any:
@@ -184,7 +183,6 @@ class RoutersPage:
         told += f"; below {found['fallback_below']:.2f} the base model answers"
         return {
             **self._trying.good(told, shown("route", text, "--system", system)),
-            self._route: "",
             self._bars: gr.Label(found["probabilities"], visible=bool(found["probabilities"])),
         }
 
