@@ -56,6 +56,7 @@ def run(options: Namespace, *, tell: Callable[[str], None]) -> None:
             port=options.port,
             password=password,
             tell=tell,
+            max_file_mib=options.max_file_mib,
         )
 
 
@@ -111,6 +112,7 @@ def read_options(words: list[str] | None = None) -> Namespace:
     parser.add_argument("--host", default=HOST, help="of the app; others need a password")
     parser.add_argument("--ui-port", type=int, default=4200, help="of Prefect's pages")
     parser.add_argument("--server-port", type=int, default=8000, help="of the model's server")
+    parser.add_argument("--max-file-mib", type=int, default=256, help="how large uploads may be")
     parser.add_argument("--password-file", type=Path, help=f"or ${PASSWORD}")
     return parser.parse_args(words)
 

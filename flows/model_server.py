@@ -145,7 +145,9 @@ def model_to_serve(root: Path) -> Path:
     if system.adapters == "data/adapters":
         folders |= {f"data/adapters/{task}" for task in params.tasks}
     if missing := sorted(folder for folder in folders if not (root / folder).is_dir()):
-        raise ModelError(f"no model to serve yet: system {name} needs {missing[0]}")
+        raise ModelError(
+            f"no model to serve yet: {name} needs {missing[0]}; run `make repro`, or train it here"
+        )
     return DATA
 
 

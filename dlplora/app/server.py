@@ -39,7 +39,7 @@ def serve(
     port: int,
     password: str | None,
     tell: Callable[[str], None],
-    max_file_mib: int = 256,
+    max_file_mib: int,
 ) -> None:
     """Serve the pages until a signal ends it.
 

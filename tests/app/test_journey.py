@@ -8,45 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 
-from dlplora.serving.server import listen
 from tests.app.browser import Browser
+from tests.flows.dummies import free_ports, marked
 from tests.project import ROOT, Checkout, reds
 from tests.tiny import write_raw
 from tests.waiting import until
 
+MARK = "DLPLORA_APP"
 LONG = 300.0
-
-
-def free_ports(count: int) -> list[int]:
-    """Find ports that are free, each with the one after it."""
-    found = []
-    for port in range(15200, 15400, 2):
-        with listen("127.0.0.1", port), listen("127.0.0.1", port + 1):
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise AssertionError("no free ports")
-
-
-def marked(pid: int) -> list[psutil.Process]:
-    """List the living processes that an app has started."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("DLPLORA_APP") == str(pid) and process.pid != pid:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
 
 
 @contextmanager
 def whole_app(root: Path) -> Iterator[tuple[str, int]]:
     """Run `make app` for the time of a `with` block; yields its address and process."""
-    port, ui, server = free_ports(3)
+    port, ui, server = (free_ports() for _ in range(3))
     options = ["--port", str(port), "--ui-port", str(ui), "--server-port", str(server)]
     log = root.parent / "app.log"
     environment = {name: value for name, value in os.environ.items() if "PREFECT" not in name}
@@ -67,7 +44,7 @@ def whole_app(root: Path) -> Iterator[tuple[str, int]]:
         app.send_signal(signal.SIGTERM)
         code = app.wait(90)
     assert code == 0, log.read_text()
-    assert marked(app.pid) == []
+    assert marked(MARK, app.pid) == []
 
 
 @pytest.fixture
@@ -151,7 +128,7 @@ def end_server(app: int) -> None:
     """Kill the model's server, and wait until another one was started instead."""
 
     def servers() -> set[int]:
-        return {one.pid for one in marked(app) if "serve" in one.cmdline()}
+        return {one.pid for one in marked(MARK, app) if "serve" in one.cmdline()}
 
     before = servers()
     for pid in before:

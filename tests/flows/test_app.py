@@ -25,7 +25,7 @@ MARK = "DLPLORA_APP"
 APP = """\
 import time
 
-def serve(*, root, runs, model_url, model_trouble, host, port, password, tell):
+def serve(*, root, runs, model_url, model_trouble, host, port, password, tell, max_file_mib):
     tell(f"app at {host}:{port}, model at {model_url}, {len(runs.recent(5))} runs")
     while True:
         (root / ".scratch/trouble").write_text(str(model_trouble()))
@@ -96,7 +96,9 @@ def test_all_is_started_runs_are_cancelled_and_no_process_is_left(tree: Tree) ->
         told = f"app at 127.0.0.1:{port}, model at http://127.0.0.1:{server_port}, 0 runs"
         assert told in tree.lines("app.log")
         trouble = (tree.root / ".scratch/trouble").read_text()
-        assert trouble == "no model to serve yet: system dlp_mlp needs data/adapters"
+        assert trouble.startswith(
+            "no model to serve yet: dlp_mlp needs data/adapters; run `make repro`"
+        )
 
         runs = PrefectRuns(f"http://127.0.0.1:{ui_port}/api")
         run = runs.start("pipeline/this-tree", {"targets": ["adapter@colours"]})
