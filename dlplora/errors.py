@@ -13,7 +13,7 @@
     │   ├── PromptTooLongError  the model cannot read the prompt together with the answer
     │   └── RequestFailedError  a request failed by no fault of its own
     └── of commands and flows, each beside what raises it: CommandError, WorktreeError, StageError,
-        RegistryError, PartError, RunError, ServerError
+        RegistryError, PartError, RunError, AppError, ServerError
 
 Each message is one line: which file or value, what was found, what was expected.
 They are raised where the value is used and caught only at the edge (`dlplora.stage`, the CLI).

@@ -18,7 +18,7 @@ import typer
 
 from dlplora.edge import one_line_errors
 from dlplora.errors import DlpLoraError
-from dlplora.scratch import is_held
+from dlplora.scratch import alone, is_held
 from dlplora.serving.keys import ADMIN_KEYS, USER_KEYS, Keys, KeysError, check_listening
 from flows.model_server import ModelServer
 from flows.parts import HOST, Parts, answers, end_on_signals, log_file, refuse_taken
@@ -26,6 +26,7 @@ from flows.runs import PrefectRuns
 from flows.settings import ROOT, SCRATCH, UI_LOCK, own_api
 
 PASSWORD = "DLPLORA_APP_PASSWORD"
+_LOCK = "app"
 _LEAST = 8  # characters
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 60.0  # in which Prefect's pages end all of their own, and answers run on
@@ -39,10 +40,13 @@ def run(options: Namespace, *, tell: Callable[[str], None]) -> None:
 
     password = read_password(options.password_file)
     check_host(options.host, password)
+    if is_held(_LOCK, scratch=SCRATCH):
+        raise DlpLoraError("the app of this project is open already; close it first")
     refuse_taken(options.port, "--port")
     parts = Parts("DLPLORA_APP", {PASSWORD: "", USER_KEYS: "", ADMIN_KEYS: ""})
     model = ModelServer(parts, root=ROOT, port=options.server_port)
     with (
+        alone(_LOCK, scratch=SCRATCH),
         parts.ending(first=lambda pid: pid in parts.pids(), within=_STOP_SECONDS),
         model.kept_up(),
     ):

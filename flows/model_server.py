@@ -12,13 +12,13 @@ from dlplora.errors import DlpLoraError, ModelError
 from dlplora.params.load import load_params
 from dlplora.params.project import PARAMS_FILE
 from dlplora.scratch import SCRATCH, is_held
-from flows.parts import HOST, Parts, answers, last_line, refuse_taken
+from flows.parts import HOST, PartError, Parts, answers, is_elsewhere, last_line, refuse_taken
 
 CURRENT = Path(".models/current")
 DATA = Path("data")
 _NAME = "model"
 _COMMAND = ("-m", "dlplora.cli", "serve", "--all-systems")
-_RESULTS = ("data/adapters/*/training.json", "data/routers/*/router.json", str(PARAMS_FILE))
+_RESULTS = ("data/adapters/*/training.json", "data/routers/*/router.json")
 _POLL_SECONDS = 2.0
 _AGAIN_SECONDS = 10.0
 
@@ -63,9 +63,9 @@ class ModelServer:
 
     @property
     def trouble(self) -> str | None:
-        """The last that it said, or else why it says nothing yet, as far as that is known."""
-        said = last_line(_NAME) if self._serving else None
-        return said or self._reason
+        """Why it does not answer, as far as that is known: what it said last, if it has ended."""
+        has_ended = self._serving is not None and self._serving.process.poll() is not None
+        return (last_line(_NAME) if has_ended else "") or self._reason
 
     @contextmanager
     def kept_up(self) -> Iterator[None]:
@@ -103,6 +103,11 @@ class ModelServer:
         """Start the server unless there is one, or no model; raise what is in the way."""
         if answers(f"{self.url}/health"):
             self._reason = None
+            if is_elsewhere(self._port, self._root):
+                raise PartError(
+                    f"the server of another project is at port {self._port}; choose another one "
+                    f"with --server-port"
+                )
             return
         model = model_to_serve(self._root)
         refuse_taken(self._port, "--server-port")
@@ -156,6 +161,6 @@ def _is_promoted(root: Path) -> bool:
 
 
 def results_of(root: Path) -> Results:
-    """Return what changes with the pipeline's results: files of adapters, routers and params."""
+    """Return what changes with the pipeline's results: files of adapters and routers."""
     files = [file for pattern in _RESULTS for file in root.glob(pattern)]
     return frozenset((file, file.stat().st_mtime_ns) for file in files)

@@ -155,3 +155,15 @@ def refuse_taken(port: int, option: str) -> None:
     with closing(socket(AF_INET, SOCK_STREAM)) as tried:
         if tried.connect_ex((HOST, port)) == 0:
             raise PartError(f"port {port} of {HOST} is taken; choose another one with {option}")
+
+
+def is_elsewhere(port: int, root: Path) -> bool:
+    """Tell whether who listens at a port works in another folder; False if nobody can tell."""
+    with suppress(psutil.Error, OSError):
+        listening = (
+            one.pid
+            for one in psutil.net_connections("tcp")
+            if one.status == psutil.CONN_LISTEN and one.laddr[1:] == (port,) and one.pid
+        )
+        return any(Path(psutil.Process(pid).cwd()) != root.resolve() for pid in listening)
+    return False

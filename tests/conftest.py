@@ -24,7 +24,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 SLOW = (
     "tests/tasks/test_pipeline.py",
     "tests/tasks/",
+    "tests/app/test_journey.py",
     "tests/flows/",
+    "tests/app/",
     "tests/lifecycle/test_retrain.py",
     "tests/lifecycle/test_storage.py",
     "tests/test_project.py",

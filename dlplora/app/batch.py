@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from dlplora.app.html import mix_of
-from dlplora.app.model_server import ModelServer
+from dlplora.app.model_client import ModelClient, ServerError
 from dlplora.data.items import BadRowError, Item, Reader
 from dlplora.data.raw import BLANK, format_of
 from dlplora.errors import DataError
@@ -45,10 +45,10 @@ def read_file(file: Path, *, most: int) -> list[Item]:
     rows = (row for rows in found.batches(file) for row in rows)
     items = []
     for number, row in enumerate(islice(rows, most + 1), start=1):
+        if number > most:
+            raise DataError(f"{file.name}: more than {most:,} {found.unit}s; split the file")
         if row is BLANK:
             continue
-        if number > most:
-            raise DataError(f"{file.name}: more than {most} items; split the file")
         try:
             items.append(reader.item(row))
         except BadRowError as error:
@@ -59,33 +59,42 @@ def read_file(file: Path, *, most: int) -> list[Item]:
 
 
 def answer_all(
-    server: ModelServer, model: str, items: Sequence[Item], *, max_tokens: int
+    server: ModelClient, model: str, items: Sequence[Item], *, max_tokens: int
 ) -> Iterator[Answered]:
-    """Answer items, several at once; yields them in order. `ServerError` ends it."""
+    """Answer items, several at once; yields them in order.
+
+    What the server refuses is no answer: `adapters` tells why. `ServerError` if it is gone.
+    """
 
     def answered(item: Item) -> Answered:
-        if item.options is not None:
-            scored = server.score(model, item.question, item.options)
-            text, mixes = scored["best"], [mix_of(scored["route"]["adapters"])]
-        else:
-            messages = [{"role": "user", "content": item.question}]
-            for reply in server.stream(model, messages, max_completion_tokens=max_tokens):
-                text, parts = reply.text, reply.parts
-            mixes = [mix_of(part["adapters"]) for part in parts]
+        try:
+            text, told = _answer(server, model, item, max_tokens)
+        except ServerError as error:
+            server.served()  # raises if there is no server any more
+            text, told = "", f"refused: {error}"
         return Answered(
             item.question,
             item.answers,
             text,
             exact_match=exact_match(text, item.answers),
             rouge_l=rouge(text, item.answers)["rougeL"],
-            adapters="; ".join(dict.fromkeys(mixes)),
+            adapters=told,
         )
 
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        try:
-            yield from threads.map(answered, items)
-        finally:
-            threads.shutdown(cancel_futures=True)
+    threads = ThreadPoolExecutor(_AT_ONCE)
+    try:
+        yield from threads.map(answered, items)
+    finally:  # who has left waits for no answer
+        threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _answer(server: ModelClient, model: str, item: Item, max_tokens: int) -> tuple[str, str]:
+    """Return the answer to an item, and by which adapters it was written."""
+    if item.options is not None:
+        scored = server.score(model, item.question, item.options)
+        return scored["best"], mix_of(scored["route"]["adapters"])
+    reply = server.answer(model, item.question, max_completion_tokens=max_tokens)
+    return reply.text, "; ".join(dict.fromkeys(mix_of(part["adapters"]) for part in reply.parts))
 
 
 def summary_of(answered: Sequence[Answered]) -> str:

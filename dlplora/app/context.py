@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlplora.app.commands import Commands
-from dlplora.app.model_server import ModelServer
+from dlplora.app.model_client import ModelClient, Served, ServerError
 from dlplora.app.runs import Runs
 from dlplora.project.files import Project
 
@@ -20,9 +20,16 @@ class Context:
     project: Project
     runs: Runs
     commands: Commands
-    server: ModelServer
+    server: ModelClient
     trouble: Callable[[], str | None]
     files: Path
+
+    def served(self) -> Served:
+        """Return what is served; `ServerError` tells why nothing is, and what to run."""
+        try:
+            return self.server.served()
+        except ServerError as error:
+            raise ServerError(self.trouble() or str(error)) from error
 
     @property
     def root(self) -> Path:

@@ -1,6 +1,7 @@
 """The HTML that pages show. Every text is escaped."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from markupsafe import Markup
@@ -47,6 +48,11 @@ def _cell(value: Any) -> Markup:
     return Markup("<td>{}</td>").format(value)
 
 
+def local(time: datetime) -> str:
+    """Write a time as the clocks here show it."""
+    return f"{time.astimezone():%Y-%m-%d %H:%M}"
+
+
 def bar(percent: float, text: str) -> Markup:
     """Draw how far something is."""
     return Markup('<progress max=100 value="{}" aria-label="{}"></progress> {}').format(
@@ -87,7 +93,7 @@ def confusion(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> Markup:
 def mix_of(adapters: Mapping[str, float] | None) -> str:
     """Name a mix: adapters with weights, the base model, or weights that differ by token."""
     if adapters is None:
-        return "weighed token by token"
+        return "weights by token"
     if not adapters:
         return "base model"
     ranked = sorted(adapters.items(), key=lambda pair: -pair[1])

@@ -1,15 +1,13 @@
 """Where a page tells how the press of a button ended, and which command does the same."""
 
-from collections.abc import Callable, Mapping
-from functools import wraps
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
 
+from dlplora.app import guard
+from dlplora.app.guard import Changes
 from dlplora.app.html import said
-from dlplora.errors import DlpLoraError
-
-Changes = Mapping[Any, Any]  # new values by component; those of the others stay
 
 
 class Notice:
@@ -28,7 +26,6 @@ class Notice:
             label="The same on the command line",
             interactive=False,
             lines=1,
-            elem_classes="command",
         )
 
     @property
@@ -45,16 +42,12 @@ class Notice:
         return {self.line: said(text, "error"), self.command: command}
 
     def guarded(self, handler: Callable[..., Changes]) -> Callable[..., Changes]:
-        """Let a mistake in a handler stand in the line; nothing else of the page changes then."""
+        """Let an error of a handler stand in the line."""
+        return guard.guarded(handler, self.line)
 
-        @wraps(handler)
-        def guarded(*values: Any) -> Changes:
-            try:
-                return handler(*values)
-            except DlpLoraError as error:
-                return {self.line: said(str(error), "error")}
-
-        return guarded
+    def streamed(self, handler: Callable[..., Iterator[Changes]]) -> Callable[..., Any]:
+        """Let an error of a handler that yields stand in the line."""
+        return guard.streamed(handler, self.line)
 
 
 def html(value: str = "") -> gr.HTML:

@@ -4,7 +4,7 @@ Its id stands in the address of the page, so that a reload, or another browser, 
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -12,14 +12,16 @@ import pandas as pd
 from markupsafe import Markup
 
 from dlplora.app.context import Context
+from dlplora.app.guard import Changes, guarded
 from dlplora.app.html import bar, link, log, said, table
-from dlplora.app.notice import Changes, html
+from dlplora.app.notice import html
 from dlplora.app.runs import Run, StageRun
-from dlplora.errors import DlpLoraError
 
 _SECONDS = 2.0  # between two looks at a run
 _LINES = 400
-_STEP = re.compile(r"\b(?:adapter|experts|joint|router) (\S+): (\d+)/\d+, .*?\bloss ([\d.e+-]+)")
+_STEP = re.compile(
+    r"\b(?:adapter|experts|joint|router) (\S+): (\d+)/\d+, .*?\bloss (\d[\d.,]*(?:e[+-]?\d+)?)"
+)
 _FROM_ADDRESS = "() => new URLSearchParams(window.location.search).get('run') || ''"
 _TO_ADDRESS = """(id) => {
     const url = new URL(window.location);
@@ -27,7 +29,7 @@ _TO_ADDRESS = """(id) => {
     window.history.replaceState(null, '', url);
     return id;
 }"""
-_NONE = said("No run is watched here. Start one above, or choose one on the page Runs.")
+_NONE = said("No run selected. Start one above, or choose one on the page Runs.")
 
 
 class RunPanel:
@@ -41,72 +43,59 @@ class RunPanel:
         self._runs = context.runs
         self.id = gr.Textbox(visible="hidden")
         self.ended = gr.Textbox(visible="hidden")
-        self.summary = html(_NONE)
-        self.losses = gr.LinePlot(
-            x="step",
-            y="loss",
-            color="task",
-            title="Loss of the training",
-            height=240,
-            visible=False,
+        self._line = html()
+        self._summary = html(_NONE)
+        self._losses = gr.LinePlot(
+            x="step", y="loss", color="task", title="Loss", height=240, visible=False
         )
-        with gr.Row(visible=False) as self.buttons:
-            cancel = gr.Button("Cancel", variant="stop", size="sm")
-            again = gr.Button("Go on", size="sm")
-        with gr.Accordion("Log", open=False, visible=False) as self.log_part:
-            self.log = html()
-        timer = gr.Timer(_SECONDS)
-        shown: list[Any] = [
-            self.summary, self.losses, self.buttons, self.log_part, self.log, self.ended, timer,
-        ]  # fmt: skip
-        self._timer = timer
-        demo.load(self._show, self.id, shown, js=_FROM_ADDRESS, show_progress="hidden")
+        with gr.Row():
+            self._cancel = gr.Button("Cancel", variant="stop", size="sm", visible=False)
+            self._resume = gr.Button("Resume", size="sm", visible=False)
+        with gr.Accordion("Log", open=False, visible=False) as self._log_part:
+            self._log = html()
+        self._timer = gr.Timer(_SECONDS)
+        self._connect(demo)
+
+    def _connect(self, demo: gr.Blocks) -> None:
+        buttons = [self._cancel, self._resume]
+        parts = [self._line, self._summary, self._losses, *buttons, self._log_part, self._log]
+        shown: list[Any] = [*parts, self.ended, self._timer]
+        look = guarded(self._look, self._line)
+        demo.load(look, self.id, shown, js=_FROM_ADDRESS, show_progress="hidden")
         demo.load(None, None, self.id, js=_FROM_ADDRESS)
         self.id.change(None, self.id, self.id, js=_TO_ADDRESS)
-        self.id.change(self._show, self.id, shown, show_progress="hidden")
-        timer.tick(self._show, self.id, shown, show_progress="hidden")
-        cancel.click(self._doing(self._cancel), self.id, [self.summary, self.id])
-        again.click(self._doing(self._again), self.id, [self.summary, self.id])
+        self.id.change(look, self.id, shown, show_progress="hidden")
+        self._timer.tick(look, self.id, shown, show_progress="hidden")
+        for button, act in ((self._cancel, self._end), (self._resume, self._start_again)):
+            button.click(guarded(act, self._line), self.id, [self._line, self.id])
 
-    def _doing(self, act: Callable[[str], Changes]) -> Callable[[str], Changes]:
-        def doing(run_id: str) -> Changes:
-            try:
-                return act(run_id)
-            except DlpLoraError as error:
-                return {self.summary: said(str(error), "error")}
-
-        return doing
-
-    def _cancel(self, run_id: str) -> Changes:
+    def _end(self, run_id: str) -> Changes:
         self._runs.cancel(run_id)
-        return {self.summary: said("The run is being cancelled …")}
+        return {self._line: said("The run is being cancelled; it may take some seconds.")}
 
-    def _again(self, run_id: str) -> Changes:
+    def _start_again(self, run_id: str) -> Changes:
         return {self.id: self._runs.start_again(run_id)}
 
-    def _show(self, run_id: str) -> Changes:
+    def _look(self, run_id: str) -> Changes:
         """Show a run as it is now; the timer stops once it is over."""
         if not run_id:
-            hidden = gr.update(visible=False)
-            return {
-                self.summary: _NONE, self.losses: hidden, self.buttons: hidden,
-                self.log_part: hidden, self._timer: gr.Timer(active=False),
-            }  # fmt: skip
-        try:
-            run = self._runs.read(run_id)
-            stages, lines = self._runs.stages(run_id), self._runs.lines(run_id, last=_LINES)
-        except DlpLoraError as error:
-            return {self.summary: said(str(error), "error"), self._timer: gr.Timer(active=True)}
+            parts = (self._losses, self._cancel, self._resume, self._log_part)
+            hidden = {part: gr.update(visible=False) for part in parts}
+            return {self._summary: _NONE, self._timer: gr.Timer(active=False), **hidden}
+        run = self._runs.read(run_id)
+        stages, lines = self._runs.stages(run_id), self._runs.lines(run_id, last=_LINES)
         losses = losses_in(lines)
-        return {
-            self.summary: summary_of(run, stages, page=self._runs.page(run_id)),
-            self.losses: gr.LinePlot(losses, visible=len(losses) > 1),
-            self.buttons: gr.update(visible=True),
-            self.log_part: gr.update(visible=bool(lines)),
-            self.log: log(lines),
+        changes = {
+            self._summary: summary_of(run, stages, page=self._runs.page(run_id)),
+            self._losses: gr.LinePlot(losses, visible=len(losses) > 1),
+            self._cancel: gr.update(visible=not run.is_over),
+            self._resume: gr.update(visible=run.is_over),
+            self._log_part: gr.update(visible=bool(lines)),
+            self._log: log(lines),
             self.ended: f"{run_id} {run.state}" if run.is_over else "",
             self._timer: gr.Timer(active=not run.is_over),
         }
+        return changes | ({self._line: ""} if run.is_over else {})
 
 
 def summary_of(run: Run, stages: Sequence[StageRun], *, page: str) -> Markup:
@@ -126,7 +115,7 @@ def summary_of(run: Run, stages: Sequence[StageRun], *, page: str) -> Markup:
         ]
         for stage in stages
     ]
-    empty = "It begins once a place is free." if not run.is_over else "No stage began."
+    empty = "No stage began." if run.is_over else "It begins once a place is free."
     return head + table(
         ["stage", "state", "time", "progress"], rows, title="Stages of the run", empty=empty
     )
@@ -135,7 +124,5 @@ def summary_of(run: Run, stages: Sequence[StageRun], *, page: str) -> Markup:
 def losses_in(lines: Sequence[str]) -> pd.DataFrame:
     """Return the losses that progress lines in a log tell, by task and step."""
     found = [match for line in lines if (match := _STEP.search(line))]
-    return pd.DataFrame(
-        [{"task": one[1], "step": int(one[2]), "loss": float(one[3])} for one in found],
-        columns=["task", "step", "loss"],
-    )
+    rows = [(one[1], int(one[2]), float(one[3].replace(",", ""))) for one in found]
+    return pd.DataFrame(rows, columns=["task", "step", "loss"])

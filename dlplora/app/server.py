@@ -3,8 +3,11 @@
 import hmac
 import os
 import shutil
+import socket
+import time
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,16 +20,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dlplora.app.commands import Commands
 from dlplora.app.context import Context
-from dlplora.app.model_server import ModelServer
+from dlplora.app.model_client import ModelClient
 from dlplora.app.runs import Runs
+from dlplora.errors import DlpLoraError
 from dlplora.project.files import Project
 from dlplora.scratch import SCRATCH
 
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 _USER = "dlplora"
 _AT_ONCE = 32
+_WRONG_SECONDS = 1.0
 _STOP_SECONDS = 2  # for what open pages still ask
 _KEPT_SECONDS = 24 * 3600  # of uploads and tables to download
+
+
+class AppError(DlpLoraError):
+    """The pages cannot be served."""
 
 
 def serve(
@@ -53,26 +62,36 @@ def serve(
         password: What the user `dlplora` has to give; None on this machine alone.
         tell: Gets the address once the pages are there.
         max_file_mib: How large an upload may be.
+
+    Raises `AppError` if the address cannot be used.
     """
-    files = root / SCRATCH / "app"
+    files = (root / SCRATCH / "app").resolve()
     shutil.rmtree(files, ignore_errors=True)  # uploads of an earlier time
     files.mkdir(parents=True)
-    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(files.resolve()))
-    context = Context(
-        Project(root), runs, Commands(root), ModelServer(model_url), model_trouble, files.resolve()
-    )
-    app = web_app(context, password=password, max_file_mib=max_file_mib)
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(files))
+    client = ModelClient(model_url)
+    context = Context(Project(root), runs, Commands(root), client, model_trouble, files)
+    app = web_app(context, host=host, password=password, max_file_mib=max_file_mib)
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         log_level="critical",  # streams that end with the server are no errors
         server_header=False,
         timeout_graceful_shutdown=_STOP_SECONDS,
     )
-    server = uvicorn.Server(config)
-    tell(f"http://{f'[{host}]' if ':' in host else host}:{port}")
-    server.run()
+    with _listening(host, port) as listening, closing(client):
+        tell(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; `AppError` if the address cannot be used."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise AppError(
+            f"{host}:{port} cannot be listened on: {error.strerror or error}; choose a --port"
+        ) from error
 
 
 class SameOrigin:
@@ -86,12 +105,14 @@ class SameOrigin:
         headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != headers.get("host"):
-            await PlainTextResponse("of another site", status_code=403)(scope, receive, send)
+            await PlainTextResponse("a request of another site is refused", status_code=403)(
+                scope, receive, send
+            )
             return
         await self._app(scope, receive, send)
 
 
-def web_app(context: Context, *, password: str | None, max_file_mib: int) -> FastAPI:
+def web_app(context: Context, *, host: str, password: str | None, max_file_mib: int) -> FastAPI:
     """Return the web application of all pages."""
     import gradio as gr
 
@@ -104,10 +125,13 @@ def web_app(context: Context, *, password: str | None, max_file_mib: int) -> Fas
     app = FastAPI(openapi_url=None)
     app.add_middleware(SameOrigin)
     if password is None:  # a page of another site may lead a browser here by a name of its own
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(_LOCAL))
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*_LOCAL, host])
 
     def is_user(user: str, given: str) -> bool:
-        return hmac.compare_digest(f"{user}:{given}".encode(), f"{_USER}:{password}".encode())
+        is_right = hmac.compare_digest(f"{user}:{given}".encode(), f"{_USER}:{password}".encode())
+        if not is_right:
+            time.sleep(_WRONG_SECONDS)  # so that nobody tries many
+        return is_right
 
     # It says that it does not do what it was not asked to do.
     warnings.filterwarnings("ignore", message="SSR mode is not supported")

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver import Chrome
@@ -54,6 +53,19 @@ class Browser:
         """Wait until the run that is watched has ended in a state."""
         found = (By.CSS_SELECTOR, f".state.{state.lower()}")
         until(lambda: bool(self.driver.find_elements(*found)), within=within)
+
+    def answer(self, *, within: float | None = None) -> str:
+        """Wait until an answer of the chat is told with its adapters, and return it."""
+        until(lambda: bool(self._texts(".legend li")), within=within or WITHIN)
+        return self._texts("[data-testid='bot']")[-1].strip()
+
+    def legend(self) -> list[str]:
+        """Return the adapters of the answer, as the legend names them."""
+        return self._texts(".legend li")
+
+    def _texts(self, selector: str) -> list[str]:
+        script = "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)"
+        return list(self.driver.execute_script(script, selector))
 
     def tab(self, name: str) -> None:
         """Turn to a part of a page."""
@@ -109,17 +121,10 @@ class Browser:
 
     def requested(self) -> set[str]:
         """Return the addresses that were asked for since the last time."""
-        messages = [json.loads(entry["message"])["message"] for entry in self._log("performance")]
+        log = self.driver.get_log("performance")  # type: ignore[no-untyped-call]
+        messages = [json.loads(entry["message"])["message"] for entry in log]
         sent = [one["params"] for one in messages if one["method"] == "Network.requestWillBeSent"]
         return {one["request"]["url"] for one in sent}
-
-    def errors(self) -> list[str]:
-        """Return the errors of the browser's console since the last time."""
-        return [one["message"] for one in self._log("browser") if one["level"] == "SEVERE"]
-
-    def _log(self, kind: str) -> list[Any]:
-        found: list[Any] = self.driver.get_log(kind)  # type: ignore[no-untyped-call]
-        return found
 
     def _good(self, ask: Callable[[], bool]) -> Callable[[], bool]:
         """Let a page that is drawn anew meanwhile be asked again."""
@@ -140,7 +145,7 @@ def browsing() -> Iterator[Browser]:
     options.binary_location = str(CHROMIUM)
     for flag in _FLAGS:
         options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     driver = Chrome(options=options, service=Service(str(DRIVER)))
     try:
         browser = Browser(driver)

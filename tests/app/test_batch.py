@@ -3,12 +3,13 @@
 import csv
 import itertools
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from dlplora.app.batch import answer_all, read_file, summary_of, write_csv
-from dlplora.app.model_server import ModelServer, ServerError
+from dlplora.app.model_client import ModelClient, ServerError
 from dlplora.errors import DataError
 from dlplora.evaluation.metrics import exact_match
 from dlplora.systems.engine import Engine
@@ -37,13 +38,18 @@ def server(folder: Path) -> Iterator[Running]:
         yield started
 
 
+@pytest.fixture
+def client(server: Running) -> Iterator[ModelClient]:
+    with closing(ModelClient(server.url)) as found:
+        yield found
+
+
 def test_a_file_is_answered_as_the_engine_answers_item_by_item(
-    server: Running, folder: Path, tmp_path: Path
+    client: ModelClient, folder: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "items.json"
     write_raw(file, ITEMS)
     items = read_file(file, most=10)
-    client = ModelServer(server.url)
     done = list(answer_all(client, "dlp_mlp", items, max_tokens=6))
     with Engine.load(folder, system="dlp_mlp", place=PLACE) as engine:
         route = engine.route([str(ITEMS[2]["Q"])])[0]
@@ -70,7 +76,7 @@ def test_a_bad_item_an_empty_file_and_too_many_items_are_refused_by_name(tmp_pat
     file.write_text('{"Q": "one", "A": "x"}\n{"Q": "", "A": "x"}\n')
     with pytest.raises(DataError, match=r"items\.jsonl: line 2 has an empty 'Q'"):
         read_file(file, most=10)
-    with pytest.raises(DataError, match="more than 1 items"):
+    with pytest.raises(DataError, match="more than 1 lines"):
         read_file(file, most=1)
     file.write_text("\n")
     with pytest.raises(DataError, match="holds no"):
@@ -78,35 +84,33 @@ def test_a_bad_item_an_empty_file_and_too_many_items_are_refused_by_name(tmp_pat
 
 
 def test_a_server_that_is_gone_is_told_in_one_line(tmp_path: Path) -> None:
-    client = ModelServer("http://127.0.0.1:9")
-    for ask in (
-        client.served,
-        lambda: client.route("base", "a"),
-        lambda: client.score("base", "a", ["b", "c"]),
-        lambda: list(client.stream("base", [{"role": "user", "content": "a"}])),
-    ):
-        with pytest.raises(ServerError, match=r"^the model's server does not answer$"):
-            ask()
+    with closing(ModelClient("http://127.0.0.1:9")) as client:
+        for ask in (
+            client.served,
+            lambda: client.route("base", "a"),
+            lambda: client.score("base", "a", ["b", "c"]),
+            lambda: client.answer("base", "a"),
+        ):
+            with pytest.raises(ServerError, match=r"^the model's server does not answer$"):
+                ask()
 
 
-def test_what_the_server_refuses_is_told_in_its_own_words(server: Running) -> None:
-    client = ModelServer(server.url)
+def test_what_the_server_refuses_is_told_in_its_own_words(client: ModelClient) -> None:
     with pytest.raises(ServerError, match="nobody"):
         list(client.stream("nobody", [{"role": "user", "content": "a"}]))
     with pytest.raises(ServerError, match="option"):
         client.score("dlp_mlp", "a", ["b"])
 
 
-def test_what_is_served_is_told_with_the_default_first(server: Running) -> None:
-    served = ModelServer(server.url).served()
+def test_what_is_served_is_told_with_the_default_first(client: ModelClient) -> None:
+    served = client.served()
     assert served.systems[0] == "dlp_mlp"
     assert served.systems[-1] == "base"
     assert served.adapters == ("colours", "opposites")
     assert served.version == "data"
 
 
-def test_an_answer_comes_in_pieces_and_ends_with_its_route(server: Running) -> None:
-    client = ModelServer(server.url)
+def test_an_answer_comes_in_pieces_and_ends_with_its_route(client: ModelClient) -> None:
     asked = [{"role": "user", "content": "left right up ?"}]
     replies = list(client.stream("dlp_mlp", asked, max_completion_tokens=6))
     assert all(new.text.startswith(old.text) for old, new in itertools.pairwise(replies))

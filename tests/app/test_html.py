@@ -25,7 +25,7 @@ def test_a_mix_is_told_in_words() -> None:
     assert mix_of({"past_tense": 1.0}) == "past_tense"
     assert mix_of({"a": 0.25, "b": 0.75}) == "b 0.75 + a 0.25"
     assert mix_of({}) == "base model"
-    assert mix_of(None) == "weighed token by token"
+    assert mix_of(None) == "weights by token"
 
 
 def test_an_adapter_keeps_its_colour_and_the_base_model_has_none() -> None:

@@ -61,7 +61,7 @@ def project(learned_project: Checkout) -> Checkout:
 
 def ask(browser: Browser, model: str, question: str) -> None:
     """Ask a question on the page Ask, by a model that is named."""
-    browser.choose("Answered by", model)
+    browser.choose("Model", model)
     browser.fill("Question", question)
     browser.click("Send")
 
@@ -75,9 +75,8 @@ def test_from_a_file_to_a_promoted_model_and_back(
         browser, browser.address = window, address
         browser.open("ask")
         browser.sees("v0.0.1: 2 adapters", within=LONG)
-        browser.driver.refresh()
         ask(browser, "colours", "colour of w1")
-        browser.sees("red")
+        assert (browser.answer(), browser.legend()) == ("red", ["colours"])
         browser.open("data")
         browser.upload("File of questions and answers", file)
         browser.click("Check")
@@ -98,6 +97,10 @@ def test_from_a_file_to_a_promoted_model_and_back(
         browser.ends("Completed", within=LONG)
         browser.tab("Quality")
         browser.sees("shapes")
+        browser.tab("Try a text")
+        browser.fill("Text", "say w3")
+        browser.click("Route")
+        browser.sees("the base model answers")
         browser.open("models")
         browser.sees("Not committed")
         browser.click("Commit")
@@ -110,9 +113,8 @@ def test_from_a_file_to_a_promoted_model_and_back(
         browser.sees("v0.0.2 is in production")
         browser.open("ask")
         browser.sees("v0.0.2: 3 adapters", within=LONG)
-        browser.driver.refresh()
         ask(browser, "shapes", "say w3")
-        browser.sees("red")
+        assert (browser.answer(), browser.legend()) == ("red", ["shapes"])
         browser.open("runs")
         browser.sees("retrain/scheduled")
         browser.open("models")
@@ -121,6 +123,7 @@ def test_from_a_file_to_a_promoted_model_and_back(
         browser.open("ask")
         browser.sees("v0.0.1: 2 adapters", within=LONG)
         end_server(pid)
+        browser.sees("being loaded", within=LONG)
         browser.sees("v0.0.1: 2 adapters", within=LONG)
 
 

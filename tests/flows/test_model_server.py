@@ -161,9 +161,13 @@ def test_what_stands_at_its_port_is_left_alone(root: Path, server: ModelServer) 
     until(serves(server, CURRENT), within=20)
 
 
-def test_a_server_that_answers_already_is_left_alone(root: Path, server: ModelServer) -> None:
+def test_a_server_of_this_project_is_left_alone_and_one_of_another_is_told(
+    root: Path, server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     until(lambda: server.trouble is not None, within=20)
     with answering(int(server.url.rpartition(":")[2])):
+        until(lambda: "another project" in (server.trouble or ""), within=20)
+        monkeypatch.chdir(root)
         until(lambda: server.trouble is None, within=20)
         promote(root)
         assert marked(MARK, os.getpid()) == []
@@ -174,7 +178,7 @@ def test_a_model_is_served_once_all_of_its_default_system_is_there(root: Path) -
     finish(root)
     assert model_to_serve(root) == DATA
     (root / "data/adapters/colours").rmdir()
-    with pytest.raises(ModelError, match="system dlp_mlp needs data/adapters/colours"):
+    with pytest.raises(ModelError, match="dlp_mlp needs data/adapters/colours; run `make repro`"):
         model_to_serve(root)
     (root / "params.yaml").write_text("tasks: [")
     with pytest.raises(ParamsError):

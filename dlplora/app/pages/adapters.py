@@ -1,29 +1,30 @@
 """The page Adapters: one for each task, trained or imported, and its test items."""
 
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from markupsafe import Markup
 
 from dlplora.app.commands import shown
 from dlplora.app.context import Context
+from dlplora.app.guard import Changes, drawn, guarded
 from dlplora.app.html import table
-from dlplora.app.notice import Changes, Notice, header, html
+from dlplora.app.notice import Notice, header, html
+from dlplora.app.pages.import_adapter import import_tab
 from dlplora.app.run_panel import RunPanel
-from dlplora.data.raw import FORMATS
-from dlplora.errors import AdapterError, ParamsError
+from dlplora.app.settings import apply, field, typed
+from dlplora.errors import ParamsError
 from dlplora.params.load import load_params
 from dlplora.params.overrides import adapter_of
 from dlplora.params.project import REFERENCE
 from dlplora.records.scores import ItemScore, read_items
-from dlplora.records.training import ADAPTER_WEIGHTS, read_adapter_training
+from dlplora.records.training import read_adapter_training
 
 _SETTINGS = {"rank": "Rank", "steps": "Steps", "learning_rate": "Learning rate"}
-_CONFIG = "adapter_config.json"
+_EVALUATE = ("evaluate@base", f"evaluate@{REFERENCE}")
 _MOST_ITEMS = 100
+_SCORES = {"all": None, "right": 1.0, "wrong": 0.0}
 
 
 class AdaptersPage:
@@ -33,161 +34,120 @@ class AdaptersPage:
         self._context = context
         header(
             "Adapters",
-            "A LoRA adapter for each task, trained as a run that goes on without this page.",
+            "A LoRA adapter for each task, trained as a run that continues without this page.",
         )
         with gr.Tabs():
             with gr.Tab("Train"):
-                self._train(demo)
+                train, fields = self._train()
             with gr.Tab("Test items"):
-                self._test_items(demo)
+                evaluate = self._test_items(demo)
             with gr.Tab("Import"):
-                self._import()
+                added = import_tab(context)
+        self._panel = panel = RunPanel(context, demo)
+        notice, parts = self._training, [self._adapters, self._tasks]
+        look = guarded(self._look, self._adapters)
+        for event in (demo.load, panel.ended.change, added.change):
+            event(look, None, parts, show_progress="hidden")
+        outputs = [*notice.outputs, panel.id]
+        train.click(notice.guarded(self._start), [self._tasks, *fields], outputs)
+        asking = self._evaluating
+        evaluate.click(asking.guarded(self._evaluate), None, [*asking.outputs, panel.id])
+        panel.ended.change(self._answers, self._which, self._items, show_progress="hidden")
 
-    def _train(self, demo: gr.Blocks) -> None:
+    def _train(self) -> tuple[gr.Button, list[gr.Textbox]]:
         self._adapters = html()
         self._tasks = gr.CheckboxGroup([], label="Tasks to train")
+        gr.Markdown("A field that is left empty keeps the value of each task.")
         with gr.Row():
-            numbers = [gr.Number(label=label, visible=False) for label in _SETTINGS.values()]
+            fields = [field(label) for label in _SETTINGS.values()]
         train = gr.Button("Train", variant="primary")
-        self._training = notice = Notice(shown("repro", "adapter@capitals"))
-        panel = self._panel = RunPanel(self._context, demo)
-        shown_parts = [self._adapters, self._tasks]
-        demo.load(self._look, None, shown_parts, show_progress="hidden")
-        panel.ended.change(self._look, None, shown_parts, show_progress="hidden")
-        train.click(
-            notice.guarded(self._start),
-            [self._tasks, *numbers],
-            [*notice.outputs, panel.id],
-        )
-        self._tasks.change(self._settings_of, self._tasks, numbers, show_progress="hidden")
+        self._training = Notice(shown("repro", "adapter@capitals"))
+        return train, fields
 
     def _look(self) -> Changes:
         params = load_params(self._context.project.params_file)
-        rows = [self._row(task) for task in params.tasks]
-        heads = ["task", "adapter", "steps", "parameters", "validation loss", "examples"]
+        rows = []
+        for task in params.tasks:
+            told: list[Any] = ["–"] * len(_SETTINGS)
+            if task in params.adapters:
+                settings = adapter_of(params, task)
+                told = [getattr(settings, name) for name in _SETTINGS]
+            rows.append([task, *self._made(task), *map(str, told)])
+        heads = ["task", "adapter", "best step", "validation loss", "examples"]
+        labels = [label.lower() for label in _SETTINGS.values()]
         return {
-            self._adapters: table(heads, rows, title="Adapters", empty="Add a task on Data first."),
+            self._adapters: table(
+                [*heads, *labels], rows, title="Adapters", empty="Add a task on Data first."
+            ),
             self._tasks: gr.CheckboxGroup(list(params.adapters)),
         }
 
-    def _row(self, task: str) -> list[Any]:
+    def _made(self, task: str) -> list[Any]:
+        """Tell how the adapter of a task came to be."""
         folder = self._context.root / "data/adapters" / task
         if not (folder / "training.json").exists():
-            return [task, "not trained yet", None, None, None, None]
+            return ["not trained yet", None, None, None]
         found = read_adapter_training(folder)
+        best = found.curve.best_step
         losses = {point.step: point.validation_loss for point in found.curve.points}
-        return [
-            task,
-            "imported" if found.is_imported else "trained",
-            found.curve.best_step or None,
-            found.num_parameters,
-            losses.get(found.curve.best_step),
-            found.num_examples or None,
-        ]
+        kind = "imported" if found.is_imported else "trained"
+        return [kind, best or None, losses.get(best), found.num_examples or None]
 
-    def _settings_of(self, tasks: Sequence[str]) -> list[Any]:
-        """Show the settings of the chosen tasks: those of the first, if they differ."""
-        now = self._now(tasks[0]) if tasks else dict.fromkeys(_SETTINGS, 0.0)
-        return [gr.Number(value, visible=bool(tasks)) for value in now.values()]
-
-    def _now(self, task: str) -> dict[str, float]:
-        found = adapter_of(load_params(self._context.project.params_file), task)
-        return {name: getattr(found, name) for name in _SETTINGS}
-
-    def _start(self, tasks: Sequence[str], *numbers: float | None) -> Changes:
+    def _start(self, tasks: Sequence[str], *values: str) -> Changes:
         if not tasks:
             raise ParamsError("choose the tasks whose adapters are to be trained")
-        given = dict(zip(_SETTINGS, numbers, strict=True))
-        values = [
-            f"adapters.{task}.{name}={value:g}"
-            for task in tasks
-            for name, value in given.items()
-            if value is not None and value != self._now(task)[name]
-        ]
-        if values:
-            self._context.commands.edit("set", *values)
+        given = dict(zip(_SETTINGS, values, strict=True))
+        paths = {
+            f"adapters.{task}.{name}": value for task in tasks for name, value in given.items()
+        }
+        done = apply(self._context.commands, typed(paths))
         targets = [f"adapter@{task}" for task in tasks]
         run = self._context.runs.start("pipeline/this-tree", {"targets": targets})
-        commands = [*([shown("set", *values)] if values else []), shown("repro", *targets)]
-        told = "The run has started; it goes on without this page."
-        return {**self._training.good(told, "\n".join(commands)), self._panel.id: run}
+        command = "\n".join([*done, shown("repro", *targets)])
+        told = "The run has started; it continues without this page."
+        return {**self._training.good(told, command), self._panel.id: run}
 
-    def _test_items(self, demo: gr.Blocks) -> None:
+    def _test_items(self, demo: gr.Blocks) -> gr.Button:
         gr.Markdown("What the base model and the task's own adapter answer to held-out questions.")
         with gr.Row():
             task = gr.Dropdown([], label="Task")
-            which = gr.Radio(["all", "wrong", "right"], value="all", label="The adapter's answers")
+            which = gr.Radio(list(_SCORES), value="all", label="The adapter's answers")
         self._items = html()
         evaluate = gr.Button("Evaluate both")
-        self._evaluating = notice = Notice(shown("repro", "evaluate@base", f"evaluate@{REFERENCE}"))
+        self._evaluating = Notice(shown("repro", *_EVALUATE))
+        self._which = [task, which]
+        self._answers = drawn(self._answers_of)
         demo.load(self._choose_task, None, task, show_progress="hidden")
-        gr.on([task.change, which.change], self._answers, [task, which], self._items)
-        evaluate.click(notice.guarded(self._evaluate), None, [*notice.outputs, self._panel.id])
-        self._panel.ended.change(self._answers, [task, which], self._items)
+        gr.on([task.change, which.change], self._answers, self._which, self._items)
+        return evaluate
 
-    def _choose_task(self) -> Any:
+    def _choose_task(self) -> gr.Dropdown:
         tasks = list(load_params(self._context.project.params_file).tasks)
-        return gr.Dropdown(tasks, value=tasks[0] if tasks else None)
+        return gr.Dropdown(tasks, value=tasks[0])
 
-    def _answers(self, task: str | None, which: str) -> Any:
+    def _answers_of(self, task: str | None, which: str) -> Markup:
         folder = self._context.root / "data/scores/iid"
         base, own = (_items_of(folder / name, task) for name in ("base", REFERENCE))
         rows = [
             [item.prompt, " | ".join(item.references), *_answer(base.get(key)), *_answer(item)]
             for key, item in own.items()
-            if which == "all" or (item.score == 1) == (which == "right")
+            if _SCORES[which] in (None, item.score)
         ]
-        heads = ["question", "expected", "base model", "that is", "adapter", "that is"]
+        heads = ["question", "expected", "base model", "result", "adapter", "result"]
         none = "Nothing is evaluated yet: train, then press “Evaluate both”."
-        empty = "No such item." if own else none
-        return table(heads, rows[:_MOST_ITEMS], title="Test items", empty=empty)
+        more = len(rows) - _MOST_ITEMS
+        note = f"{more} more are not shown." if more > 0 else ""
+        return table(
+            heads, rows[:_MOST_ITEMS], title="Test items", empty="No such item." if own else none
+        ) + Markup("{}").format(note)
 
     def _evaluate(self) -> Changes:
-        targets = ["evaluate@base", f"evaluate@{REFERENCE}"]
-        run = self._context.runs.start("pipeline/this-tree", {"targets": targets})
-        told = "The run has started; the tab “Train” shows how it goes on."
-        return {**self._evaluating.good(told, shown("repro", *targets)), self._panel.id: run}
-
-    def _import(self) -> None:
-        gr.Markdown(
-            "An adapter that was trained elsewhere on the same base model: PEFT's two files, and "
-            "the questions and answers of its task."
-        )
-        with gr.Row():
-            files = gr.File(
-                label=f"{_CONFIG} and {ADAPTER_WEIGHTS}",
-                file_count="multiple",
-                file_types=[".json", ".safetensors"],
-                height=140,
-            )
-            data = gr.File(
-                label=f"Questions and answers ({', '.join(FORMATS)})",
-                file_types=list(FORMATS),
-                height=140,
-            )
-        name = gr.Textbox(label="Name of the task", max_length=64)
-        add = gr.Button("Import", variant="primary")
-        self._importing = notice = Notice(
-            shown("add-task", "capitals", "capitals.json", "--adapter", "folder")
-        )
-        shown_parts = [*notice.outputs, self._adapters, self._tasks]
-        add.click(notice.guarded(self._add), [files, data, name], shown_parts)
-
-    def _add(self, files: Sequence[str] | None, data: str | None, name: str) -> Changes:
-        given = {Path(file).name: Path(file) for file in files or []}
-        if missing := [part for part in (_CONFIG, ADAPTER_WEIGHTS) if part not in given]:
-            raise AdapterError(f"found no {missing[0]} among the files; expected PEFT's two files")
-        if data is None:
-            raise AdapterError("the file of questions and answers is missing")
-        with tempfile.TemporaryDirectory(dir=self._context.files) as folder:
-            for part in (_CONFIG, ADAPTER_WEIGHTS):
-                shutil.copyfile(given[part], Path(folder) / part)
-            told = self._context.commands.edit("add-task", name, data, "--adapter", folder)
-        command = shown("add-task", name, Path(data).name, "--adapter", "folder")
-        return {**self._look(), **self._importing.good(told.splitlines()[-1], command)}
+        run = self._context.runs.start("pipeline/this-tree", {"targets": list(_EVALUATE)})
+        command = shown("repro", *_EVALUATE)
+        return {**self._evaluating.good("The run has started.", command), self._panel.id: run}
 
 
-def _items_of(folder: Path, task: str | None) -> Mapping[str, ItemScore]:
+def _items_of(folder: Any, task: str | None) -> Mapping[str, ItemScore]:
     if not (folder / "items.parquet").exists():
         return {}
     return {item.id: item for item in read_items(folder) if item.task == task}

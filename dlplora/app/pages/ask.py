@@ -8,15 +8,17 @@ import gradio as gr
 
 from dlplora.app.commands import shown
 from dlplora.app.context import Context
+from dlplora.app.guard import Changes, guarded
 from dlplora.app.html import table
-from dlplora.app.model_server import Reply
-from dlplora.app.notice import Changes, Notice, header, html
-from dlplora.app.pages.answering import Answering, asked, settings, user
+from dlplora.app.model_client import Reply, Served
+from dlplora.app.notice import Notice, header, html
+from dlplora.app.pages.answering import Answering, asked, settings, told, user, words
 from dlplora.app.pages.ask_file import file_tab
 from dlplora.app.pages.ask_more import mix_tab, options_tab
 from dlplora.errors import GenerationError
 
 _MOST_SIDES = 8
+_SECONDS = 5.0  # between two looks at what is served
 _MANY = "Several questions in one text are answered one by one, each by its own adapters."
 
 
@@ -37,22 +39,31 @@ class AskPage:
                 options_tab(answering)
             with gr.Tab("File"):
                 file_tab(answering, files=context.files)
-        parts = [answering.state, answering.model, self._sides, self._mixed]
-        demo.load(self._look, None, parts, show_progress="hidden")
-        gr.Timer(10).tick(answering.tell, None, answering.state, show_progress="hidden")
+        known = gr.State(None)
+        chosen = [answering.model, self._sides, self._mixed]
+        look = guarded(self._look, answering.state)
+        parts = [answering.state, known, *chosen]
+        self._known = known
+        demo.load(look, [known, *chosen], parts, show_progress="hidden")
+        gr.Timer(_SECONDS).tick(look, [known, *chosen], parts, show_progress="hidden")
 
-    def _look(self) -> Changes:
+    def _look(
+        self, known: Served | None, model: str | None, sides: Sequence[str], mixed: Sequence[str]
+    ) -> Changes:
+        """Tell what is served; where that is new, offer it, and keep what is chosen."""
         answering = self._answering
-        try:
-            served = answering.served()
-        except GenerationError:
-            return {answering.state: answering.tell()}
+        served = answering.served()
+        if served == known:
+            return {answering.state: told(served)}
         names, adapters = [*served.systems, *served.adapters], list(served.adapters)
+        kept = [name for name in sides or () if name in names]
+        weighted = [name for name in mixed or () if name in adapters]
         return {
-            answering.state: answering.tell(),
-            answering.model: gr.Dropdown(names, value=names[0]),
-            self._sides: gr.CheckboxGroup(names, value=names[:2]),
-            self._mixed: gr.Dropdown(adapters, value=adapters[:2]),
+            answering.state: told(served),
+            self._known: served,
+            answering.model: gr.Dropdown(names, value=model if model in names else names[0]),
+            self._sides: gr.CheckboxGroup(names, value=kept or names[:2]),
+            self._mixed: gr.Dropdown(adapters, value=weighted or adapters[:2]),
         }
 
     def _chat(self) -> None:
@@ -78,10 +89,10 @@ class AskPage:
                 send = gr.Button("Send", variant="primary")
                 stop = gr.Button("Stop")
                 clear = gr.Button("New chat")
-        self._chatting = notice = Notice(shown("generate", "…", "--trace"))
+        self._chatting = notice = Notice(shown("generate", "--trace", text="…"))
         answer = gr.on(
             [send.click, text.submit],
-            self._answering.streamed(notice, self._answer),
+            notice.streamed(self._answer),
             [text, self._dialog, *self._answering.inputs],
             [*notice.outputs, text, self._dialog, self._routes],
             show_progress="hidden",
@@ -93,48 +104,51 @@ class AskPage:
     def _answer(
         self, text: str, turns: Sequence[Any], model: str, tokens: float, temperature: float
     ) -> Iterator[Changes]:
-        question = asked(text)
+        question, answering = asked(text), self._answering
+        served = answering.served()
         messages = [*map(_turn, turns), *user(question)]
         yield {self._text: "", self._dialog: messages, self._routes: ""}
-        answering = self._answering
         for reply in answering.server.stream(model, messages, **settings(tokens, temperature)):
             yield {
                 self._dialog: [*messages, {"role": "assistant", "content": reply.text}],
                 self._routes: answering.passages(reply),
             }
-        words = answering.words(model)
-        yield {self._chatting.command: shown("generate", question, *words, "--trace")}
+        more = [*served.words(model), *words(tokens, temperature), "--trace"]
+        yield {self._chatting.command: shown("generate", *more, text=question)}
 
     def _side_by_side(self) -> None:
         self._sides = gr.CheckboxGroup([], label="Systems and adapters")
         text = gr.Textbox(label="Question", max_lines=8)
         ask = gr.Button("Ask all", variant="primary")
-        notice = Notice(shown("generate", "…", "--compare", "base,ensemble"))
+        notice = Notice(shown("generate", "--compare", "base,ensemble", text="…"))
         answering = self._answering
 
         def compare(
             text: str, models: Sequence[str], _: str, tokens: float, temperature: float
         ) -> Iterator[Changes]:
-            question = asked(text)
+            question, served = asked(text), answering.served()
             if not 1 <= len(models) <= _MOST_SIDES:
                 raise GenerationError(f"found {len(models)} chosen, expected 1 to {_MOST_SIDES}")
             told = settings(tokens, temperature)
 
             def whole(model: str) -> Reply:
-                return list(answering.server.stream(model, user(question), **told))[-1]
+                return answering.server.answer(model, question, **told)
 
             rows: list[list[Any]] = []
-            with ThreadPoolExecutor(_MOST_SIDES) as threads:
+            threads = ThreadPoolExecutor(_MOST_SIDES)
+            try:
                 for model, reply in zip(models, threads.map(whole, models), strict=True):
                     rows.append([model, answering.passages(reply)])
                     yield {notice.found: table(["by", "answer"], rows, title="Answers", empty="")}
-            words = [answering.words(model) for model in models]
-            named = ",".join(one[1] for one in words)
-            yield {notice.command: shown("generate", question, "--compare", named, *words[0][2:])}
+            finally:  # who has left waits for no answer
+                threads.shutdown(wait=False, cancel_futures=True)
+            named = ",".join(served.words(model)[1] for model in models)
+            more = ["--compare", named, *served.folder_words, *words(tokens, temperature)]
+            yield {notice.command: shown("generate", *more, text=question)}
 
         gr.on(
             [ask.click, text.submit],
-            answering.streamed(notice, compare),
+            notice.streamed(compare),
             [text, self._sides, *answering.inputs],
             notice.outputs,
         )

@@ -1,6 +1,7 @@
 """A part of the page Ask: a file of questions and answers, answered and scored."""
 
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,14 +9,16 @@ import gradio as gr
 from markupsafe import Markup
 
 from dlplora.app.batch import HEAD, Answered, answer_all, read_file, summary_of, write_csv
+from dlplora.app.guard import Changes
 from dlplora.app.html import said, table
-from dlplora.app.notice import Changes, Notice
+from dlplora.app.notice import Notice
 from dlplora.app.pages.answering import Answering, user
 from dlplora.data.raw import FORMATS
 from dlplora.errors import GenerationError
 
 _MOST_ITEMS = 2000
 _SHOWN_ITEMS = 200
+_SECONDS = 1.0  # between two tables that are shown
 
 
 def file_tab(answering: Answering, *, files: Path) -> None:
@@ -36,21 +39,28 @@ def file_tab(answering: Answering, *, files: Path) -> None:
     def answer(file: str | None, model: str, tokens: float) -> Iterator[Changes]:
         if file is None:
             raise GenerationError("upload a file first")
+        answering.served()  # or says why nothing is
         items = read_file(Path(file), most=_MOST_ITEMS)
+        first = answering.server.typed(model, user(items[0].question), {})
+        yield {download: gr.File(visible=False), notice.command: first}
+        written = Path(tempfile.mkdtemp(dir=files)) / "answers.csv"
         done: list[Answered] = []
+        shown_at = 0.0
         for one in answer_all(answering.server, model, items, max_tokens=int(tokens)):
             done.append(one)
-            told = f"{len(done)}/{len(items)} answered. {summary_of(done)}"
-            yield {notice.line: said(told), notice.found: _table(done)}
-        table_file = Path(tempfile.mkdtemp(dir=files)) / "answers.csv"
-        write_csv(table_file, done)
-        yield {
-            notice.line: said(summary_of(done), "good"),
-            download: gr.File(str(table_file), visible=True),
-        }
+            if len(done) < len(items) and time.monotonic() < shown_at + _SECONDS:
+                continue
+            shown_at = time.monotonic()
+            write_csv(written, done)  # a person may stop it, and keeps what there is
+            told = f"{len(done)} of {len(items)} answered. {summary_of(done)}"
+            yield {
+                notice.line: said(told, "good" if len(done) == len(items) else "note"),
+                notice.found: _table(done),
+                download: gr.File(str(written), visible=True),
+            }
 
     work = ask.click(
-        answering.streamed(notice, answer),
+        notice.streamed(answer),
         [upload, *answering.inputs[:2]],
         [*notice.outputs, download],
         show_progress="hidden",
@@ -59,4 +69,6 @@ def file_tab(answering: Answering, *, files: Path) -> None:
 
 
 def _table(done: Sequence[Answered]) -> Markup:
-    return table(HEAD, [one.row for one in done[-_SHOWN_ITEMS:]], title="Items", empty="")
+    rows = [one.row for one in done[-_SHOWN_ITEMS:]]
+    cut = f"The last {_SHOWN_ITEMS}; the table has all." if len(done) > len(rows) else ""
+    return Markup("{}").format(cut) + table(HEAD, rows, title="Items", empty="")

@@ -1,13 +1,15 @@
-"""Two parts of the page Ask: adapters weighed by hand, and options scored."""
+"""Two parts of the page Ask: adapters with weights set by hand, and options scored."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import gradio as gr
 from markupsafe import Markup
 
 from dlplora.app.commands import shown
+from dlplora.app.guard import Changes
 from dlplora.app.html import table
-from dlplora.app.notice import Changes, Notice
+from dlplora.app.notice import Notice
 from dlplora.app.pages.answering import Answering, asked, settings, user
 from dlplora.errors import GenerationError
 
@@ -15,8 +17,8 @@ _MOST_SLIDERS = 12
 
 
 def mix_tab(answering: Answering) -> gr.Dropdown:
-    """Weigh adapters by sliders; returns the choice of adapters."""
-    gr.Markdown("Weigh adapters by hand: the router is not asked.")
+    """Set the weights of adapters by sliders; returns the choice of adapters."""
+    gr.Markdown("Set the weights of adapters; the router is skipped.")
     chosen = gr.Dropdown([], label="Adapters", multiselect=True, max_choices=_MOST_SLIDERS)
     text = gr.Textbox(label="Question", lines=2, interactive=True)
 
@@ -35,13 +37,14 @@ def mix_tab(answering: Answering) -> gr.Dropdown:
             if not mix:
                 raise GenerationError("choose an adapter, and a weight above 0")
             messages, told = user(asked(text)), settings(tokens, temperature)
+            answering.served()  # or says why nothing is
             for reply in answering.server.stream(model, messages, mix=mix, **told):
                 shown_text = Markup("<p>{}</p>").format(reply.text)
                 yield {notice.found: answering.passages(reply) or shown_text}
             yield {notice.command: answering.server.typed(model, messages, mix)}
 
         ask.click(
-            answering.streamed(notice, mixed),
+            notice.streamed(mixed),
             [text, *answering.inputs, *weights],
             notice.outputs,
         )
@@ -57,19 +60,16 @@ def options_tab(answering: Answering) -> None:
     text = gr.Textbox(label="Question", lines=2)
     options = gr.Textbox(label="Options, one a line", lines=3)
     weigh = gr.Button("Score", variant="primary")
-    notice = Notice(shown("score", "…", "--option", "Valid", "--option", "Invalid"))
+    notice = Notice(shown("score", "--option", "Valid", "--option", "Invalid", text="…"))
 
     def score(text: str, lines: str, model: str) -> Changes:
-        question = asked(text)
+        question, served = asked(text), answering.served()
         given = [line.strip() for line in lines.splitlines() if line.strip()]
         found = answering.server.score(model, question, given)
-        rows = [
-            [row["option"], float(row["logprob"] / row["tokens"]), row["tokens"]]
-            for row in found["options"]
-        ]
+        rows = [[row["option"], _mean(row), row["tokens"]] for row in found["options"]]
         heads = ["option", "mean log-likelihood of a token", "tokens"]
         words = [word for option in given for word in ("--option", option)]
-        command = shown("score", question, *words, *answering.words(model))
+        command = shown("score", *words, *served.words(model), text=question)
         return {
             **notice.good(f"The likeliest is {found['best']!r}.", command),
             notice.found: table(heads, rows, title="Options", empty=""),
@@ -77,3 +77,8 @@ def options_tab(answering: Answering) -> None:
 
     inputs = [text, options, answering.model]
     weigh.click(notice.guarded(score), inputs, notice.outputs)
+
+
+def _mean(row: Mapping[str, Any]) -> float | None:
+    """Return the mean log-likelihood of a token; None if it is not finite."""
+    return None if row["logprob"] is None else float(row["logprob"] / row["tokens"])

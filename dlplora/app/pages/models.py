@@ -1,5 +1,7 @@
 """The page Models: registered versions, the gate's verdicts, promoted and rolled back."""
 
+import shlex
+from datetime import datetime
 from typing import Any
 
 import gradio as gr
@@ -7,8 +9,9 @@ from markupsafe import Markup
 
 from dlplora.app.commands import shown
 from dlplora.app.context import Context
-from dlplora.app.html import said, table
-from dlplora.app.notice import Changes, Notice, header, html
+from dlplora.app.guard import Changes, drawn
+from dlplora.app.html import local, said, table
+from dlplora.app.notice import Notice, header, html
 from dlplora.app.run_panel import RunPanel
 from dlplora.errors import ParamsError
 from dlplora.lifecycle.registry import Registry, Version, state_of
@@ -17,6 +20,7 @@ from dlplora.project.worktrees import author, uncommitted
 
 _NOT_COMMITTED = "Not committed, and so not part of a retrain"
 _SUBJECT = "Set up tasks and parameters"
+_OURS = ("suites", "data/raw", "data/imported")
 
 
 class ModelsPage:
@@ -35,7 +39,7 @@ class ModelsPage:
         with gr.Row():
             retrain = gr.Button("Retrain", variant="primary")
             back = gr.Button("Roll back", variant="stop")
-            look = gr.Button("Look again")
+            refresh = gr.Button("Refresh")
         self._notice = Notice(shown("models"))
         self._panel = RunPanel(context, demo)
         self._versions = html()
@@ -45,26 +49,24 @@ class ModelsPage:
         self._verdict = html()
         gr.Markdown("## In production")
         self._history = html()
-        self._connect(demo, retrain=retrain, back=back, look=look, promote=promote)
+        self._connect(demo, retrain=retrain, back=back, refresh=refresh, promote=promote)
 
     def _connect(self, demo: gr.Blocks, **buttons: gr.Button) -> None:
         notice, panel = self._notice, self._panel
         parts = [self._hint, self._commit_button, self._versions, self._chosen, self._history]
         outputs = [*notice.outputs, *parts]
         look = notice.guarded(self._look)
-        demo.load(look, None, outputs, show_progress="hidden")
-        panel.ended.change(look, None, outputs, show_progress="hidden")
-        buttons["look"].click(look, None, outputs)
-        self._commit_button.click(notice.guarded(self._commit), None, outputs)
+        demo.load(look, self._chosen, outputs, show_progress="hidden")
+        panel.ended.change(look, self._chosen, outputs, show_progress="hidden")
+        buttons["refresh"].click(look, self._chosen, outputs)
+        self._commit_button.click(notice.guarded(self._commit), self._chosen, outputs)
         buttons["retrain"].click(notice.guarded(self._retrain), None, [*notice.outputs, panel.id])
         buttons["promote"].click(notice.guarded(self._promote), self._chosen, outputs)
-        buttons["back"].click(notice.guarded(self._roll_back), None, outputs)
-        self._chosen.change(
-            notice.guarded(self._judged), self._chosen, [*notice.outputs, self._verdict]
-        )
+        buttons["back"].click(notice.guarded(self._roll_back), self._chosen, outputs)
+        self._chosen.change(drawn(self._judged), self._chosen, self._verdict)
 
-    def _look(self) -> Changes:
-        changed = uncommitted(self._context.root)
+    def _look(self, chosen: str | None) -> Changes:
+        changed = self._changed()
         versions, history = self._registry.versions(), self._registry.history()
         rows = [
             [
@@ -73,13 +75,14 @@ class ModelsPage:
                 float(version.card.score),
                 version.card.verdict.overall.verdict if version.card.verdict else "the first",
                 len(version.card.card.tasks),
-                version.card.created[:16].replace("T", " "),
+                _local(version.card.created),
             ]
             for version in reversed(versions)
         ]
         heads = ["version", "now", "score", "verdict", "tasks", "created"]
         entries = [
-            [entry.version, entry.time[:16].replace("T", " ")] for entry in reversed(history)
+            [entry.version, local(datetime.fromisoformat(entry.time))]
+            for entry in reversed(history)
         ]
         names = [version.name for version in reversed(versions)]
         return {
@@ -88,25 +91,33 @@ class ModelsPage:
             self._versions: table(
                 heads, rows, title="Versions", empty="No model is registered yet. Press “Retrain”."
             ),
-            self._chosen: gr.Dropdown(names, value=names[0] if names else None),
+            self._chosen: gr.Dropdown(
+                names, value=chosen if chosen in names else next(iter(names), None)
+            ),
             self._history: table(
                 ["version", "since"], entries, title="History", empty="No model was promoted yet."
             ),
         }
 
-    def _commit(self) -> Changes:
+    def _changed(self) -> list[str]:
+        """List what is not committed: tracked files, and new ones of tasks and suites."""
         root = self._context.root
-        git(root, "add", "--all", ".")
-        git(root, *author(root), "commit", "--quiet", "-m", _SUBJECT)
-        command = f"git add --all . && git commit -m {_SUBJECT!r}"
-        done = self._notice.good("Committed: the next retrain takes it in.", command)
-        return {**self._look(), **done}
+        new = git(root, "ls-files", "--others", "--exclude-standard", "--", *_OURS)
+        return [*uncommitted(root), *new.splitlines()]
 
-    def _judged(self, name: str | None) -> Changes:
-        if not name:
-            return {self._verdict: ""}
-        version = self._registry.named(name)
-        return {self._verdict: _verdict_of(version)}
+    def _commit(self, chosen: str | None) -> Changes:
+        """Commit what the page lists, and nothing else."""
+        root, changed = self._context.root, self._changed()
+        self._context.commands.refuse_at_work()
+        git(root, "add", "--", *changed)
+        git(root, *author(root), "commit", "--quiet", "-m", _SUBJECT, "--", *changed)
+        commands = [["git", "add", *changed], ["git", "commit", "-m", _SUBJECT, "--", *changed]]
+        command = "\n".join(map(shlex.join, commands))
+        done = self._notice.good("Committed: the next retrain takes it in.", command)
+        return {**self._look(chosen), **done}
+
+    def _judged(self, name: str | None) -> Markup:
+        return _verdict_of(self._registry.named(name)) if name else Markup()
 
     def _retrain(self) -> Changes:
         run = self._context.runs.start("retrain/scheduled", {})
@@ -118,12 +129,12 @@ class ModelsPage:
     def _promote(self, name: str | None) -> Changes:
         if not name:
             raise ParamsError("choose the version to promote")
-        told = self._context.commands.run("promote", name)
-        return {**self._look(), **self._notice.good(told, shown("promote", name))}
+        told = self._context.commands.run("promote", "--", name)
+        return {**self._look(name), **self._notice.good(told, shown("promote", name))}
 
-    def _roll_back(self) -> Changes:
+    def _roll_back(self, chosen: str | None) -> Changes:
         told = self._context.commands.run("rollback")
-        return {**self._look(), **self._notice.good(told, shown("rollback"))}
+        return {**self._look(chosen), **self._notice.good(told, shown("rollback"))}
 
 
 def _verdict_of(version: Version) -> Markup:
@@ -148,3 +159,7 @@ def _verdict_of(version: Version) -> Markup:
     return Markup("<p>{}</p>").format(str(verdict)) + table(
         heads, rows, title="Verdict by task", empty=""
     )
+
+
+def _local(time: str) -> str:
+    return local(datetime.fromisoformat(time))

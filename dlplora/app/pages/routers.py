@@ -1,19 +1,19 @@
 """The page Routers: trained, judged on validation texts, and tried on a text."""
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import gradio as gr
 from markupsafe import Markup
 
 from dlplora.app.commands import shown
 from dlplora.app.context import Context
+from dlplora.app.guard import Changes, drawn, guarded
 from dlplora.app.html import confusion, mix_of, table
-from dlplora.app.notice import Changes, Notice, header, html
+from dlplora.app.notice import Notice, header, html
 from dlplora.app.run_panel import RunPanel
+from dlplora.app.settings import apply, field, typed
 from dlplora.errors import ParamsError
 from dlplora.params.load import load_params
-from dlplora.params.routing import RouterParams
 from dlplora.records.files import read_json
 from dlplora.words import is_number
 
@@ -24,7 +24,23 @@ _KINDS = {
     "encoder": "fine-tuned encoder",
     "logistic": "meaning, logistic",
     "ridge": "meaning, ridge",
+    "retriever": "nearest adapters (LoraRetriever)",
+    "knn": "nearest questions",
+    "centroid": "nearest task",
 }
+_BALANCE = {"per_task": "Questions per task", "reworded": "Share in other wordings, 0 to 1"}
+
+
+class _Known(NamedTuple):
+    """A router of params.yaml: its section, its kind and its settings that are numbers."""
+
+    section: Literal["routers", "embedding_routers"]
+    kind: str
+    numbers: dict[str, float]
+
+    @property
+    def stage(self) -> str:
+        return self.section.removesuffix("s")
 
 
 class RoutersPage:
@@ -35,117 +51,87 @@ class RoutersPage:
         header("Routers", "A router reads a text and chooses the adapters that answer it.")
         with gr.Tabs():
             with gr.Tab("Train"):
-                self._train(demo)
+                self._train()
             with gr.Tab("Quality"):
                 self._quality(demo)
             with gr.Tab("Try a text"):
                 self._try(demo)
+        self._panel = panel = RunPanel(context, demo)
+        look = guarded(self._look, self._routers)
+        parts = [self._routers, self._chosen, self._judged]
+        demo.load(look, None, parts, show_progress="hidden")
+        panel.ended.change(look, None, parts, show_progress="hidden")
+        panel.ended.change(drawn(self._show), self._judged, self._shown, show_progress="hidden")
 
-    def _train(self, demo: gr.Blocks) -> None:
+    def _train(self) -> None:
         self._routers = html()
-        router = gr.Dropdown([], label="Router, by its kind")
-        balance = load_params(self._context.project.params_file).balance
-        with gr.Row():
-            count = gr.Number(
-                balance.per_task, label="Questions a task", precision=0, minimum=1, interactive=True
-            )
-            share = gr.Slider(
-                0,
-                1,
-                balance.reworded,
-                step=0.05,
-                label="Share in other wordings",
-                interactive=True,
-            )
+        self._chosen = gr.Dropdown([], label="Router, by its kind")
+        gr.Markdown("What it learns from, and its own settings. An empty field keeps its value.")
 
         def settings(name: str | None) -> None:
             if not name:
                 return
-            numbers = self._numbers(name)
+            known = self._known()[name]
+            balance = load_params(self._context.project.params_file).balance
             with gr.Row():
-                fields = [
-                    gr.Number(value, label=key, interactive=True) for key, value in numbers.items()
-                ]
+                texts = [field(label, getattr(balance, key)) for key, label in _BALANCE.items()]
+                own = [field(key, value) for key, value in known.numbers.items()]
+            paths = [f"balance.{key}" for key in _BALANCE]
+            paths += [f"{known.section}.{name}.{key}" for key in known.numbers]
             train = gr.Button("Train", variant="primary")
 
-            def start(*values: Any) -> Changes:
-                return self._start(name, dict(zip(numbers, values[2:], strict=True)), *values[:2])
+            def start(*values: str) -> Changes:
+                given = typed(dict(zip(paths, values, strict=True)))
+                return self._start(f"{known.stage}@{name}", given)
 
             notice = self._training
-            outputs = [*notice.outputs, self._panel.id]
-            train.click(notice.guarded(start), [count, share, *fields], outputs)
+            train.click(notice.guarded(start), [*texts, *own], [*notice.outputs, self._panel.id])
 
-        gr.render(inputs=router)(settings)
+        gr.render(inputs=self._chosen)(settings)
         self._training = Notice(shown("repro", "router@mlp"))
-        panel = self._panel = RunPanel(self._context, demo)
-        parts = [self._routers, router]
-        demo.load(self._look(router), None, parts, show_progress="hidden")
-        panel.ended.change(self._look(None), None, self._routers, show_progress="hidden")
 
-    def _known(self) -> Mapping[str, RouterParams]:
-        return load_params(self._context.project.params_file).routers
+    def _known(self) -> dict[str, _Known]:
+        params = load_params(self._context.project.params_file)
+        found: dict[str, _Known] = {}
+        for section in ("routers", "embedding_routers"):
+            for name, router in getattr(params, section).items():
+                values = router.model_dump()
+                numbers = {key: value for key, value in values.items() if is_number(value)}
+                found[name] = _Known(section, _KINDS[router.kind], numbers)
+        return found
 
-    def _numbers(self, name: str) -> dict[str, float]:
-        """Return the settings of a router that are numbers."""
-        values = self._known()[name].model_dump()
-        return {key: value for key, value in values.items() if is_number(value)}
+    def _look(self) -> Changes:
+        known = self._known()
+        rows = [[name, one.kind, *self._measured(name)] for name, one in known.items()]
+        heads = ["router", "reads", "accuracy", "calibration error", "base model below"]
+        first = next(iter(known), None)
+        named = [(f"{name}: {one.kind}", name) for name, one in known.items()]
+        return {
+            self._routers: table(heads, rows, title="Routers", empty="There are no routers."),
+            self._chosen: gr.Dropdown(named, value=first),
+            self._judged: gr.Dropdown(list(known), value=first),
+        }
 
-    def _look(self, router: gr.Dropdown | None) -> Any:
-        def look() -> Changes:
-            rows = [self._row(name) for name in self._known()]
-            heads = ["router", "reads", "accuracy", "calibration error", "base model below"]
-            changes: dict[Any, Any] = {
-                self._routers: table(heads, rows, title="Routers", empty="There are no routers.")
-            }
-            if router is not None:
-                named = [(f"{name}: {_kind(one)}", name) for name, one in self._known().items()]
-                changes[router] = gr.Dropdown(named, value=named[0][1] if named else None)
-            return changes
-
-        return look
-
-    def _row(self, name: str) -> list[Any]:
+    def _measured(self, name: str) -> list[Any]:
         found = self._trained(name)
-        kind = _kind(self._known()[name])
         if found is None:
-            return [name, kind, "not trained yet", None, None]
-        return [
-            name,
-            kind,
-            float(found["accuracy"]),
-            float(found["calibration_error"]),
-            float(found["fallback_below"]),
-        ]
+            return ["not trained yet", None, None]
+        return [float(found[key]) for key in ("accuracy", "calibration_error", "fallback_below")]
 
     def _trained(self, name: str) -> dict[str, Any] | None:
         file = self._context.root / "data/routers" / name / "training.json"
         return read_json(file) if file.exists() else None
 
-    def _start(
-        self, name: str, settings: Mapping[str, float | None], count: float, share: float
-    ) -> Changes:
-        now = self._numbers(name)
-        changed = [
-            f"routers.{name}.{key}={value:g}"
-            for key, value in settings.items()
-            if value is not None and value != now[key]
-        ]
-        values = [f"balance.per_task={int(count)}", f"balance.reworded={share:g}", *changed]
-        self._context.commands.edit("set", *values)
-        run = self._context.runs.start("pipeline/this-tree", {"targets": [f"router@{name}"]})
-        command = f"{shown('set', *values)}\n{shown('repro', f'router@{name}')}"
+    def _start(self, target: str, values: list[str]) -> Changes:
+        done = apply(self._context.commands, values)
+        run = self._context.runs.start("pipeline/this-tree", {"targets": [target]})
+        command = "\n".join([*done, shown("repro", target)])
         return {**self._training.good("The run has started.", command), self._panel.id: run}
 
     def _quality(self, demo: gr.Blocks) -> None:
-        router = gr.Dropdown([], label="Router")
-        quality = html()
-        demo.load(self._choose, None, router, show_progress="hidden")
-        router.change(self._show, router, quality)
-        self._panel.ended.change(self._show, router, quality, show_progress="hidden")
-
-    def _choose(self) -> Any:
-        names = list(self._known())
-        return gr.Dropdown(names, value=names[0] if names else None)
+        self._judged = gr.Dropdown([], label="Router")
+        self._shown = html()
+        self._judged.change(drawn(self._show), self._judged, self._shown)
 
     def _show(self, name: str | None) -> Markup:
         found = None if name is None else self._trained(name)
@@ -159,33 +145,33 @@ class RoutersPage:
 
     def _try(self, demo: gr.Blocks) -> None:
         with gr.Row():
-            system = gr.Dropdown([], label="System that routes", allow_custom_value=True)
-            text = gr.Textbox(label="Text", placeholder="Type a question", lines=2, scale=3)
+            self._system = gr.Dropdown([], label="System that routes", allow_custom_value=True)
+            text = gr.Textbox(label="Text", placeholder="Type a question", max_lines=8, scale=3)
         route = gr.Button("Route", variant="primary")
-        self._trying = notice = Notice(shown("route", "…"))
         self._bars = gr.Label(label="Probability of each task", num_top_classes=12, visible=False)
-        demo.load(self._systems, None, system, show_progress="hidden")
+        self._trying = notice = Notice(shown("route", text="…"))
         outputs = [*notice.outputs, self._bars]
-        gr.on([route.click, text.submit], notice.guarded(self._route_text), [system, text], outputs)
+        systems = guarded(self._systems, notice.line)
+        demo.load(systems, None, [notice.line, self._system], show_progress="hidden")
+        asked = notice.guarded(self._route)
+        gr.on([route.click, text.submit], asked, [self._system, text], outputs)
 
-    def _systems(self) -> Any:
-        params = load_params(self._context.project.params_file)
-        names = [name for name, one in params.systems.items() if not one.needs_task]
-        return gr.Dropdown(names, value=params.default_system)
+    def _systems(self) -> Changes:
+        names = list(self._context.served().systems)
+        return {self._system: gr.Dropdown(names, value=names[0])}
 
-    def _route_text(self, system: str, text: str) -> Changes:
+    def _route(self, system: str | None, text: str) -> Changes:
         if not text.strip():
             raise ParamsError("type a text to route")
+        served = self._context.served()
+        system = system or served.systems[0]
         found = self._context.server.route(system, text)
         told = f"{mix_of(found['adapters'])} answers"
         if found["confidence"] is not None:
-            told += f", sure by {found['confidence']:.2f}"
+            told += f", confidence {found['confidence']:.2f}"
         told += f"; below {found['fallback_below']:.2f} the base model answers"
+        words = ["--system", system, *served.folder_words]
         return {
-            **self._trying.good(told, shown("route", text, "--system", system)),
+            **self._trying.good(told, shown("route", *words, text=text)),
             self._bars: gr.Label(found["probabilities"], visible=bool(found["probabilities"])),
         }
-
-
-def _kind(router: RouterParams) -> str:
-    return _KINDS[router.kind]

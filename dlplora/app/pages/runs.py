@@ -3,15 +3,18 @@
 from typing import Any
 
 import gradio as gr
+from markupsafe import Markup
 
 from dlplora.app.commands import shown
 from dlplora.app.context import Context
-from dlplora.app.html import link, table
-from dlplora.app.notice import Changes, Notice, header, html
+from dlplora.app.guard import Changes, drawn
+from dlplora.app.html import link, local, table
+from dlplora.app.notice import Notice, header, html
 from dlplora.app.run_panel import RunPanel
 from dlplora.app.runs import Run
 
 _COUNT = 30
+_SECONDS = 5.0
 
 
 class RunsPage:
@@ -21,35 +24,28 @@ class RunsPage:
         self._context = context
         header(
             "Runs",
-            "Runs go on when the browser closes. One that was cancelled or failed goes on where it "
-            "was: what is done is not done again.",
+            "Runs continue when the browser closes. One that was cancelled or failed resumes where "
+            "it was: what is done is not done again.",
         )
-        with gr.Row():
-            update = gr.Button("Bring everything up to date", variant="primary")
-            look = gr.Button("Look again")
+        update = gr.Button("Bring everything up to date", variant="primary")
         self._notice = notice = Notice(shown("repro"))
         self._panel = RunPanel(context, demo)
         gr.Markdown("## All runs")
-        self._list = html()
-        outputs = [*notice.outputs, self._list]
-        demo.load(notice.guarded(self._look), None, outputs, show_progress="hidden")
-        look.click(notice.guarded(self._look), None, outputs)
-        self._panel.ended.change(notice.guarded(self._look), None, outputs, show_progress="hidden")
-        update.click(notice.guarded(self._start), None, [*outputs, self._panel.id])
+        listed = html()
+        look = drawn(self._look)
+        demo.load(look, None, listed, show_progress="hidden")
+        gr.Timer(_SECONDS).tick(look, None, listed, show_progress="hidden")
+        update.click(notice.guarded(self._start), None, [*notice.outputs, self._panel.id])
 
-    def _look(self) -> Changes:
+    def _look(self) -> Markup:
         rows = [_row(run) for run in self._context.runs.recent(_COUNT)]
         heads = ["run", "of", "state", "began", "time", "result"]
         empty = "Nothing ran yet. “Bring everything up to date” starts the whole pipeline."
-        return {self._list: table(heads, rows, title="Runs", empty=empty)}
+        return table(heads, rows, title="Runs", empty=empty)
 
     def _start(self) -> Changes:
         run = self._context.runs.start("pipeline/this-tree", {})
-        return {
-            **self._look(),
-            **self._notice.good("The run has started.", shown("repro")),
-            self._panel.id: run,
-        }
+        return {**self._notice.good("The run has started.", shown("repro")), self._panel.id: run}
 
 
 def _row(run: Run) -> list[Any]:
@@ -58,7 +54,7 @@ def _row(run: Run) -> list[Any]:
         link(run.name, f"runs?run={run.id}"),
         " ".join([run.deployment, *targets]),
         run.state,
-        None if run.began is None else f"{run.began.astimezone():%Y-%m-%d %H:%M}",
+        None if run.began is None else local(run.began),
         None if run.seconds is None else f"{run.seconds:.0f} s",
         run.message,
     ]

@@ -1,14 +1,19 @@
 """The first page: how the project stands, and what to do next."""
 
+from pathlib import Path
+
 import gradio as gr
 from markupsafe import Markup
 
 from dlplora.app.context import Context
+from dlplora.app.guard import drawn
 from dlplora.app.html import link, table
 from dlplora.app.notice import header, html
 from dlplora.errors import DlpLoraError
-from dlplora.lifecycle.registry import Registry
 from dlplora.params.load import load_params
+
+_SECONDS = 10.0
+_CURRENT = Path(".models/current")
 
 
 class StartPage:
@@ -22,8 +27,9 @@ class StartPage:
             "nobody has to name the task.",
         )
         state = html()
-        demo.load(self._state, None, state, show_progress="hidden")
-        gr.Timer(5).tick(self._state, None, state, show_progress="hidden")
+        look = drawn(self._state)
+        demo.load(look, None, state, show_progress="hidden")
+        gr.Timer(_SECONDS).tick(look, None, state, show_progress="hidden")
 
     def _state(self) -> Markup:
         context = self._context
@@ -32,9 +38,9 @@ class StartPage:
         trained = [task for task in params.tasks if (data / "adapters" / task).is_dir()]
         routers = [name for name in params.routers if (data / "routers" / name).is_dir()]
         try:
-            serving = f"{context.server.served().version} answers"
+            serving = f"{context.served().version} answers"
         except DlpLoraError as error:
-            serving = context.trouble() or str(error)
+            serving = str(error)
         rows = [
             [link("Data", "data"), f"{len(params.tasks)} tasks"],
             [link("Adapters", "adapters"), f"{len(trained)} of {len(params.tasks)} are trained"],
@@ -53,8 +59,5 @@ class StartPage:
         return f"the newest, {found[0].name}: {found[0].state}" if found else "none so far"
 
     def _in_production(self) -> str:
-        try:
-            name = Registry(self._context.root).promoted()
-        except DlpLoraError as error:
-            return str(error)
-        return f"{name} is in production" if name else "none is in production yet"
+        link = self._context.root / _CURRENT
+        return f"{link.readlink()} is in production" if link.is_symlink() else "none so far"

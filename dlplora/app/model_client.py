@@ -11,6 +11,7 @@ import httpx
 import openai
 
 from dlplora.errors import DlpLoraError
+from dlplora.params.project import REFERENCE
 
 _SECONDS = 600.0  # of the longest answer
 _LOOK_SECONDS = 5.0
@@ -28,6 +29,16 @@ class Served:
     systems: tuple[str, ...]
     adapters: tuple[str, ...]
 
+    @property
+    def folder_words(self) -> list[str]:
+        """The words by which a command reads the same model."""
+        return [] if self.version == "data" else ["--data", ".models/current"]
+
+    def words(self, model: str) -> list[str]:
+        """Return the words that name a system or an adapter on the command line."""
+        system = f"{REFERENCE}:{model}" if model in self.adapters else model
+        return ["--system", system, *self.folder_words]
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -37,23 +48,31 @@ class Reply:
     parts: tuple[Mapping[str, Any], ...] = ()
 
 
-class ModelServer:
-    """The server at `url`; `trouble` tells why there is none, if that is known."""
+class ModelClient:
+    """A client of the server at `url`."""
 
     def __init__(self, url: str) -> None:
         self._url = url
+        self._http = httpx.Client(base_url=url)
         self._client = openai.OpenAI(
             base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=_SECONDS
         )
 
+    def close(self) -> None:
+        """Give up its connections."""
+        self._http.close()
+        self._client.close()
+
     def served(self) -> Served:
         """Tell what is served."""
-        names = [row["id"] for row in self._get("/v1/models")["data"]]
-        adapters = tuple(row["id"] for row in self._get("/lora-adapters"))
-        systems = sorted(
-            set(names) - set(adapters), key=lambda name: (name == "base", names.index(name))
-        )
-        return Served(self._get("/health")["version"], tuple(systems), adapters)
+        try:
+            names = [row["id"] for row in self._get("/v1/models")["data"]]
+            adapters = tuple(row["id"] for row in self._get("/lora-adapters"))
+            version = self._get("/health")["version"]
+        except (KeyError, TypeError) as error:
+            raise ServerError(f"{self._url} is no server of models") from error
+        systems = [name for name in names if name not in {*adapters, "base"}]
+        return Served(version, (*systems, "base"), adapters)
 
     def stream(
         self,
@@ -79,6 +98,14 @@ class ModelServer:
                 text += "".join(choice.delta.content or "" for choice in chunk.choices)
                 yield Reply(text, tuple((chunk.model_extra or {}).get("route") or ()))
 
+    def answer(self, model: str, question: str, **settings: Any) -> Reply:
+        """Return the whole answer to one question."""
+        reply = Reply("")
+        asked = [{"role": "user", "content": question}]
+        for reply in self.stream(model, asked, **settings):  # noqa: B007 – the last one counts
+            pass
+        return reply
+
     def typed(
         self, model: str, messages: Sequence[Mapping[str, str]], mix: Mapping[str, float]
     ) -> str:
@@ -101,11 +128,11 @@ class ModelServer:
 
     def _get(self, path: str) -> Any:
         with _one_line():
-            return _told(httpx.get(self._url + path, timeout=_LOOK_SECONDS))
+            return _told(self._http.get(path, timeout=_LOOK_SECONDS))
 
     def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         with _one_line():
-            told: dict[str, Any] = _told(httpx.post(self._url + path, json=body, timeout=_SECONDS))
+            told: dict[str, Any] = _told(self._http.post(path, json=body, timeout=_SECONDS))
             return told
 
 
@@ -116,7 +143,9 @@ def _lora(mix: Mapping[str, float]) -> list[dict[str, Any]]:
 def _told(reply: httpx.Response) -> Any:
     told = reply.json()
     if reply.is_error:
-        raise ServerError(told["error"]["message"])
+        error = told.get("error") if isinstance(told, dict) else None
+        message = error.get("message") if isinstance(error, dict) else None
+        raise ServerError(str(message or f"{reply.url} answers {reply.status_code}"))
     return told
 
 
