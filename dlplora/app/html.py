@@ -48,9 +48,14 @@ def _cell(value: Any) -> Markup:
     return Markup("<td>{}</td>").format(value)
 
 
-def local(time: datetime) -> str:
+def local(time: datetime) -> Markup:
     """Write a time as the clocks here show it."""
-    return f"{time.astimezone():%Y-%m-%d %H:%M}"
+    return Markup("<time>{}</time>").format(f"{time.astimezone():%Y-%m-%d %H:%M}")
+
+
+def seconds(number: float | None) -> str | None:
+    """Write how long something took, on one line."""
+    return None if number is None else f"{number:.0f}\N{NO-BREAK SPACE}s"
 
 
 def bar(percent: float, text: str) -> Markup:

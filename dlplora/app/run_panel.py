@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from dlplora.app.context import Context
 from dlplora.app.guard import Changes, guarded
-from dlplora.app.html import bar, link, log, said, table
+from dlplora.app.html import bar, link, log, said, seconds, table
 from dlplora.app.notice import html
 from dlplora.app.runs import Run, StageRun
 
@@ -100,15 +100,15 @@ class RunPanel:
 
 def summary_of(run: Run, stages: Sequence[StageRun], *, page: str) -> Markup:
     """Tell how a run stands, stage by stage."""
-    seconds = "" if run.seconds is None else f", {run.seconds:.0f} s"
+    taken = "" if run.seconds is None else f", {seconds(run.seconds)}"
     head = Markup('<p class="state {}" role="status"><strong>{}</strong> {}{}. {} {}</p>').format(
-        run.state.lower(), run.state, run.name, seconds, run.message, link("Prefect's page", page)
+        run.state.lower(), run.state, run.name, taken, run.message, link("Prefect's page", page)
     )
     rows = [
         [
             stage.name,
             stage.state,
-            None if stage.seconds is None else f"{stage.seconds:.0f} s",
+            seconds(stage.seconds),
             bar(stage.percent, stage.told)
             if stage.percent is not None and stage.state == "Running"
             else stage.message,

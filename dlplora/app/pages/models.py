@@ -161,5 +161,5 @@ def _verdict_of(version: Version) -> Markup:
     )
 
 
-def _local(time: str) -> str:
+def _local(time: str) -> Markup:
     return local(datetime.fromisoformat(time))

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from dlplora.app.commands import shown
 from dlplora.app.context import Context
 from dlplora.app.guard import Changes, drawn
-from dlplora.app.html import link, local, table
+from dlplora.app.html import link, local, seconds, table
 from dlplora.app.notice import Notice, header, html
 from dlplora.app.run_panel import RunPanel
 from dlplora.app.runs import Run
@@ -55,6 +55,6 @@ def _row(run: Run) -> list[Any]:
         " ".join([run.deployment, *targets]),
         run.state,
         None if run.began is None else local(run.began),
-        None if run.seconds is None else f"{run.seconds:.0f} s",
+        seconds(run.seconds),
         run.message,
     ]
