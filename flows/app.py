@@ -8,7 +8,7 @@ there, and the app itself. What is started here ends with it, and nothing else.
 
 import os
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import typer
 
+from dlplora.app.commands import PASSWORD
 from dlplora.edge import one_line_errors
 from dlplora.errors import DlpLoraError
 from dlplora.scratch import alone, is_held
@@ -25,7 +26,6 @@ from flows.parts import HOST, Parts, answers, end_on_signals, log_file, refuse_t
 from flows.runs import PrefectRuns
 from flows.settings import ROOT, SCRATCH, UI_LOCK, own_api
 
-PASSWORD = "DLPLORA_APP_PASSWORD"
 _LOCK = "app"
 _LEAST = 8  # characters
 _POLL_SECONDS = 0.2
@@ -112,13 +112,22 @@ def check_host(host: str, password: str | None) -> None:
 def read_options(words: list[str] | None = None) -> Namespace:
     """Read the command line."""
     parser = ArgumentParser(prog="python -m flows.app", description="The app in the browser.")
-    parser.add_argument("--port", type=int, default=7860, help="of the app")
+    parser.add_argument("--port", type=port_number, default=7860, help="of the app")
     parser.add_argument("--host", default=HOST, help="of the app; others need a password")
-    parser.add_argument("--ui-port", type=int, default=4200, help="of Prefect's pages")
-    parser.add_argument("--server-port", type=int, default=8000, help="of the model's server")
+    parser.add_argument("--ui-port", type=port_number, default=4200, help="of Prefect's pages")
+    parser.add_argument(
+        "--server-port", type=port_number, default=8000, help="of the model's server"
+    )
     parser.add_argument("--max-file-mib", type=int, default=256, help="how large uploads may be")
     parser.add_argument("--password-file", type=Path, help=f"or ${PASSWORD}")
     return parser.parse_args(words)
+
+
+def port_number(word: str) -> int:
+    """Read the number of a port."""
+    if not (word.isdecimal() and 1 <= int(word) <= 65535):
+        raise ArgumentTypeError(f"{word!r} is no port, expected 1 to 65535")
+    return int(word)
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,8 +64,12 @@ class ModelServer:
     @property
     def trouble(self) -> str | None:
         """Why it does not answer, as far as that is known: what it said last, if it has ended."""
-        has_ended = self._serving is not None and self._serving.process.poll() is not None
-        return (last_line(_NAME) if has_ended else "") or self._reason
+        if self._serving is None or self._serving.process.poll() is None:
+            return self._reason
+        line = last_line(_NAME)
+        return (
+            line if line.startswith("error:") else "the model's server has ended; it starts again"
+        )
 
     @contextmanager
     def kept_up(self) -> Iterator[None]:
@@ -92,6 +96,8 @@ class ModelServer:
         if serving is None:
             self._start()
         elif serving.process.poll() is None:
+            if self._reason and answers(f"{self.url}/health"):
+                self._reason = None  # it is loaded
             if not serving.is_asked_to_end and self._is_outdated(serving):
                 serving.is_asked_to_end = True
                 serving.process.terminate()
@@ -118,19 +124,21 @@ class ModelServer:
         self._serving = _Serving(process, model, results, began=time.monotonic())
 
     def _may_be_tried_again(self, serving: _Serving) -> bool:
-        """Tell it of a server that ended by itself; a pipeline's half results are waited for."""
+        """Tell whether to restart a server that ended by itself; not while the pipeline writes."""
         is_early = time.monotonic() < serving.began + _AGAIN_SECONDS
         return not is_early and not (serving.model == DATA and self._is_pipeline_at_work())
 
     def _is_outdated(self, serving: _Serving) -> bool:
-        """Tell whether there is something newer, and whole, than the pipeline's results served."""
+        """Tell whether newer, complete results exist than the pipeline's results served."""
         if serving.model == CURRENT:
             return False  # the server follows that link by itself
         if _is_promoted(self._root):
             return True
         if serving.results == results_of(self._root) or self._is_pipeline_at_work():
             return False
-        return model_to_serve(self._root) == DATA  # raises while something is missing
+        with suppress(ModelError):  # something is missing
+            return model_to_serve(self._root) == DATA
+        return False
 
     def _is_pipeline_at_work(self) -> bool:
         return is_held("repro", scratch=self._root / SCRATCH)

@@ -80,7 +80,7 @@ class Parts:
     def ending(
         self, first: Callable[[int], bool], *, within: float = _STOP_SECONDS
     ) -> Iterator[None]:
-        """End all that bears the mark behind the block, whatever became of it.
+        """End all that bears the mark after the block, even on errors.
 
         The processes whose number is one of the `first` end before the others, `within` so many
         seconds.

@@ -210,8 +210,7 @@ def _state(run: FlowRun | TaskRun) -> State[Any]:
 
 
 def _run(row: FlowRun, names: _Names) -> Run:
-    state, created = _state(row), row.created
-    assert created is not None
+    state = _state(row)
     deployment = None if row.deployment_id is None else names.deployments.get(row.deployment_id)
     return Run(
         id=str(row.id),
@@ -221,7 +220,6 @@ def _run(row: FlowRun, names: _Names) -> Run:
         state=state.name or state.type.value,
         message=state.message or "",
         is_over=state.is_final(),
-        created=created,
         began=row.start_time,
         seconds=_seconds(row),
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -56,7 +57,7 @@ class Commands:
     def _reason(self, text: str) -> str:
         """Return the last line that a command said, without the folder of uploads."""
         lines = text.strip().splitlines() or ["the command failed"]
-        return without_folders(lines[-1].removeprefix("error: "), self._root)
+        return _without_folders(lines[-1].removeprefix("error: "), self._root)
 
     def _run(self, words: Sequence[str]) -> tuple[int, str, str]:
         clean = environment(self._root)
@@ -97,11 +98,10 @@ def typed_path(file: Path, root: Path) -> str:
     return file.name if is_upload else os.path.relpath(file, root)
 
 
-def without_folders(text: str, root: Path) -> str:
+def _without_folders(text: str, root: Path) -> str:
     """Name uploads in a message as their owner does."""
-    folder = str((root / SCRATCH / "app").resolve())
-    words = [Path(word).name if word.startswith(folder) else word for word in text.split(" ")]
-    return " ".join(words)
+    folder = re.escape(str((root / SCRATCH / "app").resolve()))
+    return re.sub(rf"{folder}/(?:[^/\s]+/)*([^/\s]+)", r"\1", text)
 
 
 def task_name(name: str) -> str:

@@ -14,7 +14,7 @@ from dlplora.project.files import Project
 class Context:
     """The project, who runs it, who answers, and where uploads and tables to download stand.
 
-    `trouble` tells why the model's server does not answer, if that is known.
+    `trouble` tells why the model's server cannot be asked, if that is known.
     """
 
     project: Project
@@ -26,10 +26,9 @@ class Context:
 
     def served(self) -> Served:
         """Return what is served; `ServerError` tells why nothing is, and what to run."""
-        try:
-            return self.server.served()
-        except ServerError as error:
-            raise ServerError(self.trouble() or str(error)) from error
+        if reason := self.trouble():
+            raise ServerError(reason)
+        return self.server.served()
 
     @property
     def root(self) -> Path:

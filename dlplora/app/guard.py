@@ -1,4 +1,4 @@
-"""What keeps mistakes in their place: one line on the page, never a page that stands still."""
+"""Show errors in one line on the page."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -24,28 +24,33 @@ def told(error: Exception) -> Markup:
     return said(one_line(error) if mistake is None else str(mistake), "error")
 
 
-def guarded(handler: Callable[..., Changes], line: gr.HTML) -> Callable[..., Changes]:
-    """Let an error stand in a line; nothing else of the page changes then."""
+def guarded(
+    handler: Callable[..., Changes], line: gr.HTML, *emptied: gr.HTML
+) -> Callable[..., Changes]:
+    """Show an error of the handler in a line; besides, only what is `emptied` changes then."""
 
     @wraps(handler)
     def guarded(*values: Any) -> Changes:
         try:
             return handler(*values)
         except Exception as error:
-            return {line: told(error)}
+            return {**dict.fromkeys(emptied, ""), line: told(error)}
 
     return guarded
 
 
 def streamed(
-    handler: Callable[..., Iterator[Changes]], line: gr.HTML
+    handler: Callable[..., Iterator[Changes]], line: gr.HTML, *emptied: gr.HTML
 ) -> Callable[..., Iterator[Changes]]:
-    """Let an error stand in a line, also in the middle of an answer."""
+    """Show an error of the handler in a line, also in the middle of an answer.
+
+    The line, and what is `emptied`, are empty when it begins.
+    """
 
     @wraps(handler)
     def streamed(*values: Any) -> Iterator[Changes]:
         try:
-            yield {line: ""}
+            yield dict.fromkeys((line, *emptied), "")
             yield from handler(*values)
         except Exception as error:
             yield {line: told(error)}
@@ -54,7 +59,7 @@ def streamed(
 
 
 def drawn(handler: Callable[..., Markup]) -> Callable[..., Markup]:
-    """Let an error stand where a part of the page would."""
+    """Show an error of the handler in place of what it draws."""
 
     @wraps(handler)
     def drawn(*values: Any) -> Markup:

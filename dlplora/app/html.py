@@ -109,7 +109,7 @@ def mix_of(adapters: Mapping[str, float] | None) -> str:
 
 
 class Palette:
-    """One shade for each adapter, in the order in which they are met; 0 is that of none."""
+    """One of six shades for each adapter, in the order in which they are met; 0 is that of none."""
 
     def __init__(self) -> None:
         self._met: dict[str, int] = {}

@@ -34,8 +34,9 @@ class Served:
         """The words by which a command reads the same model."""
         return [] if self.version == "data" else ["--data", ".models/current"]
 
-    def words(self, model: str) -> list[str]:
+    def words(self, model: str | None) -> list[str]:
         """Return the words that name a system or an adapter on the command line."""
+        model = model or self.systems[0]
         system = f"{REFERENCE}:{model}" if model in self.adapters else model
         return ["--system", system, *self.folder_words]
 
@@ -76,7 +77,7 @@ class ModelClient:
 
     def stream(
         self,
-        model: str,
+        model: str | None,
         messages: Sequence[Mapping[str, str]],
         *,
         mix: Mapping[str, float] | None = None,
@@ -86,7 +87,7 @@ class ModelClient:
 
         Whoever leaves the iterator frees the answer's place.
         """
-        asked: dict[str, Any] = {"model": model, "messages": list(messages), **settings}
+        asked: dict[str, Any] = {"model": model or "", "messages": list(messages), **settings}
         if mix:
             asked["extra_body"] = {"lora": _lora(mix)}
         text = ""
@@ -98,7 +99,7 @@ class ModelClient:
                 text += "".join(choice.delta.content or "" for choice in chunk.choices)
                 yield Reply(text, tuple((chunk.model_extra or {}).get("route") or ()))
 
-    def answer(self, model: str, question: str, **settings: Any) -> Reply:
+    def answer(self, model: str | None, question: str, **settings: Any) -> Reply:
         """Return the whole answer to one question."""
         reply = Reply("")
         asked = [{"role": "user", "content": question}]
@@ -107,24 +108,30 @@ class ModelClient:
         return reply
 
     def typed(
-        self, model: str, messages: Sequence[Mapping[str, str]], mix: Mapping[str, float]
+        self,
+        model: str | None,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        mix: Mapping[str, float] | None = None,
+        **settings: Any,
     ) -> str:
-        """Write the request for an answer, perhaps by a mix, as it is typed."""
-        body: dict[str, Any] = {"model": model, "messages": list(messages)}
+        """Write the request for an answer as a curl command, optionally with a mix."""
+        body: dict[str, Any] = {"model": model or "", "messages": list(messages), **settings}
         if mix:
             body["lora"] = _lora(mix)
         told = json.dumps(body, ensure_ascii=False)
         kind = "Content-Type: application/json"
         return shlex.join(["curl", f"{self._url}/v1/chat/completions", "-H", kind, "-d", told])
 
-    def route(self, model: str, text: str) -> dict[str, Any]:
+    def route(self, model: str | None, text: str) -> dict[str, Any]:
         """Return which adapters a system chooses for a text, and the probabilities of tasks."""
-        told = self._post("/v1/route", {"model": model, "texts": [text]})
+        told = self._post("/v1/route", {"model": model or "", "texts": [text]})
         return {"fallback_below": told["fallback_below"], **told["data"][0]}
 
-    def score(self, model: str, prompt: str, options: Sequence[str]) -> dict[str, Any]:
+    def score(self, model: str | None, prompt: str, options: Sequence[str]) -> dict[str, Any]:
         """Weigh the options of a question."""
-        return self._post("/v1/score", {"model": model, "prompt": prompt, "options": list(options)})
+        body = {"model": model or "", "prompt": prompt, "options": list(options)}
+        return self._post("/v1/score", body)
 
     def _get(self, path: str) -> Any:
         with _one_line():

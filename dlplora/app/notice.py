@@ -42,12 +42,12 @@ class Notice:
         return {self.line: said(text, "error"), self.command: command}
 
     def guarded(self, handler: Callable[..., Changes]) -> Callable[..., Changes]:
-        """Let an error of a handler stand in the line."""
-        return guard.guarded(handler, self.line)
+        """Show an error of the handler in the line."""
+        return guard.guarded(handler, self.line, self.found)
 
     def streamed(self, handler: Callable[..., Iterator[Changes]]) -> Callable[..., Any]:
-        """Let an error of a handler that yields stand in the line."""
-        return guard.streamed(handler, self.line)
+        """Show an error of a handler that yields in the line."""
+        return guard.streamed(handler, self.line, self.found)
 
 
 def html(value: str = "") -> gr.HTML:

@@ -1,4 +1,4 @@
-"""A run on a page: its stages, losses and log while it goes on; cancelled, or gone on with.
+"""A run on a page: its stages, losses and log, with buttons to cancel and resume it.
 
 Its id stands in the address of the page, so that a reload, or another browser, finds it again.
 """
@@ -29,7 +29,7 @@ _TO_ADDRESS = """(id) => {
     window.history.replaceState(null, '', url);
     return id;
 }"""
-_NONE = said("No run selected. Start one above, or choose one on the page Runs.")
+_NONE = said("No run selected. Start one above, or choose one from the list on Runs.")
 
 
 class RunPanel:
@@ -60,11 +60,13 @@ class RunPanel:
         buttons = [self._cancel, self._resume]
         parts = [self._line, self._summary, self._losses, *buttons, self._log_part, self._log]
         shown: list[Any] = [*parts, self.ended, self._timer]
-        look = guarded(self._look, self._line)
+        look = guarded(self._look, self._summary)  # the next look replaces an error
         demo.load(look, self.id, shown, js=_FROM_ADDRESS, show_progress="hidden")
         demo.load(None, None, self.id, js=_FROM_ADDRESS)
         self.id.change(None, self.id, self.id, js=_TO_ADDRESS)
         self.id.change(look, self.id, shown, show_progress="hidden")
+        followed = [self._timer, self._line]
+        self.id.change(_followed, self.id, followed, show_progress="hidden")
         self._timer.tick(look, self.id, shown, show_progress="hidden")
         for button, act in ((self._cancel, self._end), (self._resume, self._start_again)):
             button.click(guarded(act, self._line), self.id, [self._line, self.id])
@@ -85,17 +87,22 @@ class RunPanel:
         run = self._runs.read(run_id)
         stages, lines = self._runs.stages(run_id), self._runs.lines(run_id, last=_LINES)
         losses = losses_in(lines)
-        changes = {
+        changes: dict[Any, Any] = {
             self._summary: summary_of(run, stages, page=self._runs.page(run_id)),
             self._losses: gr.LinePlot(losses, visible=len(losses) > 1),
             self._cancel: gr.update(visible=not run.is_over),
             self._resume: gr.update(visible=run.is_over),
             self._log_part: gr.update(visible=bool(lines)),
             self._log: log(lines),
-            self.ended: f"{run_id} {run.state}" if run.is_over else "",
             self._timer: gr.Timer(active=not run.is_over),
         }
-        return changes | ({self._line: ""} if run.is_over else {})
+        over = {self._line: "", self.ended: f"{run_id} {run.state}"}
+        return changes | (over if run.is_over else {})
+
+
+def _followed(run_id: str) -> tuple[gr.Timer, str]:
+    """Begin to look at another run."""
+    return gr.Timer(active=bool(run_id)), ""
 
 
 def summary_of(run: Run, stages: Sequence[StageRun], *, page: str) -> Markup:

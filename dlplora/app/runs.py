@@ -38,7 +38,6 @@ class Run:
     state: str
     message: str
     is_over: bool
-    created: datetime
     began: datetime | None
     seconds: float | None
 

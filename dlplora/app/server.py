@@ -1,10 +1,10 @@
-"""The app as a web server: loopback, or a password; uploads bounded; nothing fetched from afar."""
+"""The app as a web server: on loopback or with a password, with a limit for uploads."""
 
+import asyncio
 import hmac
 import os
 import shutil
 import socket
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import closing
@@ -127,13 +127,13 @@ def web_app(context: Context, *, host: str, password: str | None, max_file_mib: 
     if password is None:  # a page of another site may lead a browser here by a name of its own
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*_LOCAL, host])
 
-    def is_user(user: str, given: str) -> bool:
+    async def is_user(user: str, given: str) -> bool:
         is_right = hmac.compare_digest(f"{user}:{given}".encode(), f"{_USER}:{password}".encode())
         if not is_right:
-            time.sleep(_WRONG_SECONDS)  # so that nobody tries many
+            await asyncio.sleep(_WRONG_SECONDS)  # so that nobody tries many
         return is_right
 
-    # It says that it does not do what it was not asked to do.
+    # Gradio warns although SSR is off.
     warnings.filterwarnings("ignore", message="SSR mode is not supported")
     mounted: FastAPI = gr.mount_gradio_app(
         app,

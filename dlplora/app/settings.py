@@ -7,6 +7,8 @@ import gradio as gr
 
 from dlplora.app.commands import Commands, shown
 
+BALANCE = {"per_task": "Questions per task", "reworded": "Share in other wordings, 0 to 1"}
+
 
 def field(label: str, now: Any = "") -> gr.Textbox:
     """Return an empty field that shows the present value; `dlplora set` checks what is typed."""

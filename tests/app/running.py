@@ -42,7 +42,7 @@ class FakeRuns:
     def start(self, deployment: str, parameters: Mapping[str, Any]) -> str:
         number, now = str(uuid.uuid4()), datetime.now(UTC)
         name = f"run-{len(self._read()) + 1}"
-        run = Run(number, name, deployment, parameters, "Running", "", False, now, now, 1.0)
+        run = Run(number, name, deployment, parameters, "Running", "", False, now, 1.0)
         self._write(number, asdict(run))
         return number
 
@@ -58,8 +58,7 @@ class FakeRuns:
         rows = self._read()
         if run_id not in rows:
             raise RunError(f"there is no run {run_id!r}")
-        times = {name: datetime.fromisoformat(rows[run_id][name]) for name in ("created", "began")}
-        return Run(**rows[run_id] | times)
+        return Run(**rows[run_id] | {"began": datetime.fromisoformat(rows[run_id]["began"])})
 
     def stages(self, run_id: str) -> list[StageRun]:
         return [
@@ -119,7 +118,7 @@ def main() -> None:
         root=Path(root),
         runs=FakeRuns(Path(folder)),
         model_url=model_url,
-        model_trouble=lambda: TROUBLE,
+        model_trouble=lambda: TROUBLE if model_url == NOBODY else None,
         host="127.0.0.1",
         port=port,
         password=os.environ.get("PASSWORD"),

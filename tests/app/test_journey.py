@@ -123,7 +123,7 @@ def test_from_a_file_to_a_promoted_model_and_back(
         browser.open("ask")
         browser.sees("v0.0.1: 2 adapters", within=LONG)
         end_server(pid)
-        browser.sees("being loaded", within=LONG)
+        until(lambda: "v0.0.1: 2 adapters" not in browser.text, within=LONG)
         browser.sees("v0.0.1: 2 adapters", within=LONG)
 
 

@@ -47,6 +47,8 @@ def test_another_name_of_this_machine_and_other_sites_are_refused(
 def test_a_password_is_asked_for(small: Path, tmp_path: Path) -> None:
     with app_of(small, tmp_path, PASSWORD="open sesame") as (address, _):
         assert httpx.get(f"{address}/config").status_code == 401
+        file = {"files": ("a.json", b"[]")}
+        assert httpx.post(f"{address}/gradio_api/upload", files=file).status_code == 401
         login = f"{address}/login"
         wrong = {"username": "dlplora", "password": "no"}
         assert httpx.post(login, data=wrong).status_code == 400

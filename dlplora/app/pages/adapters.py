@@ -117,7 +117,8 @@ class AdaptersPage:
         self._evaluating = Notice(shown("repro", *_EVALUATE))
         self._which = [task, which]
         self._answers = drawn(self._answers_of)
-        demo.load(self._choose_task, None, task, show_progress="hidden")
+        chosen = guarded(lambda: {task: self._choose_task()}, self._items)
+        demo.load(chosen, None, [task, self._items], show_progress="hidden")
         gr.on([task.change, which.change], self._answers, self._which, self._items)
         return evaluate
 

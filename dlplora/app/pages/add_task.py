@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from dlplora.app.commands import shown, task_name, typed_path
 from dlplora.app.context import Context
-from dlplora.app.guard import Changes
+from dlplora.app.guard import Changes, guarded
 from dlplora.app.html import table
 from dlplora.app.notice import Notice
 from dlplora.data.raw import FORMATS
@@ -47,8 +47,10 @@ def add_tab(context: Context, demo: gr.Blocks) -> None:
     notice = Notice(shown("add-task", "capitals", "capitals.json"))
     adding = _Adding(context, notice)
     file = [upload, chosen]
-    demo.load(lambda: gr.Dropdown(["", *adding.files()]), None, chosen)
-    gr.on([upload.upload, chosen.input], _name_of, file, name, show_progress="hidden")
+    listed = guarded(lambda: {chosen: gr.Dropdown(["", *adding.files()])}, notice.line)
+    demo.load(listed, None, [chosen, notice.line], show_progress="hidden")
+    upload.upload(lambda file: ("", Path(file).stem), upload, [chosen, name])
+    chosen.input(lambda file: (None, Path(file).stem), chosen, [upload, name])
     check.click(notice.guarded(adding.check), file, notice.outputs)
     inputs = [*file, name, wordings, skip]
     add.click(notice.guarded(adding.add), inputs, notice.outputs)
@@ -78,7 +80,7 @@ class _Adding:
         told = self._context.commands.json("validate", str(file))
         command = shown("validate", typed_path(file, self._context.root))
         if told["unreadable"]:
-            raise DataError(next(iter(told["unreadable"].values())).replace(str(file), file.name))
+            raise DataError(next(iter(told["unreadable"].values())))
         found = next(iter(told["files"].values()))
         problems, whole = found["problems"], found["whole"]
         rows = [[f"{one['unit']} {one['item']}", one["problem"]] for one in problems[:_MOST_ROWS]]
@@ -97,9 +99,10 @@ class _Adding:
     ) -> Changes:
         """Make a task of a file."""
         file, root = self._file(upload, chosen), self._context.root
+        name = task_name(name or file.stem)
         more = ["--skip-bad-rows"] if skip else []
         asked = [*more, *(["--wordings", wordings] if wordings else [])]
-        told = self._context.commands.edit("add-task", *asked, "--", task_name(name), str(file))
+        told = self._context.commands.edit("add-task", *asked, "--", name, str(file))
         typed = [*more, *(["--wordings", Path(wordings).name] if wordings else [])]
         command = shown("add-task", name, typed_path(file, root), *typed)
         done = self._notice.good(f"{told.splitlines()[-1]}. Train it on Adapters.", command)
@@ -108,7 +111,7 @@ class _Adding:
     def put(self, upload: str | None, chosen: str, name: str) -> Changes:
         """Put a file into the inbox of the retrains."""
         file, root = self._file(upload, chosen), self._context.root
-        where = INBOX / f"{task_name(name)}{file.suffix.lower()}"
+        where = INBOX / f"{task_name(name or file.stem)}{file.suffix.lower()}"
         if (root / where).exists():
             raise DataError(f"{where} is in the inbox already; a retrain takes it in (Models)")
         (root / where).parent.mkdir(parents=True, exist_ok=True)
@@ -125,8 +128,3 @@ class _Adding:
         if chosen not in self.files():
             raise DataError("no file: upload one, or choose one of the project")
         return self._context.root / chosen
-
-
-def _name_of(upload: str | None, chosen: str) -> str:
-    """Propose the name of a file as that of its task."""
-    return Path(upload or chosen or "").stem

@@ -36,7 +36,7 @@ class Answering:
         return passages(reply.parts, self._palette)
 
 
-def told(served: Served) -> Markup:
+def serving(served: Served) -> Markup:
     """Tell in one line what is served."""
     line = f"{served.version}: {len(served.adapters)} adapters, routed by {served.systems[0]}"
     return said(line, "good")

@@ -12,7 +12,7 @@ from dlplora.app.guard import Changes, guarded
 from dlplora.app.html import table
 from dlplora.app.model_client import Reply, Served
 from dlplora.app.notice import Notice, header, html
-from dlplora.app.pages.answering import Answering, asked, settings, told, user, words
+from dlplora.app.pages.answering import Answering, asked, serving, settings, user, words
 from dlplora.app.pages.ask_file import file_tab
 from dlplora.app.pages.ask_more import mix_tab, options_tab
 from dlplora.errors import GenerationError
@@ -54,12 +54,12 @@ class AskPage:
         answering = self._answering
         served = answering.served()
         if served == known:
-            return {answering.state: told(served)}
+            return {answering.state: serving(served)}
         names, adapters = [*served.systems, *served.adapters], list(served.adapters)
         kept = [name for name in sides or () if name in names]
         weighted = [name for name in mixed or () if name in adapters]
         return {
-            answering.state: told(served),
+            answering.state: serving(served),
             self._known: served,
             answering.model: gr.Dropdown(names, value=model if model in names else names[0]),
             self._sides: gr.CheckboxGroup(names, value=kept or names[:2]),
@@ -114,7 +114,11 @@ class AskPage:
                 self._routes: answering.passages(reply),
             }
         more = [*served.words(model), *words(tokens, temperature), "--trace"]
-        yield {self._chatting.command: shown("generate", *more, text=question)}
+        command = shown("generate", *more, text=question)
+        if turns:  # the command line asks no chats
+            told = settings(tokens, temperature)
+            command = answering.server.typed(model, messages, **told)
+        yield {self._chatting.command: command}
 
     def _side_by_side(self) -> None:
         self._sides = gr.CheckboxGroup([], label="Systems and adapters")
@@ -128,7 +132,7 @@ class AskPage:
         ) -> Iterator[Changes]:
             question, served = asked(text), answering.served()
             if not 1 <= len(models) <= _MOST_SIDES:
-                raise GenerationError(f"found {len(models)} chosen, expected 1 to {_MOST_SIDES}")
+                raise GenerationError(f"choose 1 to {_MOST_SIDES} of them; found {len(models)}")
             told = settings(tokens, temperature)
 
             def whole(model: str) -> Reply:

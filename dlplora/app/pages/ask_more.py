@@ -41,7 +41,7 @@ def mix_tab(answering: Answering) -> gr.Dropdown:
             for reply in answering.server.stream(model, messages, mix=mix, **told):
                 shown_text = Markup("<p>{}</p>").format(reply.text)
                 yield {notice.found: answering.passages(reply) or shown_text}
-            yield {notice.command: answering.server.typed(model, messages, mix)}
+            yield {notice.command: answering.server.typed(model, messages, mix=mix, **told)}
 
         ask.click(
             notice.streamed(mixed),
@@ -50,7 +50,7 @@ def mix_tab(answering: Answering) -> gr.Dropdown:
         )
 
     gr.render(inputs=chosen)(sliders)
-    notice = Notice(answering.server.typed("", user("…"), {"capitals": 0.7, "rivers": 0.3}))
+    notice = Notice(answering.server.typed("", user("…"), mix={"capitals": 0.7, "rivers": 0.3}))
     return chosen
 
 

@@ -1,6 +1,6 @@
 """The page Data: files checked, tasks added, router data drawn, prompts of several questions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -8,12 +8,12 @@ from markupsafe import Markup
 
 from dlplora.app.commands import shown, task_name
 from dlplora.app.context import Context
-from dlplora.app.guard import Changes, drawn
+from dlplora.app.guard import Changes, drawn, guarded
 from dlplora.app.html import table
 from dlplora.app.notice import Notice, header, html
 from dlplora.app.pages.add_task import add_tab
 from dlplora.app.run_panel import RunPanel
-from dlplora.app.settings import apply, field, typed
+from dlplora.app.settings import BALANCE, apply, field, typed
 from dlplora.data.balance import read_labelled
 from dlplora.errors import DataError
 from dlplora.params.load import load_params
@@ -21,7 +21,6 @@ from dlplora.project.files import RAW
 from dlplora.records.findings import read_findings
 
 _SAMPLES = 3
-_BALANCE = {"per_task": "Questions per task", "reworded": "Share in other wordings, 0 to 1"}
 
 
 class DataPage:
@@ -47,6 +46,8 @@ class DataPage:
         notice, show = self._drawing, drawn(self._show_drawn)
         draw.click(notice.guarded(self._draw), fields, [*notice.outputs, panel.id])
         demo.load(show, None, self._drawn, show_progress="hidden")
+        now = guarded(lambda: self._now(fields), notice.line)
+        demo.load(now, None, [*fields, notice.line], show_progress="hidden")
         panel.ended.change(show, None, self._drawn, show_progress="hidden")
 
     def _list(self, demo: gr.Blocks) -> None:
@@ -99,16 +100,21 @@ class DataPage:
             "The same number of questions of every task, some of them in other wordings. "
             "A field that is left empty keeps its value."
         )
-        balance = load_params(self._context.project.params_file).balance
         with gr.Row():
-            fields = [field(label, getattr(balance, key)) for key, label in _BALANCE.items()]
+            fields = [field(label) for label in BALANCE.values()]
         draw = gr.Button("Draw router data", variant="primary")
         self._drawing = Notice(shown("repro", "router_data"))
         self._drawn = html()
         return draw, fields
 
+    def _now(self, fields: Sequence[gr.Textbox]) -> Changes:
+        """Show the present values."""
+        balance = load_params(self._context.project.params_file).balance
+        named = zip(fields, BALANCE, strict=True)
+        return {one: gr.Textbox(placeholder=str(getattr(balance, key))) for one, key in named}
+
     def _draw(self, *values: str) -> Changes:
-        paths = (f"balance.{key}" for key in _BALANCE)
+        paths = (f"balance.{key}" for key in BALANCE)
         done = apply(self._context.commands, typed(dict(zip(paths, values, strict=True))))
         run = self._context.runs.start("pipeline/this-tree", {"targets": ["router_data"]})
         command = "\n".join([*done, shown("repro", "router_data")])

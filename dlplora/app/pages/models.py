@@ -1,6 +1,7 @@
 """The page Models: registered versions, the gate's verdicts, promoted and rolled back."""
 
 import shlex
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -16,7 +17,7 @@ from dlplora.app.run_panel import RunPanel
 from dlplora.errors import ParamsError
 from dlplora.lifecycle.registry import Registry, Version, state_of
 from dlplora.project.commands import git
-from dlplora.project.worktrees import author, uncommitted
+from dlplora.project.worktrees import author
 
 _NOT_COMMITTED = "Not committed, and so not part of a retrain"
 _SUBJECT = "Set up tasks and parameters"
@@ -53,13 +54,16 @@ class ModelsPage:
 
     def _connect(self, demo: gr.Blocks, **buttons: gr.Button) -> None:
         notice, panel = self._notice, self._panel
-        parts = [self._hint, self._commit_button, self._versions, self._chosen, self._history]
+        self._listed = gr.State([])  # what the page says is not committed
+        parts = [self._hint, self._listed, self._commit_button]
+        parts += [self._versions, self._chosen, self._history]
         outputs = [*notice.outputs, *parts]
         look = notice.guarded(self._look)
         demo.load(look, self._chosen, outputs, show_progress="hidden")
         panel.ended.change(look, self._chosen, outputs, show_progress="hidden")
         buttons["refresh"].click(look, self._chosen, outputs)
-        self._commit_button.click(notice.guarded(self._commit), self._chosen, outputs)
+        commit = notice.guarded(self._commit)
+        self._commit_button.click(commit, [self._chosen, self._listed], outputs)
         buttons["retrain"].click(notice.guarded(self._retrain), None, [*notice.outputs, panel.id])
         buttons["promote"].click(notice.guarded(self._promote), self._chosen, outputs)
         buttons["back"].click(notice.guarded(self._roll_back), self._chosen, outputs)
@@ -87,6 +91,7 @@ class ModelsPage:
         names = [version.name for version in reversed(versions)]
         return {
             self._hint: said(f"{_NOT_COMMITTED}: {', '.join(changed)}" if changed else ""),
+            self._listed: changed,
             self._commit_button: gr.Button(visible=bool(changed)),
             self._versions: table(
                 heads, rows, title="Versions", empty="No model is registered yet. Press “Retrain”."
@@ -101,17 +106,29 @@ class ModelsPage:
 
     def _changed(self) -> list[str]:
         """List what is not committed: tracked files, and new ones of tasks and suites."""
-        root = self._context.root
-        new = git(root, "ls-files", "--others", "--exclude-standard", "--", *_OURS)
-        return [*uncommitted(root), *new.splitlines()]
+        return sorted({*self._files("diff", "--name-only", "HEAD", "--", "."), *self._new()})
 
-    def _commit(self, chosen: str | None) -> Changes:
-        """Commit what the page lists, and nothing else."""
-        root, changed = self._context.root, self._changed()
+    def _new(self) -> set[str]:
+        return self._files("ls-files", "--others", "--exclude-standard", "--", *_OURS)
+
+    def _files(self, command: str, *words: str) -> set[str]:
+        relative = ["--relative"] if command == "diff" else []
+        listed = git(self._context.root, command, "-z", *relative, *words)
+        return {name for name in listed.split("\0") if name}
+
+    def _commit(self, chosen: str | None, listed: Sequence[str]) -> Changes:
+        """Commit what the page has listed, and nothing else."""
+        root = self._context.root
         self._context.commands.refuse_at_work()
-        git(root, "add", "--", *changed)
-        git(root, *author(root), "commit", "--quiet", "-m", _SUBJECT, "--", *changed)
-        commands = [["git", "add", *changed], ["git", "commit", "-m", _SUBJECT, "--", *changed]]
+        files = [name for name in listed if name in self._changed()]
+        if not files:
+            raise ParamsError("what the page listed is committed already; refresh it")
+        new = [name for name in files if name in self._new()]
+        if new:
+            git(root, "add", "--", *new)
+        git(root, *author(root), "commit", "--quiet", "-m", _SUBJECT, "--", *files)
+        commands = [*([["git", "add", *new]] if new else [])]
+        commands.append(["git", "commit", "-m", _SUBJECT, "--", *files])
         command = "\n".join(map(shlex.join, commands))
         done = self._notice.good("Committed: the next retrain takes it in.", command)
         return {**self._look(chosen), **done}
@@ -141,9 +158,9 @@ def _verdict_of(version: Version) -> Markup:
     """Tell the gate's verdict in words, and task by task."""
     verdict = version.card.verdict
     if verdict is None:
-        return Markup("<p>{} was the first version: it was compared with none.</p>").format(
-            version.name
-        )
+        return Markup(
+            "<p>{} was the first version: there was no earlier version to compare it with.</p>"
+        ).format(version.name)
     rows: list[list[Any]] = [
         [
             task,

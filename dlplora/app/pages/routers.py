@@ -11,7 +11,7 @@ from dlplora.app.guard import Changes, drawn, guarded
 from dlplora.app.html import confusion, mix_of, table
 from dlplora.app.notice import Notice, header, html
 from dlplora.app.run_panel import RunPanel
-from dlplora.app.settings import apply, field, typed
+from dlplora.app.settings import BALANCE, apply, field, typed
 from dlplora.errors import ParamsError
 from dlplora.params.load import load_params
 from dlplora.records.files import read_json
@@ -28,7 +28,6 @@ _KINDS = {
     "knn": "nearest questions",
     "centroid": "nearest task",
 }
-_BALANCE = {"per_task": "Questions per task", "reworded": "Share in other wordings, 0 to 1"}
 
 
 class _Known(NamedTuple):
@@ -53,14 +52,15 @@ class RoutersPage:
             with gr.Tab("Train"):
                 self._train()
             with gr.Tab("Quality"):
-                self._quality(demo)
+                self._quality()
             with gr.Tab("Try a text"):
                 self._try(demo)
         self._panel = panel = RunPanel(context, demo)
         look = guarded(self._look, self._routers)
         parts = [self._routers, self._chosen, self._judged]
-        demo.load(look, None, parts, show_progress="hidden")
-        panel.ended.change(look, None, parts, show_progress="hidden")
+        chosen = [self._chosen, self._judged]
+        demo.load(look, chosen, parts, show_progress="hidden")
+        panel.ended.change(look, chosen, parts, show_progress="hidden")
         panel.ended.change(drawn(self._show), self._judged, self._shown, show_progress="hidden")
 
     def _train(self) -> None:
@@ -69,14 +69,13 @@ class RoutersPage:
         gr.Markdown("What it learns from, and its own settings. An empty field keeps its value.")
 
         def settings(name: str | None) -> None:
-            if not name:
+            if not name or (known := self._known().get(name)) is None:
                 return
-            known = self._known()[name]
             balance = load_params(self._context.project.params_file).balance
             with gr.Row():
-                texts = [field(label, getattr(balance, key)) for key, label in _BALANCE.items()]
+                texts = [field(label, getattr(balance, key)) for key, label in BALANCE.items()]
                 own = [field(key, value) for key, value in known.numbers.items()]
-            paths = [f"balance.{key}" for key in _BALANCE]
+            paths = [f"balance.{key}" for key in BALANCE]
             paths += [f"{known.section}.{name}.{key}" for key in known.numbers]
             train = gr.Button("Train", variant="primary")
 
@@ -100,16 +99,16 @@ class RoutersPage:
                 found[name] = _Known(section, _KINDS[router.kind], numbers)
         return found
 
-    def _look(self) -> Changes:
+    def _look(self, chosen: str | None, judged: str | None) -> Changes:
         known = self._known()
         rows = [[name, one.kind, *self._measured(name)] for name, one in known.items()]
-        heads = ["router", "reads", "accuracy", "calibration error", "base model below"]
+        heads = ["router", "reads", "accuracy", "calibration error", "fallback below"]
         first = next(iter(known), None)
         named = [(f"{name}: {one.kind}", name) for name, one in known.items()]
         return {
             self._routers: table(heads, rows, title="Routers", empty="There are no routers."),
-            self._chosen: gr.Dropdown(named, value=first),
-            self._judged: gr.Dropdown(list(known), value=first),
+            self._chosen: gr.Dropdown(named, value=chosen if chosen in known else first),
+            self._judged: gr.Dropdown(list(known), value=judged if judged in known else first),
         }
 
     def _measured(self, name: str) -> list[Any]:
@@ -128,7 +127,7 @@ class RoutersPage:
         command = "\n".join([*done, shown("repro", target)])
         return {**self._training.good("The run has started.", command), self._panel.id: run}
 
-    def _quality(self, demo: gr.Blocks) -> None:
+    def _quality(self) -> None:
         self._judged = gr.Dropdown([], label="Router")
         self._shown = html()
         self._judged.change(drawn(self._show), self._judged, self._shown)
@@ -157,8 +156,8 @@ class RoutersPage:
         gr.on([route.click, text.submit], asked, [self._system, text], outputs)
 
     def _systems(self) -> Changes:
-        names = list(self._context.served().systems)
-        return {self._system: gr.Dropdown(names, value=names[0])}
+        names = list(self._context.served().systems[:-1])  # the base model routes nothing
+        return {self._system: gr.Dropdown(names, value=next(iter(names), None))}
 
     def _route(self, system: str | None, text: str) -> Changes:
         if not text.strip():
