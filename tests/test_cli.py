@@ -16,7 +16,11 @@ import typer.main
 import yaml
 
 from dlplora import cli
+from dlplora.evaluation.items import TaskItems
+from dlplora.evaluation.multi_question import draw_prompts, numbered_text
+from dlplora.params.load import load_params
 from dlplora.project import own_tasks
+from dlplora.records.examples import Example, examples_path, write_examples
 from dlplora.runtime import is_supported
 from tests.answering import TASKS, write_answering_project
 from tests.tiny import choices, opposites, write_raw, write_tiny_folder
@@ -359,7 +363,16 @@ def test_the_help_of_a_command_describes_it_with_an_example_if_it_takes_words(
         assert f"Example: dlplora {name} " in " ".join(ended.out.split())
 
 
-NEEDING = {"generate", "route", "score", "serve", "find-clusters", "repro-suite", "judge"}
+NEEDING = {
+    "generate",
+    "route",
+    "score",
+    "serve",
+    "prompts",
+    "find-clusters",
+    "repro-suite",
+    "judge",
+}
 NEEDING |= {"models", "promote", "rollback", "schedule", "gc", "push", "pull"}
 
 
@@ -384,6 +397,32 @@ def test_the_example_of_each_command_is_right_usage(run: Run, project: Path) -> 
     for words in examples:
         if words[0] != "repro":  # it becomes DVC and never returns
             assert run(*words).code == 0, words
+
+
+def test_prompts_of_several_questions_are_those_that_systems_are_evaluated_on(
+    run: Run, tmp_path: Path
+) -> None:
+    write_answering_project(ROOT, tmp_path)
+    tests = {
+        task: [
+            Example(f"{task} {n}", task, f"{task} question {n}", ("x",), None, None)
+            for n in range(9)
+        ]
+        for task in TASKS
+    }
+    told = _mistake(run("prompts"))
+    assert told.startswith("2 questions, each of another task: examples of 0 of 2 tasks are made")
+    for task, examples in tests.items():
+        write_examples(examples_path(tmp_path / "data/examples", "test", task), examples)
+    rows = json.loads(run("prompts", "--questions", "2", "--count", "3", "--json").out)
+    params = load_params(tmp_path / "params.yaml")
+    items = [TaskItems(examples, params.tasks[task]) for task, examples in tests.items()]
+    drawn = draw_prompts(items, questions=2, count=3, seed=params.seed)
+    assert [row["prompt"] for row in rows] == [
+        numbered_text([part.question for part in parts]) for parts in drawn
+    ]
+    assert all(sorted(row["tasks"]) == sorted(TASKS) for row in rows)
+    assert run("prompts", "--count", "1").out.startswith("1. ")
 
 
 def test_the_commands_are_those_of_the_documentation() -> None:
