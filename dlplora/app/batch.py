@@ -59,7 +59,7 @@ def read_file(file: Path, *, most: int) -> list[Item]:
 
 
 def answer_all(
-    server: ModelClient, model: str, items: Sequence[Item], *, max_tokens: int
+    server: ModelClient, model: str | None, items: Sequence[Item], *, max_tokens: int
 ) -> Iterator[Answered]:
     """Answer items, several at once; yields them in order.
 
@@ -88,7 +88,7 @@ def answer_all(
         threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _answer(server: ModelClient, model: str, item: Item, max_tokens: int) -> tuple[str, str]:
+def _answer(server: ModelClient, model: str | None, item: Item, max_tokens: int) -> tuple[str, str]:
     """Return the answer to an item, and by which adapters it was written."""
     if item.options is not None:
         scored = server.score(model, item.question, item.options)

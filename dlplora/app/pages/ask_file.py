@@ -38,35 +38,7 @@ def file_tab(answering: Answering, *, files: Path) -> None:
     download = gr.File(label="The table (CSV)", interactive=False, visible=False, height=90)
     notice = Notice(answering.server.typed("", user("…")))
 
-    def answer(file: str | None, model: str, tokens: float) -> Iterator[Changes]:
-        if file is None:
-            raise GenerationError("upload a file first")
-        answering.served()  # or says why nothing is
-        items = read_file(Path(file), most=_MOST_ITEMS)
-        first = answering.server.typed(
-            model, user(items[0].question), max_completion_tokens=int(tokens)
-        )
-        yield {download: gr.File(visible=False), notice.command: f"# the first item\n{first}"}
-        written = Path(tempfile.mkdtemp(dir=files)) / "answers.csv"
-        done: list[Answered] = []
-        shown_at, offered_at = 0.0, time.monotonic()
-        for one in answer_all(answering.server, model, items, max_tokens=int(tokens)):
-            done.append(one)
-            if len(done) < len(items) and time.monotonic() < shown_at + _SECONDS:
-                continue
-            shown_at = time.monotonic()
-            write_csv(written, done)  # a person may stop it, and keeps what there is
-            is_whole = len(done) == len(items)
-            line = f"{len(done)} of {len(items)} answered. {summary_of(done)}"
-            changes: dict[Any, Any] = {
-                notice.line: said(line, "good" if is_whole else "note"),
-                notice.found: _table(done),
-            }
-            if is_whole or shown_at > offered_at + _OFFER_SECONDS:  # each is a copy
-                offered_at = shown_at
-                changes[download] = gr.File(str(written), visible=True)
-            yield changes
-
+    answer = _Answering(answering, notice, download, files).answer
     work = ask.click(
         notice.streamed(answer),
         [upload, *answering.inputs[:2]],
@@ -74,6 +46,49 @@ def file_tab(answering: Answering, *, files: Path) -> None:
         show_progress="hidden",
     )
     stop.click(None, cancels=[work])
+
+
+class _Answering:
+    """What the button does."""
+
+    def __init__(
+        self, answering: Answering, notice: Notice, download: gr.File, files: Path
+    ) -> None:
+        self._answering = answering
+        self._notice = notice
+        self._download = download
+        self._files = files
+
+    def answer(self, file: str | None, model: str | None, tokens: float) -> Iterator[Changes]:
+        """Answer the items of a file; the table so far is shown, and offered now and then."""
+        if file is None:
+            raise GenerationError("upload a file first")
+        self._answering.served()  # or says why nothing is
+        server, limit = self._answering.server, int(tokens)
+        items = read_file(Path(file), most=_MOST_ITEMS)
+        first = server.typed(model, user(items[0].question), max_completion_tokens=limit)
+        command = f"# the first item\n{first}"
+        yield {self._download: gr.File(visible=False), self._notice.command: command}
+        written = Path(tempfile.mkdtemp(dir=self._files)) / "answers.csv"
+        done: list[Answered] = []
+        shown_at, offered_at = 0.0, time.monotonic()
+        for one in answer_all(server, model, items, max_tokens=limit):
+            done.append(one)
+            is_whole, now = len(done) == len(items), time.monotonic()
+            if not is_whole and now < shown_at + _SECONDS:
+                continue
+            shown_at = now
+            changes = self._shown(done, len(items))
+            if is_whole or now > offered_at + _OFFER_SECONDS:  # each is a copy
+                offered_at = now
+                write_csv(written, done)
+                changes[self._download] = gr.File(str(written), visible=True)
+            yield changes
+
+    def _shown(self, done: Sequence[Answered], num_items: int) -> dict[Any, Any]:
+        line = f"{len(done)} of {num_items} answered. {summary_of(done)}"
+        kind = "good" if len(done) == num_items else "note"
+        return {self._notice.line: said(line, kind), self._notice.found: _table(done)}
 
 
 def _table(done: Sequence[Answered]) -> Markup:
