@@ -11,11 +11,13 @@ import gradio as gr
 import pandas as pd
 from markupsafe import Markup
 
+from dlplora.app.commands import shown
 from dlplora.app.context import Context
 from dlplora.app.guard import Changes, guarded
 from dlplora.app.html import bar, link, log, said, seconds, table
-from dlplora.app.notice import html
+from dlplora.app.notice import Notice, html
 from dlplora.app.runs import Run, StageRun
+from dlplora.app.settings import apply
 
 _SECONDS = 2.0  # between two looks at a run
 _LINES = 400
@@ -40,7 +42,7 @@ class RunPanel:
     """
 
     def __init__(self, context: Context, demo: gr.Blocks) -> None:
-        self._runs = context.runs
+        self._runs, self._commands = context.runs, context.commands
         self.id = gr.Textbox(visible="hidden")
         self.ended = gr.Textbox(visible="hidden")
         self._line = html()
@@ -55,6 +57,23 @@ class RunPanel:
             self._log = html()
         self._timer = gr.Timer(_SECONDS)
         self._connect(demo)
+
+    def start(
+        self,
+        notice: Notice,
+        *targets: str,
+        values: Sequence[str] = (),
+        told: str = "The run has started.",
+    ) -> Changes:
+        """Set values of params.yaml, bring stages up to date in a run, all if none, and follow it.
+
+        `told` is what the notice then says, beside the commands that do the same.
+        """
+        done = apply(self._commands, values)
+        parameters = {"targets": list(targets)} if targets else {}
+        run = self._runs.start("pipeline/this-tree", parameters)
+        command = "\n".join([*done, shown("repro", *targets)])
+        return {**notice.good(told, command), self.id: run}
 
     def _connect(self, demo: gr.Blocks) -> None:
         buttons = [self._cancel, self._resume]

@@ -1,6 +1,6 @@
 """Values of params.yaml as fields of a page: what is typed replaces them, what is empty stays."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -20,7 +20,7 @@ def typed(fields: Mapping[str, str]) -> list[str]:
     return [f"{path}={value.strip()}" for path, value in fields.items() if value.strip()]
 
 
-def apply(commands: Commands, values: list[str]) -> list[str]:
+def apply(commands: Commands, values: Sequence[str]) -> list[str]:
     """Set values, if there are any; returns the command that did, as it is typed."""
     if not values:
         return []

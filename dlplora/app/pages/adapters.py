@@ -13,7 +13,7 @@ from dlplora.app.html import table
 from dlplora.app.notice import Notice, header, html
 from dlplora.app.pages.import_adapter import import_tab
 from dlplora.app.run_panel import RunPanel
-from dlplora.app.settings import apply, field, typed
+from dlplora.app.settings import field, typed
 from dlplora.errors import ParamsError
 from dlplora.params.load import load_params
 from dlplora.params.overrides import adapter_of
@@ -100,12 +100,9 @@ class AdaptersPage:
         paths = {
             f"adapters.{task}.{name}": value for task in tasks for name, value in given.items()
         }
-        done = apply(self._context.commands, typed(paths))
         targets = [f"adapter@{task}" for task in tasks]
-        run = self._context.runs.start("pipeline/this-tree", {"targets": targets})
-        command = "\n".join([*done, shown("repro", *targets)])
         told = "The run has started; it continues without this page."
-        return {**self._training.good(told, command), self._panel.id: run}
+        return self._panel.start(self._training, *targets, values=typed(paths), told=told)
 
     def _test_items(self, demo: gr.Blocks) -> gr.Button:
         gr.Markdown("What the base model and the task's own adapter answer to held-out questions.")
@@ -143,9 +140,7 @@ class AdaptersPage:
         ) + Markup("{}").format(note)
 
     def _evaluate(self) -> Changes:
-        run = self._context.runs.start("pipeline/this-tree", {"targets": list(_EVALUATE)})
-        command = shown("repro", *_EVALUATE)
-        return {**self._evaluating.good("The run has started.", command), self._panel.id: run}
+        return self._panel.start(self._evaluating, *_EVALUATE)
 
 
 def _items_of(folder: Any, task: str | None) -> Mapping[str, ItemScore]:

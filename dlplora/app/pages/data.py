@@ -13,7 +13,7 @@ from dlplora.app.html import table
 from dlplora.app.notice import Notice, header, html
 from dlplora.app.pages.add_task import add_tab
 from dlplora.app.run_panel import RunPanel
-from dlplora.app.settings import BALANCE, apply, field, typed
+from dlplora.app.settings import BALANCE, field, typed
 from dlplora.data.balance import read_labelled
 from dlplora.errors import DataError
 from dlplora.params.load import load_params
@@ -115,10 +115,8 @@ class DataPage:
 
     def _draw(self, *values: str) -> Changes:
         paths = (f"balance.{key}" for key in BALANCE)
-        done = apply(self._context.commands, typed(dict(zip(paths, values, strict=True))))
-        run = self._context.runs.start("pipeline/this-tree", {"targets": ["router_data"]})
-        command = "\n".join([*done, shown("repro", "router_data")])
-        return {**self._drawing.good("The run has started.", command), self._panel.id: run}
+        given = typed(dict(zip(paths, values, strict=True)))
+        return self._panel.start(self._drawing, "router_data", values=given)
 
     def _show_drawn(self) -> Markup:
         file = self._context.root / "data/router_data/train.parquet"

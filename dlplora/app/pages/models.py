@@ -120,14 +120,15 @@ class ModelsPage:
         """Commit what the page has listed, and nothing else."""
         root = self._context.root
         self._context.commands.refuse_at_work()
-        files = [name for name in listed if name in self._changed()]
+        changed, untracked = self._changed(), self._new()
+        files = [name for name in listed if name in changed]
         if not files:
             raise ParamsError("what the page listed is committed already; refresh it")
-        new = [name for name in files if name in self._new()]
+        new = [name for name in files if name in untracked]
         if new:
             git(root, "add", "--", *new)
         git(root, *author(root), "commit", "--quiet", "-m", _SUBJECT, "--", *files)
-        commands = [*([["git", "add", *new]] if new else [])]
+        commands = [["git", "add", *new]] if new else []
         commands.append(["git", "commit", "-m", _SUBJECT, "--", *files])
         command = "\n".join(map(shlex.join, commands))
         done = self._notice.good("Committed: the next retrain takes it in.", command)

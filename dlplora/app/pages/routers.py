@@ -11,7 +11,7 @@ from dlplora.app.guard import Changes, drawn, guarded
 from dlplora.app.html import confusion, mix_of, table
 from dlplora.app.notice import Notice, header, html
 from dlplora.app.run_panel import RunPanel
-from dlplora.app.settings import BALANCE, apply, field, typed
+from dlplora.app.settings import BALANCE, field, typed
 from dlplora.errors import ParamsError
 from dlplora.params.load import load_params
 from dlplora.records.files import read_json
@@ -81,7 +81,8 @@ class RoutersPage:
 
             def start(*values: str) -> Changes:
                 given = typed(dict(zip(paths, values, strict=True)))
-                return self._start(f"{known.stage}@{name}", given)
+                target = f"{known.stage}@{name}"
+                return self._panel.start(self._training, target, values=given)
 
             notice = self._training
             train.click(notice.guarded(start), [*texts, *own], [*notice.outputs, self._panel.id])
@@ -120,12 +121,6 @@ class RoutersPage:
     def _trained(self, name: str) -> dict[str, Any] | None:
         file = self._context.root / "data/routers" / name / "training.json"
         return read_json(file) if file.exists() else None
-
-    def _start(self, target: str, values: list[str]) -> Changes:
-        done = apply(self._context.commands, values)
-        run = self._context.runs.start("pipeline/this-tree", {"targets": [target]})
-        command = "\n".join([*done, shown("repro", target)])
-        return {**self._training.good("The run has started.", command), self._panel.id: run}
 
     def _quality(self) -> None:
         self._judged = gr.Dropdown([], label="Router")

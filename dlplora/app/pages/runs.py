@@ -44,8 +44,7 @@ class RunsPage:
         return table(heads, rows, title="Runs", empty=empty)
 
     def _start(self) -> Changes:
-        run = self._context.runs.start("pipeline/this-tree", {})
-        return {**self._notice.good("The run has started.", shown("repro")), self._panel.id: run}
+        return self._panel.start(self._notice)
 
 
 def _row(run: Run) -> list[Any]:

@@ -1,7 +1,5 @@
 """The first page: how the project stands, and what to do next."""
 
-from pathlib import Path
-
 import gradio as gr
 from markupsafe import Markup
 
@@ -10,10 +8,10 @@ from dlplora.app.guard import drawn
 from dlplora.app.html import link, table
 from dlplora.app.notice import header, html
 from dlplora.errors import DlpLoraError
+from dlplora.lifecycle.registry import CURRENT, MODELS
 from dlplora.params.load import load_params
 
 _SECONDS = 10.0
-_CURRENT = Path(".models/current")
 
 
 class StartPage:
@@ -59,5 +57,5 @@ class StartPage:
         return f"the newest, {found[0].name}: {found[0].state}" if found else "none so far"
 
     def _in_production(self) -> str:
-        link = self._context.root / _CURRENT
+        link = self._context.root / MODELS / CURRENT
         return f"{link.readlink()} is in production" if link.is_symlink() else "none so far"
