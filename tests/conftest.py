@@ -3,11 +3,13 @@
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from absl.logging import get_absl_handler
 
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,6 +20,10 @@ from tests.project import ROOT, Checkout, made_once, make_finished, make_learned
 
 # The background job of a shell ignores Ctrl-C, and so would all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The handler of absl, which rouge-score brings, closes its stream when logging is configured anew,
+# unless that is the stderr of that moment: it would close the file that pytest captures in.
+get_absl_handler().python_handler.setStream(sys.__stderr__)
 
 # What runs DVC, Prefect or other processes, trains, or tries many kinds of models or inputs; the
 # longest first, so that two processes end together. All other tests are marked `fast`.
