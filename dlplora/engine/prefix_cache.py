@@ -87,7 +87,7 @@ class PrefixCache:
 
     def store(self, row: Row, ids: Sequence[int], key_values: KeyValues) -> None:
         """Keep the keys and values of tokens; what they begin with need not be kept by itself."""
-        parts = (row,) if isinstance(row, OwnLayers) else tuple(pairs for pairs, _ in row)
+        parts = (row,) if isinstance(row, OwnLayers) else tuple(one.identity for one, _ in row)
         entry = _Entry(
             row_key(row),
             tuple(map(weakref.ref, parts)),

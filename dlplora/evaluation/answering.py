@@ -131,8 +131,8 @@ class Answering:
         return [
             [
                 [
-                    (numbers.setdefault(id(pairs), len(numbers)), pairs.sha256, weight)
-                    for pairs, weight in weighted(self._runner.pool.row(route))
+                    (numbers.setdefault(id(one), len(numbers)), one.sha256, weight)
+                    for one, weight in weighted(self._runner.pool.row(route))
                 ]
                 for route in request.routes
             ]

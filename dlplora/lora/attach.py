@@ -17,10 +17,9 @@ from dlplora.errors import (
     choices,
     one_line,
 )
-from dlplora.lora.fused import LayerSums
 from dlplora.lora.layers import FusedLayers, fused, in_out
-from dlplora.lora.layout import PairsByPath
 from dlplora.lora.mix import BatchMix, Row
+from dlplora.lora.stacks import Resident
 from dlplora.records.routes import Route
 
 T = TypeVar("T")
@@ -35,7 +34,7 @@ class Pool:
 
     def __init__(self, layers: FusedLayers) -> None:
         self.layers = layers
-        self._adapters: dict[str, PairsByPath] = {}
+        self._adapters: dict[str, Resident] = {}
         self._changing = threading.Lock()
 
     @property
@@ -50,9 +49,8 @@ class Pool:
         fit the model; nothing is changed then.
         """
         with self._changing:
-            if adapter.name in self._adapters and not replaces:
-                raise AdapterError(f"there is an adapter {adapter.name!r} already")
-            self._adapters = {**self._adapters, adapter.name: self.layers.wrap(adapter)}
+            refuse_taken(self._adapters, adapter.name, replaces=replaces)
+            self._adapters = {**self._adapters, adapter.name: self.layers.add(adapter)}
 
     def remove(self, name: str) -> None:
         """Let go of an adapter; batches that run with it end with it."""
@@ -71,7 +69,7 @@ class Pool:
         """Return the mix of a batch by its routes; `RouterError` on an adapter that is not here."""
         return self.layers.mix([self.row(route) for route in routes])
 
-    def mixing(self, mix: LayerSums) -> AbstractContextManager[None]:
+    def mixing(self, mix: BatchMix) -> AbstractContextManager[None]:
         """Run a batch in the `with` block by its mix."""
         return self.layers.mixing(mix)
 
@@ -86,6 +84,12 @@ def attached(
         for adapter in adapters:
             pool.add(adapter)
         yield pool
+
+
+def refuse_taken(adapters: Mapping[str, object], name: str, *, replaces: bool) -> None:
+    """Raise `AdapterError` if an adapter of a name is here, and is not to be replaced."""
+    if name in adapters and not replaces:
+        raise AdapterError(f"there is an adapter {name!r} already")
 
 
 def found(adapters: Mapping[str, T], name: str) -> T:

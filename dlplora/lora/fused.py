@@ -1,129 +1,185 @@
-"""Many LoRA adapters on one linear layer, each prompt with its own mix of them.
+"""Many LoRA adapters on one linear layer, each prompt with weights of its own.
 
     y_b = W0 x_b + Σ_i w_bi s_i B_i A_i x_b
 
-Exact forms of the sum, each a few operations whatever the number of adapters:
+The adapters are resident: their ranks are rows of two matrices of the layer, A and (s B)ᵀ
+(`dlplora.lora.stacks`). A batch is indices and weights: the rows of each prompt and what they are
+weighted by. `reference` computes the sum as it is written; three forms compute the same faster:
 
-- shared: all prompts have the same mix; the weights are folded into B.
-- stacked: the pairs of all adapters that any prompt uses lie side by side as one of rank P; the
-  weights scale its columns, prompt by prompt.
-- gathered: each prompt has only its own pairs, as one batched product.
-- bagged: stacked down, and up only by each prompt's own rows, as a bag of embeddings.
+- one mix: all prompts have the same rows and weights, which are multiplied into B.
+- gathered: the rows of each prompt are picked, and multiplied as one batch of products.
+- bagged: one product shrinks by all rows in use; each token then expands by a bag of embeddings
+  of its own rows.
 
-Each has two halves, so that layers with the same input – q, k and v – go down in one product.
+Each has two halves: `shrink` maps an input to hidden values, once for all layers that read it;
+`expand` adds a layer's hidden values to its output.
 
-Shapes: B prompts, S tokens, I inputs, O outputs, n = B·S tokens of all prompts, P summed ranks of
-the adapters in use, K largest summed rank of one prompt.
+Shapes: B prompts, S tokens, n = B·S, I inputs, O outputs, G layers that read one input, N rows,
+K rows of one prompt, U rows that any prompt of the batch has.
 """
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from torch import Tensor, nn, split
-from torch.nn.functional import embedding_bag
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, embedding_bag
 
-# The first half of the sum: from an input to the hidden values of all layers that read it, side by
-# side in the last dimension.
-Down = Callable[[Tensor], Tensor]
-# The second half, for one layer: adds to its output, in place and in its dtype, by hidden values.
-Up = Callable[[Tensor, Tensor], Tensor]
-# The sum of one layer: adds to its output by its input.
-LowRankSum = Callable[[Tensor, Tensor], Tensor]
+if TYPE_CHECKING:
+    from dlplora.lora.mix import BatchMix
+    from dlplora.lora.stacks import Stack
+
+Form = Literal["one_mix", "gathered", "bagged"]
+# From an input (B, S, I) to the hidden values (B, S, G·K) of all layers, side by side.
+Shrink = Callable[[Tensor], Tensor]
+# From a layer's hidden values (B, S, K) and its output to the output with the sum, in place.
+Expand = Callable[[Tensor, Tensor], Tensor]
+
+# Measured on a CPU (docs/log.md): batched products of fewer rows than this are slower than one.
+# A GPU starts one kernel for a batch of products, whatever its size; not measured.
+_GATHERED_TOKENS = {"cpu": 8, "cuda": 2}
+# Up to so many rows × ranks a CPU's float32 products are faster than bfloat16's fixed costs.
+_FLOAT32_SIZE = 2048
 
 
-def product_down(x_BSI: Tensor, *, down_IP: Tensor, mix_B1P: Tensor | None) -> Tensor:
-    """Return hidden values (B, S, P) by one product, whose columns `mix_B1P` scales, if any."""
-    hidden_BSP = x_BSI.to(down_IP.dtype) @ down_IP
-    return hidden_BSP if mix_B1P is None else hidden_BSP.mul_(mix_B1P)
+def reference(
+    x_BSI: Tensor,
+    y_BSO: Tensor,
+    *,
+    rows_BK: Tensor,
+    weights_BK: Tensor,
+    down_NI: Tensor,
+    up_NO: Tensor,
+) -> Tensor:
+    """Return the output (B, S, O) of a layer with the weighted sum of adapters, as float32."""
+    hidden_BSK = torch.einsum("bsi,bki->bsk", x_BSI.float(), down_NI[rows_BK].float())
+    hidden_BSK = hidden_BSK * weights_BK.float()[:, None]
+    return y_BSO + torch.einsum("bsk,bko->bso", hidden_BSK, up_NO[rows_BK].float())
 
 
-def product_up(hidden_BSP: Tensor, y_BSO: Tensor, *, up_PO: Tensor) -> Tensor:
-    """Add one product with all adapters in use; the weights of a shared mix are folded in."""
-    y_nO, hidden_nP = y_BSO.view(-1, y_BSO.shape[-1]), hidden_BSP.flatten(0, 1)
-    if up_PO.dtype is y_nO.dtype:
-        y_nO.addmm_(hidden_nP, up_PO)
+def choose_form(device: torch.device, *, num_tokens: int, is_one_mix: bool) -> Form:
+    """Choose the fastest form for a batch of `num_tokens` a prompt."""
+    if is_one_mix:
+        return "one_mix"
+    least = _GATHERED_TOKENS.get(device.type, _GATHERED_TOKENS["cuda"])
+    return "gathered" if num_tokens >= least else "bagged"
+
+
+def one_mix(
+    down_GNI: Tensor,
+    ups_NO: Sequence[Tensor],
+    *,
+    rows_K: Tensor,
+    weights_K: Tensor,
+    num_tokens: int,
+) -> tuple[Shrink, list[Expand]]:
+    """Prepare one pair of products for prompts that have the same rows and weights.
+
+    `num_tokens` are those of the whole batch: few of them are multiplied as float32 on a CPU.
+    """
+    is_small = num_tokens * len(rows_K) <= _FLOAT32_SIZE
+    dtype = torch.float32 if is_small and down_GNI.device.type == "cpu" else down_GNI.dtype
+    down_IP = down_GNI.index_select(1, rows_K).flatten(0, 1).to(dtype).T.contiguous()
+    expands: list[Expand] = []
+    for up_NO in ups_NO:
+        up_KO = embedding(rows_K, up_NO).float().mul_(weights_K[:, None]).to(dtype)
+        expands.append(partial(_expand_by_one, up_KO=up_KO))
+    return partial(_shrink_by_one, down_IP=down_IP), expands
+
+
+def _shrink_by_one(x_BSI: Tensor, *, down_IP: Tensor) -> Tensor:
+    return x_BSI.to(down_IP.dtype) @ down_IP
+
+
+def _expand_by_one(hidden_BSK: Tensor, y_BSO: Tensor, *, up_KO: Tensor) -> Tensor:
+    y_nO, hidden_nK = y_BSO.view(-1, y_BSO.shape[-1]), hidden_BSK.flatten(0, 1)
+    if up_KO.dtype is y_nO.dtype:
+        y_nO.addmm_(hidden_nK, up_KO)
     else:
-        y_nO.add_(hidden_nP @ up_PO)
+        y_nO.add_(hidden_nK @ up_KO)
     return y_BSO
 
 
-def gathered_down(x_BSI: Tensor, *, down_BIK: Tensor, mix_B1K: Tensor) -> Tensor:
-    """Return hidden values (B, S, K) of each prompt's own ranks, scaled."""
-    return (x_BSI @ down_BIK).mul_(mix_B1K)
+def gathered(
+    down_GNI: Tensor, ups_NO: Sequence[Tensor], *, rows_BK: Tensor, weights_BK: Tensor
+) -> tuple[Shrink, list[Expand]]:
+    """Prepare a batch of products, each prompt by its own rows."""
+    num_layers, num_rows, num_in = down_GNI.shape
+    rows_BP = torch.cat([rows_BK + num_rows * layer for layer in range(num_layers)], 1)
+    weights_B1P = weights_BK.repeat(1, num_layers)[:, None].to(down_GNI.dtype)
+    down_BIP = embedding(rows_BP, down_GNI.view(-1, num_in)).transpose(1, 2)
+    shrink = partial(_shrink_gathered, down_BIP=down_BIP, weights_B1P=weights_B1P)
+    return shrink, [partial(_expand_gathered, up_BKO=embedding(rows_BK, up_NO)) for up_NO in ups_NO]
 
 
-def gathered_up(hidden_BSK: Tensor, y_BSO: Tensor, *, up_BKO: Tensor) -> Tensor:
-    """Add the products with each prompt's own ranks."""
+def _shrink_gathered(x_BSI: Tensor, *, down_BIP: Tensor, weights_B1P: Tensor) -> Tensor:
+    return (x_BSI @ down_BIP).mul_(weights_B1P)
+
+
+def _expand_gathered(hidden_BSK: Tensor, y_BSO: Tensor, *, up_BKO: Tensor) -> Tensor:
     return y_BSO.baddbmm_(hidden_BSK, up_BKO)
 
 
-def bagged_down(x_BSI: Tensor, *, down_IP: Tensor, own_BK: Tensor, mix_BK: Tensor) -> Tensor:
-    """Return hidden values (B, K) of one token a prompt: all adapters down, its own ranks taken."""
-    return (x_BSI[:, 0] @ down_IP).gather(1, own_BK).mul_(mix_BK)
+def bagged(
+    down_GNI: Tensor,
+    ups_NO: Sequence[Tensor],
+    *,
+    rows_BK: Tensor,
+    weights_BK: Tensor,
+    used_U: Tensor,
+    places_BK: Tensor,
+) -> tuple[Shrink, list[Expand]]:
+    """Prepare one product with all rows in use, of which each prompt takes its own.
+
+    `used_U` are the rows in use, `places_BK` where each prompt's stand among them.
+    """
+    num_layers, num_used = len(down_GNI), len(used_U)
+    down_PI = down_GNI.index_select(1, used_U).flatten(0, 1)
+    places_BP = torch.cat([places_BK + num_used * layer for layer in range(num_layers)], 1)
+    weights_BP = weights_BK.repeat(1, num_layers).to(down_GNI.dtype)
+    shrink = partial(_shrink_bagged, down_PI=down_PI, places_BP=places_BP, weights_BP=weights_BP)
+    return shrink, [partial(_expand_bagged, rows_BK=rows_BK, up_NO=up_NO) for up_NO in ups_NO]
 
 
-def bagged_up(hidden_BK: Tensor, y_BSO: Tensor, *, own_BK: Tensor, up_PO: Tensor) -> Tensor:
-    """Add to each prompt's output a bag of its own rows, scaled."""
-    sum_BO = embedding_bag(own_BK, up_PO, mode="sum", per_sample_weights=hidden_BK)
-    y_BSO[:, 0].add_(sum_BO)
+def _shrink_bagged(
+    x_BSI: Tensor, *, down_PI: Tensor, places_BP: Tensor, weights_BP: Tensor
+) -> Tensor:
+    hidden_BSP = x_BSI @ down_PI.T
+    places_BSP = places_BP[:, None].expand(-1, x_BSI.shape[1], -1)
+    return hidden_BSP.gather(2, places_BSP).mul_(weights_BP[:, None])
+
+
+def _expand_bagged(hidden_BSK: Tensor, y_BSO: Tensor, *, rows_BK: Tensor, up_NO: Tensor) -> Tensor:
+    num_tokens = y_BSO.shape[1]
+    rows_nK = rows_BK if num_tokens == 1 else rows_BK.repeat_interleave(num_tokens, 0)
+    hidden_nK = hidden_BSK.flatten(0, 1)
+    sum_nO = embedding_bag(rows_nK, up_NO, mode="sum", per_sample_weights=hidden_nK)
+    y_BSO.view(sum_nO.shape).add_(sum_nO)
     return y_BSO
 
 
-class OneInput:
-    """The hidden values of all layers that read one input, computed when the first asks.
-
-    `widths` are the layers' shares of the hidden values. Nothing is kept once all have asked.
-    """
-
-    def __init__(self, down: Down, widths: Sequence[int]) -> None:
-        self._down = down
-        self._widths = list(widths)
-        self._x: Tensor | None = None
-        self._parts: tuple[Tensor, ...] = ()
-        self._asked = 0
-
-    def part(self, number: int, x_BSI: Tensor) -> Tensor:
-        """Return a layer's hidden values; computed again for any other input than the last."""
-        if len(self._widths) == 1:
-            return self._down(x_BSI)
-        if x_BSI is not self._x:
-            self._x, self._asked = x_BSI, 0
-            self._parts = split(self._down(x_BSI), self._widths, dim=-1)
-        part = self._parts[number]
-        self._asked += 1
-        if self._asked == len(self._widths):
-            self._x, self._parts = None, ()
-        return part
-
-    def add(self, number: int, up: Up, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
-        """Add the sum of the `number`-th layer to its output, in place and in its dtype."""
-        return up(self.part(number, x_BSI), y_BSO)
-
-
-class LayerSums(Protocol):
-    """The mix of one batch: a sum for every layer."""
-
-    def add(self, path: str, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
-        """Add the sum of the layer at `path` to its output."""
-
-
 # The mix in force, seen by every fused layer of one model; None for the base model alone. As a
-# context variable: two threads on one model never see each other's routes.
-Running = ContextVar[LayerSums | None]
+# context variable: a model passes nothing on to its linear layers, and two threads on one model
+# never see each other's mix.
+Running: TypeAlias = "ContextVar[BatchMix | None]"
 
 
 class FusedLinear(nn.Module):
-    """A frozen linear layer that adds what the mix in force says."""
+    """A frozen linear layer that adds what the mix in force says.
+
+    `stack` holds the matrices of adapters; None as long as no adapter changes the layer.
+    """
 
     def __init__(self, base: nn.Module, path: str, running: Running) -> None:
         super().__init__()
         self.base = base
         self.path = path
         self.running = running
+        self.stack: Stack | None = None
 
     def forward(self, x_BSI: Tensor) -> Tensor:
         """Map (B, S, I) to (B, S, O), in the dtype of the base layer's output."""
-        y_BSO: Tensor = self.base(x_BSI)
-        sums = self.running.get()
-        return y_BSO if sums is None else sums.add(self.path, x_BSI, y_BSO)
+        mix = self.running.get()
+        return self.base(x_BSI) if mix is None else mix.forward(self, x_BSI)

@@ -9,10 +9,10 @@ import torch
 
 from dlplora.adapters import LoraAdapter, LoraPair
 from dlplora.errors import AdapterError
-from dlplora.lora.attach import Pool, found
+from dlplora.lora.attach import Pool, found, refuse_taken
 from dlplora.lora.layers import FusedLayers
-from dlplora.lora.layout import PairsByPath
 from dlplora.lora.mix import Row
+from dlplora.lora.stacks import Resident
 from dlplora.records.routes import Route
 
 _KEPT = 64  # averages
@@ -27,19 +27,25 @@ class FusionPool(Pool):
     def __init__(self, layers: FusedLayers) -> None:
         super().__init__(layers)
         self._members: dict[str, LoraAdapter] = {}
-        self._averages: dict[tuple[str, ...], PairsByPath] = {}
+        self._averages: dict[tuple[str, ...], Resident] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The adapters that routes may name."""
+        return tuple(self._members)
 
     def add(self, adapter: LoraAdapter, *, replaces: bool = False) -> None:
-        """Attach an adapter, as `Pool.add` does."""
-        super().add(adapter, replaces=replaces)
+        """Take an adapter in, as `Pool.add` does."""
         with self._changing:
+            refuse_taken(self._members, adapter.name, replaces=replaces)
+            self.layers.check(adapter)
             self._members[adapter.name] = adapter
             self._averages = {}
 
     def remove(self, name: str) -> None:
         """Let go of an adapter; batches that run with it end with it."""
-        super().remove(name)
         with self._changing:
+            found(self._members, name)
             del self._members[name]
             self._averages = {}
 
@@ -55,9 +61,9 @@ class FusionPool(Pool):
                 del self._averages[next(iter(self._averages))]
         return ((average, 1.0),)
 
-    def _average(self, names: Sequence[str]) -> PairsByPath:
+    def _average(self, names: Sequence[str]) -> Resident:
         members = [found(self._members, name) for name in names]
-        return self.layers.lay_out(fuse(members, name=" + ".join(names)))
+        return self.layers.add(fuse(members, name=" + ".join(names)))
 
 
 def fuse(adapters: Sequence[LoraAdapter], *, name: str) -> LoraAdapter:

@@ -1,42 +1,40 @@
 """Fused layers put into a loaded model, and taken out again."""
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from dlplora.adapters import LoraAdapter
 from dlplora.errors import AdapterError, RouterError
-from dlplora.lora.fused import FusedLinear, LayerSums, Running
-from dlplora.lora.layout import Pair, PairsByPath
-from dlplora.lora.mix import BatchMix, Groups, OwnLayers, Row
+from dlplora.lora.fused import FusedLinear, Running
+from dlplora.lora.mix import BatchMix, OwnLayers, Row
+from dlplora.lora.stacks import Resident, Stack
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class FusedLayers:
-    """The linear layers of one model that adapters change, wrapped once for all of its pools.
-
-    `groups` tells for each of them all that read the same input.
-    """
+    """The linear layers of one model that adapters change, wrapped once for all of its pools."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._fused: dict[str, FusedLinear] = {}
         self._running: Running = ContextVar("running", default=None)
-        self.groups: Groups = {}
+        self._stacks: dict[str, Stack] = {}  # of all linear layers, known with the first adapter
         self._changing = threading.RLock()
         self._is_unwrapped = False
 
     def mix(self, rows: Sequence[Row]) -> BatchMix:
         """Return the mix of a batch by what answers each of its prompts."""
-        return BatchMix(rows, self.groups)
+        return BatchMix(rows)
 
     @contextmanager
-    def mixing(self, mix: LayerSums) -> Iterator[None]:
+    def mixing(self, mix: BatchMix) -> Iterator[None]:
         """Run a batch in the `with` block by its mix.
 
         Raises `RouterError` once the layers are taken out of the model.
@@ -49,63 +47,86 @@ class FusedLayers:
         finally:
             self._running.reset(token)
 
-    def wrap(self, adapter: LoraAdapter) -> PairsByPath:
-        """Wrap the layers that an adapter names, and return its pairs as batches use them.
+    def add(self, adapter: LoraAdapter, *, keeps_source: bool = False) -> Resident:
+        """Copy an adapter into the stacks of its layers, and wrap those that are not wrapped yet.
 
         Raises `AdapterError` if the model has no such layer, or one of another shape; nothing is
         changed then.
         """
         with self._changing:
-            pairs = self.lay_out(adapter)
-            self._fuse(adapter.pairs)
-            return pairs
+            layers = self.check(adapter)
+            if not self._stacks:
+                self._stacks = self._find_stacks()
+            self._wrap(layers)
+            by_stack: dict[Stack, list[str]] = {}
+            for path in layers:
+                stack = self._fused[path].stack = self._stacks.setdefault(path, Stack())
+                by_stack.setdefault(stack, []).append(path)
+            resident = Resident(tuple(layers), adapter if keeps_source else None)
+            for stack, paths in by_stack.items():
+                pairs = {path: adapter.pairs[path] for path in paths}
+                resident.rows[stack] = stack.add(pairs, _weight(layers[paths[0]]))
+            return resident
 
     def wrap_own(self, own: OwnLayers) -> None:
         """Wrap the layers that others are to stand in for."""
         with self._changing:
-            self._fuse(own)
+            self._wrap(own)
 
-    def lay_out(self, adapter: LoraAdapter) -> PairsByPath:
-        """Return an adapter's pairs as batches use them; `AdapterError` if it does not fit."""
-        return _lay_out(adapter, {path: self._layer(adapter, path) for path in adapter.pairs})
+    def check(self, adapter: LoraAdapter) -> dict[str, nn.Module]:
+        """Return the layers that an adapter changes; `AdapterError` if it does not fit."""
+        return {path: self._layer(adapter, path) for path in adapter.pairs}
+
+    def num_bytes(self, adapter: LoraAdapter) -> int:
+        """Return what an adapter takes in its stacks; `AdapterError` if it does not fit."""
+        return sum(
+            (adapter.pairs[path].down_RI.numel() + adapter.pairs[path].up_OR.numel())
+            * _weight(layer).element_size()
+            for path, layer in self.check(adapter).items()
+        )
 
     def unwrap(self) -> None:
         """Put the model's own layers back in their places."""
         with self._changing:
             for path, layer in self._fused.items():
                 set_module(self.model, path, layer.base)
-            self._fused, self.groups = {}, {}
+            self._fused, self._stacks = {}, {}
             self._is_unwrapped = True
 
-    def _fuse(self, paths: Iterable[str]) -> None:
-        """Wrap layers, and see which of all read one input; undone if the model fails at that."""
-        before = self._fused
-        layers = {path: self.model.get_submodule(path) for path in paths if path not in before}
-        if not layers:
-            return
-        self._fused = dict(before)
-        for path, layer in layers.items():
-            self._fused[path] = FusedLinear(layer, path, self._running)
-            set_module(self.model, path, self._fused[path])
-        try:
-            self.groups = self._grouped()
-        except BaseException:
-            for path, layer in layers.items():
-                set_module(self.model, path, layer)
-            self._fused = before
-            raise
+    def _wrap(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            if path not in self._fused:
+                layer = self.model.get_submodule(path)
+                self._fused[path] = FusedLinear(layer, path, self._running)
+                set_module(self.model, path, self._fused[path])
 
     @torch.no_grad()
-    def _grouped(self) -> Groups:
-        """Run the model on one token, to see which layers read the very same tensor."""
-        watch = _Watch()
+    def _find_stacks(self) -> dict[str, Stack]:
+        """Run the model on one token, to see which linear layers read the very same tensor."""
+        inputs: list[Tensor] = []  # kept, so that each has an identity of its own
+        stacks: dict[tuple[object, ...], Stack] = {}
+        found: dict[str, Stack] = {}
+        thread = threading.get_ident()
+
+        def note(path: str, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+            if given and threading.get_ident() == thread:
+                inputs.append(given[0])
+                weight = _weight(layer)
+                kind = id(given[0]), weight.device, weight.dtype
+                found[path] = stacks.setdefault(kind, Stack())
+
+        hooks = [
+            layer.register_forward_pre_hook(partial(note, path.removesuffix(".base")))
+            for path, layer in self.model.named_modules()
+            if in_out(layer)
+        ]
         ids = torch.zeros((1, 1), dtype=torch.long, device=next(self.model.parameters()).device)
-        with self.mixing(watch):
+        try:
             self.model(input_ids=ids, use_cache=False)
-        groups: dict[str, tuple[str, ...]] = {path: (path,) for path in self._fused}
-        for _, paths in watch.seen.values():
-            groups.update(dict.fromkeys(paths, tuple(paths)))
-        return groups
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
 
     def _layer(self, adapter: LoraAdapter, path: str) -> nn.Module:
         """Return the model's own layer at a path; `AdapterError` if the adapter does not fit."""
@@ -146,18 +167,6 @@ class FusedLayers:
         return layer
 
 
-class _Watch:
-    """A mix that adds nothing, and sees which tensor each layer reads."""
-
-    def __init__(self) -> None:
-        self.seen: dict[int, tuple[Tensor, list[str]]] = {}  # the paths of each tensor, by its id
-
-    def add(self, path: str, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
-        """Leave the layer's output as it is."""
-        self.seen.setdefault(id(x_BSI), (x_BSI, []))[1].append(path)
-        return y_BSO
-
-
 @contextmanager
 def fused(model: nn.Module) -> Iterator[FusedLayers]:
     """Yield a model's fused layers, which are taken out of it at the end of the `with` block."""
@@ -166,22 +175,6 @@ def fused(model: nn.Module) -> Iterator[FusedLayers]:
         yield layers
     finally:
         layers.unwrap()
-
-
-def _lay_out(adapter: LoraAdapter, layers: Mapping[str, nn.Module]) -> PairsByPath:
-    """Put the matrices of an adapter where its layers are, and in their dtype."""
-    return PairsByPath(
-        (
-            path,
-            Pair(
-                pair.down_RI.to(_weight(layers[path])),
-                pair.up_OR.T.contiguous().to(_weight(layers[path])),
-                len(pair.down_RI),
-                pair.scaling,
-            ),
-        )
-        for path, pair in adapter.pairs.items()
-    )
 
 
 def in_out(layer: nn.Module) -> tuple[int, int] | None:

@@ -1,14 +1,25 @@
-"""The mix of a batch: which adapters each prompt has, and what they add to every layer."""
+"""The mix of a batch: which adapters each prompt has, and what they add to every layer.
 
-from collections.abc import Mapping, Sequence
+Shapes as in `lora.fused`.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from dlplora.errors import RouterError
-from dlplora.lora.fused import LowRankSum
-from dlplora.lora.layout import Layout, PairsByPath
+from dlplora.errors import AdapterError, RouterError
+from dlplora.lora.fused import (
+    Expand,
+    FusedLinear,
+    Shrink,
+    bagged,
+    choose_form,
+    gathered,
+    one_mix,
+)
+from dlplora.lora.stacks import Resident, Stack
 
 
 class OwnLayers(dict[str, nn.Module]):
@@ -16,8 +27,7 @@ class OwnLayers(dict[str, nn.Module]):
 
 
 # What answers one prompt: adapters with their weights, or layers that weigh them by themselves.
-Row = tuple[tuple[PairsByPath, float], ...] | OwnLayers
-Groups = Mapping[str, tuple[str, ...]]  # for each layer all that read the same input
+Row = tuple[tuple[Resident, float], ...] | OwnLayers
 
 
 @dataclass(frozen=True)
@@ -42,10 +52,10 @@ def row_key(row: Row) -> tuple[object, ...]:
     """Return what two rows have in common if and only if they answer alike."""
     if isinstance(row, OwnLayers):
         return (id(row),)
-    return tuple((id(pairs), weight) for pairs, weight in row)
+    return tuple((id(one.identity), weight) for one, weight in row)
 
 
-def weighted(row: Row) -> tuple[tuple[PairsByPath, float], ...]:
+def weighted(row: Row) -> tuple[tuple[Resident, float], ...]:
     """Return the weighted adapters of a row, of which layers of its own have none."""
     return () if isinstance(row, OwnLayers) else row
 
@@ -55,36 +65,96 @@ def own_layers(row: Row) -> int | None:
     return id(row) if isinstance(row, OwnLayers) else None
 
 
+@dataclass(frozen=True)
+class _Indices:
+    """The rows of each prompt in stacks, and their weights.
+
+    A prompt with fewer than K rows has others, with the weight 0. `used_U` are the rows that any
+    prompt has, `places_BK` where each prompt's stand among them.
+    """
+
+    rows_BK: Tensor
+    weights_BK: Tensor
+    used_U: Tensor
+    places_BK: Tensor
+
+    @classmethod
+    def of(cls, weighted_rows: Sequence[Sequence[tuple[int, float]]]) -> "_Indices":
+        """Lay out the weighted rows of each prompt."""
+        used = sorted({row for own in weighted_rows for row, _ in own})
+        places = {row: place for place, row in enumerate(used)}
+        most = max(map(len, weighted_rows))
+        padded = [[*own, *[(used[0], 0.0)] * (most - len(own))] for own in weighted_rows]
+        return cls(
+            torch.tensor([[row for row, _ in own] for own in padded]),
+            torch.tensor([[weight for _, weight in own] for own in padded]),
+            torch.tensor(used),
+            torch.tensor([[places[row] for row, _ in own] for own in padded]),
+        )
+
+    def to(self, device: torch.device) -> "_Indices":
+        """Return the same on a device."""
+        return _Indices(*(value.to(device) for value in vars(self).values()))
+
+
+class _Sums:
+    """What one stack adds to its layers for one batch."""
+
+    def __init__(self, paths: Sequence[str], shrink: Shrink, expands: Sequence[Expand]) -> None:
+        self._shrink = shrink
+        self._expands = dict(zip(paths, expands, strict=True))
+        self._x: Tensor | None = None
+        self._hidden: dict[str, Tensor] = {}
+
+    def add(self, path: str, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
+        """Add a layer's sum to its output, in place.
+
+        Hidden values are computed when the first of the layers asks, and let go with the last;
+        they are computed again for any other input.
+        """
+        if path not in self._expands:  # it had no adapter when the batch began
+            return y_BSO
+        if x_BSI is not self._x or path not in self._hidden:
+            parts = self._shrink(x_BSI).tensor_split(len(self._expands), dim=-1)
+            self._x, self._hidden = x_BSI, dict(zip(self._expands, parts, strict=True))
+        hidden = self._hidden.pop(path)
+        if not self._hidden:
+            self._x = None
+        return self._expands[path](hidden, y_BSO)
+
+
 class BatchMix:
     """The mix of one batch. It keeps the adapters that it needs, whatever the pool does later.
 
-    The sums of layers are laid out when they are first met, and again when the number of tokens a
-    prompt changes: once for a prompt, once for all tokens that follow. A mix serves one thread.
-    With a `watch`, one layer's inputs are noted on the way. Raises `RouterError` on rows of which
-    some have layers of their own, and others not the same ones.
+    What a stack adds is prepared when its layers are first met, and again when the number of
+    tokens a prompt changes: once for a prompt, once for all tokens that follow. A mix serves one
+    thread. With a `watch`, one layer's inputs are noted on the way. Raises `RouterError` on rows of
+    which some have layers of their own, and others not the same ones.
     """
 
-    def __init__(self, rows: Sequence[Row], groups: Groups, watch: Watch | None = None) -> None:
+    def __init__(self, rows: Sequence[Row], watch: Watch | None = None) -> None:
         self.rows = tuple(rows)
         self._watch = watch
         self._own = _common_layers(rows)
-        self._layout = Layout(*_weights([weighted(row) for row in rows]))
-        self._groups = groups
+        self._weighted = [[pair for pair in weighted(row) if pair[1]] for row in rows]
+        self._used = list(dict.fromkeys(one for row in self._weighted for one, _ in row))
+        self._is_one_mix = len(set(map(row_key, rows))) <= 1
         self._num_tokens = 0
-        self._sums: dict[str, LowRankSum | None] = {}
+        self._indices: dict[tuple[object, ...], _Indices | None] = {}
+        self._sums: dict[Stack, _Sums | None] = {}
 
     def of(self, rows: Sequence[Row]) -> "BatchMix":
         """Return the mix of other rows on the same model, unwatched."""
-        return BatchMix(rows, self._groups)
+        return BatchMix(rows)
 
     def watched(self, watch: Watch) -> "BatchMix":
         """Return the same mix under a watch."""
-        return BatchMix(self.rows, self._groups, watch)
+        return BatchMix(self.rows, watch)
 
     def select(self, rows: Sequence[int]) -> "BatchMix":
         """Return the mix of some of the prompts."""
         watch = None if self._watch is None else self._watch.select(rows)
-        return BatchMix([self.rows[row] for row in rows], self._groups, watch)
+        return BatchMix([self.rows[row] for row in rows], watch)
 
     def distinct(self) -> tuple[list[int], list[int]]:
         """Return the first prompt of each different mix, and for every prompt which one it has."""
@@ -92,19 +162,61 @@ class BatchMix:
         order = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         return [keys.index(key) for key in order], [order[key] for key in keys]
 
-    def add(self, path: str, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
-        """Add the sum of the layer at `path` to its output."""
+    def forward(self, layer: FusedLinear, x_BSI: Tensor) -> Tensor:
+        """Map (B, S, I) to (B, S, O) by a layer and what the mix adds to it."""
         if self._watch is not None:
-            self._watch.note(path, x_BSI)
-        if self._own is not None:
-            return self._own[path](x_BSI) if path in self._own else y_BSO
+            self._watch.note(layer.path, x_BSI)
+        if self._own is not None and layer.path in self._own:
+            return self._own[layer.path](x_BSI)  # type: ignore[no-any-return]
+        y_BSO: Tensor = layer.base(x_BSI)
+        stack = layer.stack
+        if stack is None or not self._used:
+            return y_BSO
         if x_BSI.shape[-2] != self._num_tokens:
             self._num_tokens, self._sums = x_BSI.shape[-2], {}
-        if path not in self._sums:
-            group = self._groups.get(path, (path,))  # not there: a layer fused since
-            self._sums.update(self._layout.sums(group, x_BSI))
-        found = self._sums[path]
-        return y_BSO if found is None else found(x_BSI, y_BSO)
+        if stack not in self._sums:
+            self._sums[stack] = self._prepare(layer.path, stack, x_BSI)
+        sums = self._sums[stack]
+        return y_BSO if sums is None else sums.add(layer.path, x_BSI, y_BSO)
+
+    def _prepare(self, path: str, stack: Stack, x_BSI: Tensor) -> _Sums | None:
+        """Prepare what a stack adds; None if no adapter of the batch is in it."""
+        if x_BSI.dim() != 3 or len(x_BSI) != len(self.rows):
+            raise AdapterError(
+                f"{path}: an input of {tuple(x_BSI.shape)} for the routes of {len(self.rows)} "
+                f"prompts; expected (prompts, tokens, inputs)"
+            )
+        own = self._indices_in(stack, x_BSI.device)
+        if own is None:
+            return None
+        matrices = stack.matrices
+        stacked = matrices.down_GNI, matrices.ups_NO
+        num_prompts, num_tokens, _ = x_BSI.shape
+        form = choose_form(x_BSI.device, num_tokens=num_tokens, is_one_mix=self._is_one_mix)
+        if form == "one_mix":
+            halves = one_mix(
+                *stacked,
+                rows_K=own.rows_BK[0],
+                weights_K=own.weights_BK[0],
+                num_tokens=num_prompts * num_tokens,
+            )
+        elif form == "gathered":
+            halves = gathered(*stacked, rows_BK=own.rows_BK, weights_BK=own.weights_BK)
+        else:
+            halves = bagged(*stacked, **vars(own))
+        return _Sums(matrices.paths, *halves)
+
+    def _indices_in(self, stack: Stack, device: torch.device) -> _Indices | None:
+        """Return the rows of each prompt in a stack; most stacks have the same ones."""
+        key = (device, *(one.rows.get(stack) for one in self._used))
+        if key not in self._indices:
+            weighted_rows = [
+                [(row, weight) for one, weight in own for row in one.rows.get(stack, ())]
+                for own in self._weighted
+            ]
+            has_any = any(weighted_rows)
+            self._indices[key] = _Indices.of(weighted_rows).to(device) if has_any else None
+        return self._indices[key]
 
 
 def _common_layers(rows: Sequence[Row]) -> OwnLayers | None:
@@ -112,17 +224,3 @@ def _common_layers(rows: Sequence[Row]) -> OwnLayers | None:
     if len({own_layers(row) for row in rows}) > 1:
         raise RouterError("prompts whose layers weigh adapters share no batch with others")
     return next(iter(found.values()), None)
-
-
-def _weights(
-    rows: Sequence[tuple[tuple[PairsByPath, float], ...]],
-) -> tuple[Tensor, list[PairsByPath]]:
-    """Return the weights (B, U) of the adapters in use, and these."""
-    used = {id(pairs): pairs for row in rows for pairs, weight in row if weight}
-    column = {known: number for number, known in enumerate(used)}
-    weights_BU = torch.zeros(len(rows), len(used), dtype=torch.float32)
-    for number, row in enumerate(rows):
-        for pairs, weight in row:
-            if weight:
-                weights_BU[number, column[id(pairs)]] = weight
-    return weights_BU, list(used.values())

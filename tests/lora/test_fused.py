@@ -3,6 +3,7 @@
 import copy
 import threading
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,8 @@ from transformers import PreTrainedModel
 from dlplora.adapters import LoraAdapter, LoraPair
 from dlplora.errors import AdapterError, RouterError
 from dlplora.lora.attach import Pool, attached
-from dlplora.lora.fused import FusedLinear, OneInput
+from dlplora.lora.fused import Form, FusedLinear, bagged, choose_form, gathered, one_mix, reference
 from dlplora.lora.layers import FusedLayers
-from dlplora.lora.layout import Form, choose_form
-from dlplora.lora.mix import BatchMix
 from dlplora.records.routes import BASE_ROUTE, Route
 from tests.peft_adapters import peft_model, peft_pool, save_peft
 from tests.tiny import FAN_IN_FAN_OUT, TARGETS, tiny_model
@@ -86,7 +85,7 @@ def some_routes(draw: st.DrawFn) -> list[Route]:
     return draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=6))
 
 
-FORMS: list[Form | None] = ["stacked", "gathered", "bagged", None]
+FORMS: list[Form | None] = ["gathered", "bagged", None]
 
 
 @settings(deadline=None, max_examples=40)
@@ -104,8 +103,8 @@ def test_a_mix_gives_the_plain_sum_of_pefts_deltas_in_every_form(
         torch.no_grad(),
         attached(pooled.model, pooled.adapters) as pool,
     ):
-        if form is not None and (form != "bagged" or num_tokens == 1):
-            patch.setattr("dlplora.lora.layout.choose_form", lambda **_: form)
+        if form is not None:
+            patch.setattr("dlplora.lora.mix.choose_form", lambda *_, **__: form)
         for path in sorted({path for adapter in pooled.adapters for path in adapter.pairs}):
             adapter = next(adapter for adapter in pooled.adapters if path in adapter.pairs)
             x = torch.randn(
@@ -125,8 +124,8 @@ def test_a_mix_gives_the_plain_sum_of_pefts_deltas_in_every_form(
 def test_bfloat16_is_the_plain_sum_up_to_its_noise(
     pooled: Pooled, num_tokens: int, form: Form | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if form is not None and (form != "bagged" or num_tokens == 1):
-        monkeypatch.setattr("dlplora.lora.layout.choose_form", lambda **_: form)
+    if form is not None:
+        monkeypatch.setattr("dlplora.lora.mix.choose_form", lambda *_, **__: form)
     routes = [Route(("one",), (1.0,)), Route(("four", "two"), (0.75, 0.25)), BASE_ROUTE]
     halved = copy.deepcopy(pooled.model).to(torch.bfloat16)
     with torch.no_grad(), attached(halved, pooled.adapters) as pool:
@@ -145,24 +144,58 @@ def test_bfloat16_is_the_plain_sum_up_to_its_noise(
             torch.testing.assert_close(found.float(), exact, atol=0.05, rtol=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_tokens", [1, 9])
+def test_every_form_is_the_reference(num_tokens: int, dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draw).to(dtype)
+
+    x, down, ups = drawn(3, num_tokens, 16), drawn(2, 40, 16), (drawn(40, 12), drawn(40, 8))
+    rows_BK = torch.tensor([[4, 5, 6, 7], [0, 1, 4, 5], [9, 38, 0, 0]])
+    weights_BK = torch.tensor([[0.5, 0.5, 0.25, 0.25], [1.0, 1.0, -0.5, -0.5], [0.125, 2.0, 0, 0]])
+    used_U, places_nB = rows_BK.unique(return_inverse=True)
+    alike = {"rows_K": rows_BK[0], "weights_K": weights_BK[0], "num_tokens": 3 * num_tokens}
+    own = {"rows_BK": rows_BK, "weights_BK": weights_BK}
+    many = alike | {"num_tokens": 10_000}  # too many for float32
+    first = {name: value[:1].expand(3, -1) for name, value in own.items()}
+    for (shrink, expands), said in (
+        (one_mix(down, ups, **alike), first),
+        (one_mix(down, ups, **many), first),
+        (gathered(down, ups, **own), own),
+        (bagged(down, ups, **own, used_U=used_U, places_BK=places_nB), own),
+    ):
+        parts = shrink(x).tensor_split(2, -1)
+        for number, (expand, up) in enumerate(zip(expands, ups, strict=True)):
+            y = drawn(3, num_tokens, up.shape[1])
+            expected = reference(x, y, **said, down_NI=down[number], up_NO=up)
+            found = expand(parts[number], y)
+            assert found is y
+            close = (
+                {"atol": 1e-5, "rtol": 1e-5}
+                if dtype == torch.float32
+                else {"atol": 0.3, "rtol": 0.02}
+            )
+            torch.testing.assert_close(found.float(), expected.float(), **close)
+
+
 @pytest.mark.parametrize(
-    ("expected", "num_prompts", "num_tokens", "one_mix", "ranks", "own"),
+    ("expected", "device", "num_tokens", "is_one_mix"),
     [
-        ("shared", 16, 64, True, 24, 24),
-        ("shared", 1, 1, True, 24, 24),
-        ("gathered", 16, 64, False, 208, 24),
-        ("bagged", 16, 1, False, 208, 24),
-        ("stacked", 4, 1, False, 48, 24),
-        ("stacked", 16, 64, False, 32, 24),
-        ("stacked", 16, 3, False, 208, 24),
+        ("one_mix", "cpu", 64, True),
+        ("one_mix", "cuda", 1, True),
+        ("gathered", "cpu", 64, False),
+        ("bagged", "cpu", 7, False),
+        ("gathered", "cuda", 7, False),
+        ("bagged", "cuda", 1, False),
     ],
 )
-def test_the_form_follows_the_rule(
-    expected: str, num_prompts: int, num_tokens: int, one_mix: bool, ranks: int, own: int
+def test_the_form_follows_device_and_batch(
+    expected: str, device: str, num_tokens: int, is_one_mix: bool
 ) -> None:
-    assert expected == choose_form(
-        num_prompts=num_prompts, num_tokens=num_tokens, one_mix=one_mix, ranks=ranks, own=own
-    )
+    found = choose_form(torch.device(device), num_tokens=num_tokens, is_one_mix=is_one_mix)
+    assert found == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -195,76 +228,40 @@ def test_a_mixed_batch_is_each_prompt_alone(kind: str, tmp_path: Path) -> None:
             torch.testing.assert_close(batched[row], alone, atol=1e-5, rtol=1e-5)
 
 
-def _inputs_read(kind: str) -> list[set[str]]:
-    """The layers of a tiny model's first block that read one input."""
-    attention, mlp = "model.layers.0.self_attn", "model.layers.0.mlp"
-    separate = [{f"{attention}.{name}_proj" for name in "qkv"}, {f"{attention}.o_proj"}]
-    separate += [{f"{mlp}.gate_proj", f"{mlp}.up_proj"}, {f"{mlp}.down_proj"}]
-    return {"llama": separate, "qwen2": separate}.get(kind, [])
-
-
 def fused_paths(model: nn.Module) -> set[str]:
     return {path for path, one in model.named_modules() if isinstance(one, FusedLinear)}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_layers_that_read_one_input_are_found(kind: str, tmp_path: Path) -> None:
-    model = tiny_model(kind)
-    _, adapters = peft_pool(model, configs(kind), tmp_path)
-    with attached(model, adapters) as pool:
-        assert pool.layers.groups.keys() == fused_paths(model)
-        sizes = {len(group) for group in pool.layers.groups.values()}
-        assert sizes == ({2} if kind in {"llama", "qwen2", "sliding"} else {1})
-        for path, group in pool.layers.groups.items():
-            assert path in group
-            assert all(pool.layers.groups[other] == group for other in group)
-            for read in _inputs_read(kind):
-                if path in read:
-                    assert set(group) == read & pool.layers.groups.keys()
 
 
 @pytest.mark.parametrize("num_tokens", [1, 9])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_layers_that_go_down_together_give_what_each_gives_alone(
+def test_layers_of_one_input_give_in_a_model_what_each_gives_by_itself(
     kind: str, form: Form | None, num_tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if form is not None and (form != "bagged" or num_tokens == 1):
-        monkeypatch.setattr("dlplora.lora.layout.choose_form", lambda **_: form)
+    if form is not None:
+        monkeypatch.setattr("dlplora.lora.mix.choose_form", lambda *_, **__: form)
     model = tiny_model(kind)
-    _, adapters = peft_pool(model, configs(kind), tmp_path)
+    by_peft, adapters = peft_pool(model, configs(kind), tmp_path)
+    pooled = Pooled(model, by_peft, adapters)
     routes = [Route(("two",), (1.0,)), BASE_ROUTE, Route(("four", "one"), (0.5, 0.5))]
     ids = torch.randint(0, 30, (3, num_tokens), generator=torch.Generator().manual_seed(0))
+    seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def note(path: str, _: nn.Module, given: tuple[Tensor], output: Tensor) -> None:
+        seen.setdefault(path, []).append((given[0], output.clone()))
+
     with torch.no_grad(), attached(model, adapters) as pool:
-        together = pool.mix(routes)
-        alone = BatchMix(together.rows, {})
-        with pool.mixing(together):
-            found = model(ids).logits
-            again = model(ids).logits
-        with pool.mixing(alone):
-            expected = model(ids).logits
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    assert torch.equal(found, again)
-
-
-def test_one_input_is_worked_on_once_and_then_let_go() -> None:
-    worked = []
-
-    def down(x_BSI: Tensor) -> Tensor:
-        worked.append(x_BSI)
-        return x_BSI * 2
-
-    source = OneInput(down, [1, 2])
-    x, other = torch.randn(2, 1, 3), torch.randn(2, 1, 3)
-    assert torch.equal(source.part(0, x), 2 * x[..., :1])
-    assert torch.equal(source.part(1, x), 2 * x[..., 1:])
-    assert len(worked) == 1
-    assert source._x is None
-    assert not source._parts
-    assert torch.equal(source.part(1, x), 2 * x[..., 1:])  # a second pass, in another order
-    assert torch.equal(source.part(1, other), 2 * other[..., 1:])  # one that is not asked again
-    assert torch.equal(source.part(0, other), 2 * other[..., :1])
-    assert len(worked) == 3
+        for path in fused_paths(model):
+            model.get_submodule(path).register_forward_hook(partial(note, path))
+        with pool.mixing(pool.mix(routes)):
+            first, again = (model(ids).logits for _ in range(2))
+        assert seen.keys() == fused_paths(model)
+        for path, calls in seen.items():
+            assert len(calls) == 2
+            for x, output in calls:
+                expected = pooled.plain_sum(path, x, routes)
+                torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(first, again)
 
 
 def test_base_routes_and_no_mix_give_the_base_model(tmp_path: Path) -> None:

@@ -1,0 +1,212 @@
+"""Adapters in stacked matrices: copied once, packed by row, grown and paged while batches run."""
+
+import gc
+import threading
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dlplora.adapters import LoraAdapter, LoraPair
+from dlplora.errors import AdapterError, GenerationError, RouterError
+from dlplora.lora.attach import Pool
+from dlplora.lora.fused import FusedLinear
+from dlplora.lora.layers import FusedLayers
+from dlplora.lora.paging import PagedPool
+from dlplora.records.routes import Route
+from tests.tiny import tiny_model
+
+IDS = torch.tensor([[5, 6, 7, 8]])
+SIZES = {"self_attn.q_proj": (16, 16), "self_attn.v_proj": (16, 8), "mlp.down_proj": (32, 16)}
+
+
+def made(name: str, rank: int, *, layers: Sequence[str] = ("self_attn.q_proj",)) -> LoraAdapter:
+    """An adapter of random matrices, by its name."""
+    draw = torch.Generator().manual_seed(sum(name.encode()))
+    pairs = {}
+    for block in range(2):
+        for layer in layers:
+            num_in, num_out = SIZES[layer]
+            down = torch.randn(rank, num_in, generator=draw)
+            up = torch.randn(num_out, rank, generator=draw)
+            pairs[f"model.layers.{block}.{layer}"] = LoraPair(down, up, 0.5)
+    return LoraAdapter(name, pairs)
+
+
+@pytest.fixture
+def model() -> PreTrainedModel:
+    return tiny_model()
+
+
+@pytest.fixture
+def layers(model: PreTrainedModel) -> Iterator[FusedLayers]:
+    layers = FusedLayers(model)
+    yield layers
+    layers.unwrap()
+
+
+def logits(pool: Pool, *names: str) -> Tensor:
+    """Answer by adapters of equal weights."""
+    route = Route(names, (1 / len(names),) * len(names))
+    with torch.no_grad(), pool.mixing(pool.mix([route])):
+        found: Tensor = pool.layers.model(IDS).logits
+    return found
+
+
+def alone(*adapters: LoraAdapter) -> Tensor:
+    """Answer by adapters of equal weights, in a model that has no others."""
+    pool = Pool(FusedLayers(tiny_model()))
+    for adapter in adapters:
+        pool.add(adapter)
+    return logits(pool, *(adapter.name for adapter in adapters))
+
+
+def num_bytes(layers: FusedLayers) -> int:
+    """What stacks hold, free rows and reserves too."""
+    stacks = {one.stack for one in layers.model.modules() if isinstance(one, FusedLinear)}
+    return sum(
+        matrix.nbytes
+        for stack in stacks
+        if stack is not None
+        for matrix in (stack.matrices.down_GNI, *stack.matrices.ups_NO)
+    )
+
+
+def test_ranks_are_packed_by_row(layers: FusedLayers) -> None:
+    adapters = [made(f"a{number}", 8) for number in range(99)] + [made("wide", 64)]
+    pool = Pool(layers)
+    for adapter in adapters:
+        pool.add(adapter)
+    needed = sum(layers.num_bytes(adapter) for adapter in adapters)
+    assert needed == 4 * (99 * 8 + 64) * (16 + 16) * 2
+    assert num_bytes(layers) <= 2 * needed  # stacks double
+    for names in (["wide"], ["a0", "a98"], ["wide", "a7"]):
+        own = [adapter for adapter in adapters if adapter.name in names]
+        torch.testing.assert_close(logits(pool, *names), alone(*own), atol=1e-5, rtol=1e-5)
+
+
+def test_rows_of_adapters_that_left_are_used_again(layers: FusedLayers) -> None:
+    pool = Pool(layers)
+    for rank, name in ((3, "one"), (5, "two"), (2, "three")):
+        pool.add(made(name, rank))
+    before = num_bytes(layers)
+    for number in range(40):
+        pool.remove("two" if number == 0 else f"next{number - 1}")
+        pool.add(made(f"next{number}", 5 - number % 3))
+    assert num_bytes(layers) == before
+    for name, rank in (("one", 3), ("three", 2), ("next39", 5)):
+        torch.testing.assert_close(
+            logits(pool, name), alone(made(name, rank)), atol=1e-5, rtol=1e-5
+        )
+
+
+def test_a_batch_keeps_its_rows_until_it_ends(layers: FusedLayers) -> None:
+    pool = Pool(layers)
+    pool.add(made("one", 4))
+    expected = logits(pool, "one")
+    mix = pool.mix([Route(("one",), (1.0,))])
+    pool.remove("one")
+    for number in range(6):  # also doubles the stacks, before and after the batch's first layer
+        pool.add(made(f"other{number}", 4))
+        with torch.no_grad(), pool.mixing(mix):
+            assert torch.equal(pool.layers.model(IDS).logits, expected)
+    size = num_bytes(layers)
+    del mix
+    gc.collect()
+    pool.add(made("last", 4))
+    assert num_bytes(layers) == size
+
+
+def test_a_layer_that_gets_its_first_adapter_later_joins_the_others(layers: FusedLayers) -> None:
+    pool = Pool(layers)
+    pool.add(made("one", 3))
+    begun = pool.mix([Route(("one",), (1.0,))])
+    expected = logits(pool, "one")
+    with torch.no_grad(), pool.mixing(begun):
+        pool.layers.model(IDS)
+    wide = made("all", 2, layers=list(SIZES))
+    pool.add(wide)
+    torch.testing.assert_close(logits(pool, "all"), alone(wide), atol=1e-5, rtol=1e-5)
+    both = logits(pool, "one", "all")
+    torch.testing.assert_close(both, alone(made("one", 3), wide), atol=1e-5, rtol=1e-5)
+    with torch.no_grad(), pool.mixing(begun):
+        assert torch.equal(pool.layers.model(IDS).logits, expected)
+
+
+def test_the_hash_of_an_adapter_is_that_of_its_matrices_wherever_they_stand(
+    layers: FusedLayers,
+) -> None:
+    first = layers.add(made("one", 3))
+    layers.add(made("other", 2, layers=list(SIZES)))
+    assert layers.add(made("one", 3)).sha256 == first.sha256
+    assert layers.add(made("two", 3)).sha256 != first.sha256
+
+
+@pytest.mark.parametrize("num_resident", [1, 2, 8])
+def test_a_pool_larger_than_memory_answers_as_one_that_is_not(
+    layers: FusedLayers, num_resident: int
+) -> None:
+    adapters = [made(f"a{number}", 4) for number in range(6)]
+    each = layers.num_bytes(adapters[0])
+    pool = PagedPool(layers, max_mib=num_resident * each / 2**20)
+    for adapter in adapters:
+        pool.add(adapter)
+    assert pool.names == tuple(f"a{number}" for number in range(6))
+    assert pool.resident == ()
+    for name, other in zip(["a0", "a5", "a0", "a3"], ["a1", "a2", "a4", "a3"], strict=True):
+        names = {name, other}
+        own = [adapter for adapter in adapters if adapter.name in names]
+        found = logits(pool, *(adapter.name for adapter in own))
+        torch.testing.assert_close(found, alone(*own), atol=1e-5, rtol=1e-5)
+        assert len(pool.resident) <= num_resident
+    assert pool.resident[-1] == "a3"
+    if num_resident == 2:
+        assert pool.resident == ("a4", "a3")
+        assert num_bytes(layers) <= 2 * 2 * each
+
+
+def test_a_batch_runs_on_with_adapters_that_were_paged_out(layers: FusedLayers) -> None:
+    adapters = [made(f"a{number}", 4) for number in range(3)]
+    pool = PagedPool(layers, max_mib=1e-9)
+    for adapter in adapters:
+        pool.add(adapter)
+    expected = logits(pool, "a0")
+    mix = pool.mix([Route(("a0",), (1.0,))])
+    logits(pool, "a1", "a2")
+    assert pool.resident == ("a2",)
+    with torch.no_grad(), pool.mixing(mix):
+        torch.testing.assert_close(pool.layers.model(IDS).logits, expected)
+    pool.add(made("a3", 4), replaces=False)
+    pool.add(LoraAdapter("a0", adapters[1].pairs), replaces=True)
+    torch.testing.assert_close(logits(pool, "a0"), logits(pool, "a1"))
+    pool.remove("a1")
+    with pytest.raises(RouterError, match="no adapter 'a1'; there are: a0, a2, a3"):
+        pool.mix([Route(("a1",), (1.0,))])
+    with pytest.raises(AdapterError, match="there is an adapter 'a2' already"):
+        pool.add(adapters[2])
+    with pytest.raises(GenerationError, match="adapter_mib is 0, expected more than 0"):
+        PagedPool(layers, max_mib=0)
+
+
+def test_threads_page_adapters_in_while_others_answer(layers: FusedLayers) -> None:
+    adapters = [made(f"a{number}", 1 + number % 3) for number in range(8)]
+    pool = PagedPool(layers, max_mib=2 * layers.num_bytes(adapters[2]) / 2**20)
+    for adapter in adapters:
+        pool.add(adapter)
+    expected = {adapter.name: logits(pool, adapter.name) for adapter in adapters}
+    wrong: list[str] = []
+
+    def answer(start: int) -> None:
+        for number in range(40):
+            name = f"a{(start + 3 * number) % 8}"
+            if not torch.allclose(logits(pool, name), expected[name], atol=1e-5):
+                wrong.append(name)
+
+    threads = [threading.Thread(target=answer, args=(start,)) for start in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
