@@ -75,6 +75,7 @@ $(MADE)-bench: $(MADE)
 bench: $(MADE)-bench  ## Time engine, training and scoring beside PEFT, Trainer, TRL, lm-eval
 	@$(BIN)/python -m dlplora.cli repro base_model $(addprefix ingest@,$(BENCH_TASKS))
 	@$(BIN)/python -m benchmarks.fused
+	@$(BIN)/python -m benchmarks.adapters
 	@$(BIN)/python -m benchmarks.training
 	@$(BIN)/python -m benchmarks.scoring
 	@$(BIN)/python -m benchmarks.roofline

@@ -16,9 +16,6 @@ Writes benchmarks/results/fused.json and fused.svg.
 import argparse
 import copy
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,15 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from torch import Tensor
 
 from benchmarks.lora_rivals import (
-    ALPHA,
     NUM_ADAPTERS,
     RANK,
     SINGLES,
-    TARGETS,
     Rival,
     adapter_of,
     peft_of,
@@ -171,65 +165,6 @@ def measure_pools(base: Base, rounds: int) -> dict[str, float]:
     return {name: ratio for name, ratio in found.items() if name not in SINGLES}
 
 
-_LOADING = """
-import sys, time
-from pathlib import Path
-from dlplora.adapters import read_adapter
-from dlplora.lora.attach import Pool
-from dlplora.models import load_base
-from dlplora.runtime import best_place
-def kib(name):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1])
-start = kib("VmRSS")
-base = load_base(Path(sys.argv[1]), place=best_place(), attention="sdpa")
-for parameter in base.model.parameters():
-    parameter.sum()  # weights are mapped from the file: read them now
-pool = Pool(FusedLayers(base.model))
-loaded, began = kib("VmRSS"), time.perf_counter()
-for folder in sorted(Path(sys.argv[2]).iterdir()):
-    pool.add(read_adapter(folder, base_fingerprint=base.fingerprint))
-print(time.perf_counter() - began, loaded - start, kib("VmRSS") - loaded, kib("VmHWM") - start)
-"""
-
-
-def measure_loading(folder: Path, base: Base, count: int = 100) -> dict[str, float]:
-    """Load adapters from disk in a fresh process: seconds, and memory beside what they hold."""
-    from dlplora.adapters import write_adapter
-    from dlplora.records.training import AdapterTraining, Curve, write_adapter_training
-
-    config: Any = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS))
-    with tempfile.TemporaryDirectory() as made:
-        for number in range(count):
-            adapter = adapter_of(base, number)
-            tensors = {
-                f"base_model.model.{path}.lora_{side}.weight": tensor
-                for path, pair in adapter.pairs.items()
-                for side, tensor in (("A", pair.down_RI), ("B", pair.up_OR))
-            }
-            target = Path(made) / adapter.name
-            target.mkdir()
-            write_adapter(target, config.to_dict(), tensors, base_id=base.id)
-            told = AdapterTraining(adapter.name, base.fingerprint, False, "", 1, 1, 1, Curve((), 0))
-            write_adapter_training(target, told)
-        words = [sys.executable, "-c", _LOADING, str(folder), made]
-        done = subprocess.run(words, check=True, capture_output=True, text=True)
-    seconds, base_kib, adapters_kib, peak_kib = map(float, done.stdout.split())
-    weights = sum(
-        pair.down_RI.numel() + pair.up_OR.numel() for pair in adapter_of(base, 0).pairs.values()
-    )
-    size = base.model.dtype.itemsize
-    parameters = sum(parameter.numel() for parameter in base.model.parameters())
-    return {
-        "seconds_100_adapters": round(seconds, 2),
-        "base_weights": round(parameters * size / 2**20, 1),
-        "base_loaded": round(base_kib / 1024, 1),
-        "100_adapters_weights": round(count * weights * size / 2**20, 1),
-        "100_adapters_loaded": round(adapters_kib / 1024, 1),
-        "peak_while_loading": round(peak_kib / 1024, 1),
-    }
-
-
 def measure_routing(base: Base) -> float:
     """Time one decision of a mini-MLP over 26 tasks, in milliseconds."""
     from dlplora.params.systems import TopP
@@ -306,7 +241,6 @@ def main() -> None:
         "rank": RANK,
         "ratio_to_single": shapes,
         "pool": pools,
-        "memory_mib": measure_loading(words.base, base),
         "peft_cat_build_seconds": round(build_seconds, 2),
         "routing_ms": routing_ms,
     }

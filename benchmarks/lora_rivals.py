@@ -41,7 +41,7 @@ class Rival:
         return prefill(self.base, self.pool, ids.tolist(), self.routes[: len(ids)])
 
 
-def adapter_of(base: Base, number: int) -> LoraAdapter:
+def adapter_of(base: Base, number: int, *, rank: int = RANK) -> LoraAdapter:
     """Make a seeded adapter."""
     generator = torch.Generator().manual_seed(number)
     pairs = {}
@@ -49,9 +49,9 @@ def adapter_of(base: Base, number: int) -> LoraAdapter:
         if path.endswith(TARGETS):
             weight = next(layer.parameters())
             outputs, inputs = weight.shape
-            down = torch.randn(RANK, inputs, generator=generator) / math.sqrt(inputs)
-            up = torch.randn(outputs, RANK, generator=generator) * 0.01
-            pairs[path] = LoraPair(down, up, ALPHA / RANK)
+            down = torch.randn(rank, inputs, generator=generator) / math.sqrt(inputs)
+            up = torch.randn(outputs, rank, generator=generator) * 0.01
+            pairs[path] = LoraPair(down, up, ALPHA / rank)
     return LoraAdapter(f"a{number}", pairs)
 
 

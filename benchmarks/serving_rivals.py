@@ -54,6 +54,7 @@ SETTINGS = Settings(
     drain_seconds=1.0,
     log=None,
     max_log_mib=1.0,
+    adapter_mib=None,
     place=None,
 )
 _NAMES = {

@@ -58,6 +58,14 @@ def serve(
     max_log_mib: Annotated[
         float, typer.Option(min=0.01, help="How large that file grows; nine older ones are kept.")
     ] = 64.0,
+    adapter_mib: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="How much memory adapters take; others are read again when they are routed to.",
+            show_default="all adapters stay in memory",
+        ),
+    ] = None,
     dtype: Annotated[
         Literal["auto", "bfloat16", "float32"],
         typer.Option(help="auto: bfloat16 if this machine has instructions for it."),
@@ -97,6 +105,7 @@ def serve(
         drain_seconds=drain_seconds,
         log=None if no_log else log,
         max_log_mib=max_log_mib,
+        adapter_mib=adapter_mib,
         place=None if dtype == "auto" else Place(best_place().device, getattr(torch, dtype)),
     )
     folder = model or (current if current.is_symlink() else Path("data"))

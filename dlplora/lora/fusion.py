@@ -38,7 +38,7 @@ class FusionPool(Pool):
         """Take an adapter in, as `Pool.add` does."""
         with self._changing:
             refuse_taken(self._members, adapter.name, replaces=replaces)
-            self.layers.check(adapter)
+            self.layers.wrap(adapter)
             self._members[adapter.name] = adapter
             self._averages = {}
 

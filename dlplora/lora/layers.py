@@ -48,16 +48,9 @@ class FusedLayers:
             self._running.reset(token)
 
     def add(self, adapter: LoraAdapter, *, keeps_source: bool = False) -> Resident:
-        """Copy an adapter into the stacks of its layers, and wrap those that are not wrapped yet.
-
-        Raises `AdapterError` if the model has no such layer, or one of another shape; nothing is
-        changed then.
-        """
+        """Copy an adapter into the stacks of its layers, which are wrapped; raises as `wrap`."""
         with self._changing:
-            layers = self.check(adapter)
-            if not self._stacks:
-                self._stacks = self._find_stacks()
-            self._wrap(layers)
+            layers = self.wrap(adapter)
             by_stack: dict[Stack, list[str]] = {}
             for path in layers:
                 stack = self._fused[path].stack = self._stacks.setdefault(path, Stack())
@@ -68,21 +61,30 @@ class FusedLayers:
                 resident.rows[stack] = stack.add(pairs, _weight(layers[paths[0]]))
             return resident
 
+    def wrap(self, adapter: LoraAdapter) -> dict[str, nn.Module]:
+        """Wrap the layers that an adapter changes, and return what they were.
+
+        Raises `AdapterError` if the model has no such layer, or one of another shape; nothing is
+        changed then.
+        """
+        with self._changing:
+            layers = {path: self._layer(adapter, path) for path in adapter.pairs}
+            if not self._stacks:
+                self._stacks = self._find_stacks()
+            self._wrap(layers)
+            return layers
+
     def wrap_own(self, own: OwnLayers) -> None:
         """Wrap the layers that others are to stand in for."""
         with self._changing:
             self._wrap(own)
 
-    def check(self, adapter: LoraAdapter) -> dict[str, nn.Module]:
-        """Return the layers that an adapter changes; `AdapterError` if it does not fit."""
-        return {path: self._layer(adapter, path) for path in adapter.pairs}
-
     def num_bytes(self, adapter: LoraAdapter) -> int:
-        """Return what an adapter takes in its stacks; `AdapterError` if it does not fit."""
+        """Return what an adapter takes in its stacks; raises as `wrap`."""
         return sum(
             (adapter.pairs[path].down_RI.numel() + adapter.pairs[path].up_OR.numel())
             * _weight(layer).element_size()
-            for path, layer in self.check(adapter).items()
+            for path, layer in self.wrap(adapter).items()
         )
 
     def unwrap(self) -> None:
@@ -130,6 +132,19 @@ class FusedLayers:
 
     def _layer(self, adapter: LoraAdapter, path: str) -> nn.Module:
         """Return the model's own layer at a path; `AdapterError` if the adapter does not fit."""
+        is_known = path in self._fused and self._fused[path].stack is not None
+        layer = self._fused[path].base if is_known else self._unknown_layer(adapter, path)
+        pair, sizes = adapter.pairs[path], in_out(layer)
+        assert sizes is not None
+        if (size := (pair.down_RI.shape[1], pair.up_OR.shape[0])) != sizes:
+            raise AdapterError(
+                f"adapter {adapter.name!r}: {path} maps {size[0]} to {size[1]}, "
+                f"the base model's maps {sizes[0]} to {sizes[1]}"
+            )
+        return layer
+
+    def _unknown_layer(self, adapter: LoraAdapter, path: str) -> nn.Module:
+        """Return a layer that no adapter changes yet; `AdapterError` if it cannot be fused."""
         try:
             layer = self.model.get_submodule(path)
         except AttributeError:
@@ -143,8 +158,7 @@ class FusedLayers:
                     f"one set of fused layers"
                 )
             layer = layer.base
-        sizes = in_out(layer)
-        if sizes is None:
+        if in_out(layer) is None:
             raise AdapterError(
                 f"adapter {adapter.name!r}: {path} is no linear layer: {type(layer).__name__}"
             )
@@ -157,12 +171,6 @@ class FusedLayers:
             raise AdapterError(
                 f"adapter {adapter.name!r}: {path} is the model's output head, which cannot be "
                 f"fused; train it without"
-            )
-        pair = adapter.pairs[path]
-        if (size := (pair.down_RI.shape[1], pair.up_OR.shape[0])) != sizes:
-            raise AdapterError(
-                f"adapter {adapter.name!r}: {path} maps {size[0]} to {size[1]}, "
-                f"the base model's maps {sizes[0]} to {sizes[1]}"
             )
         return layer
 

@@ -9,6 +9,7 @@ from dlplora.lora.layers import FusedLayers
 from dlplora.lora.mix import Row
 from dlplora.lora.stacks import Resident
 from dlplora.records.routes import Route
+from dlplora.words import is_number
 
 
 class PagedPool(Pool):
@@ -19,8 +20,8 @@ class PagedPool(Pool):
     """
 
     def __init__(self, layers: FusedLayers, *, max_mib: float) -> None:
-        if not max_mib > 0:
-            raise GenerationError(f"adapter_mib is {max_mib}, expected more than 0")
+        if not (is_number(max_mib) and max_mib > 0):
+            raise GenerationError(f"adapter_mib is {max_mib!r}, expected more than 0")
         super().__init__(layers)
         self._max_bytes = max_mib * 2**20
         self._known: dict[str, LoraAdapter] = {}

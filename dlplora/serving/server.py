@@ -45,6 +45,7 @@ class Settings:
         drain_seconds: How long answers may run on when the server ends or the model is replaced.
         log: The file that decisions are appended to, if any.
         max_log_mib: How large it may grow before another one is begun.
+        adapter_mib: How much memory adapters take; None keeps all of them in memory.
         place: Device and dtype; None takes the best that this machine has.
     """
 
@@ -58,6 +59,7 @@ class Settings:
     drain_seconds: float
     log: Path | None
     max_log_mib: float
+    adapter_mib: float | None
     place: Place | None
 
 
@@ -82,6 +84,7 @@ class Server(uvicorn.Server):
             max_batch_size=settings.max_batch_size,
             log=settings.log,
             max_log_mib=settings.max_log_mib,
+            adapter_mib=settings.adapter_mib,
             place=settings.place,
         )
         self.api = Api(

@@ -38,6 +38,7 @@ class Engine(Runner):
         fallback_below: float | Literal["auto"] = "auto",
         log: str | Path | None = None,
         max_log_mib: float | None = None,
+        adapter_mib: float | None = None,
         **settings: Any,
     ) -> "Engine":
         """Load systems of a folder: the base model, the adapters and routers that they name.
@@ -52,6 +53,8 @@ class Engine(Runner):
                 threshold that each system's router has from validation.
             log: A file that every decision is appended to; the params say what a line holds.
             max_log_mib: How large that file may grow before another one is begun.
+            adapter_mib: How much memory the adapters of a pool take; those used least recently are
+                read again when they are routed to. By default all stay in memory.
             settings: Those of a `Runner`: max_batch_size, prefill_tokens, cache_mib,
                 window_chars, language.
 
@@ -66,7 +69,7 @@ class Engine(Runner):
             routers = {}
             for name, one in built.items():
                 if one.pool.key not in pools:
-                    pools[one.pool.key] = one.pool.empty(layers)
+                    pools[one.pool.key] = one.pool.start(layers, max_mib=adapter_mib)
                 pool = pools[one.pool.key]
                 one.pool.add_to(pool)
                 routers[name] = RequestRouter(

@@ -15,6 +15,7 @@ from dlplora.data.checksums import data_folder_sha256
 from dlplora.engine.runner import Runner
 from dlplora.lora.attach import Pool
 from dlplora.lora.layers import FusedLayers, fused
+from dlplora.lora.paging import PagedPool
 from dlplora.models import Base
 from dlplora.records.router_card import read_fallback
 from dlplora.records.routes import Route
@@ -71,6 +72,12 @@ class Pooled:
     adapters: Sequence[LoraAdapter]
     key: tuple[str, ...]
     empty: Callable[[FusedLayers], Pool] = Pool
+
+    def start(self, layers: FusedLayers, *, max_mib: float | None) -> Pool:
+        """Make the pool without adapters; one that may page holds so many MiB of them at most."""
+        if self.empty is Pool and max_mib is not None:
+            return PagedPool(layers, max_mib=max_mib)
+        return self.empty(layers)
 
     def make(self, layers: FusedLayers) -> Pool:
         """Make the pool on a model's fused layers."""

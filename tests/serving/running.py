@@ -35,6 +35,7 @@ SETTINGS = Settings(
     drain_seconds=20.0,
     log=None,
     max_log_mib=1.0,
+    adapter_mib=None,
     place=PLACE,
 )
 

@@ -136,8 +136,9 @@ def test_a_request_that_takes_too_long_ends(data: Path) -> None:
         wait_until(lambda: num_open(server) == 0)
 
 
+@pytest.mark.parametrize("adapter_mib", [None, 1e-3])
 def test_adapters_come_and_go_and_a_route_to_one_that_went_is_a_conflict(
-    data: Path, tmp_path: Path
+    data: Path, tmp_path: Path, adapter_mib: float | None
 ) -> None:
     folder = tmp_path / "allowed"
     configs = {"new": {"r": 2, "target_modules": TARGETS["llama"]}}
@@ -146,7 +147,7 @@ def test_adapters_come_and_go_and_a_route_to_one_that_went_is_a_conflict(
     (folder / "link").symlink_to(tmp_path / "outside")
     keys = Keys(admin=(b"a" * 20,))
     load, unload = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
-    with running(data, keys=keys, adapter_folders=[folder]) as server:
+    with running(data, keys=keys, adapter_folders=[folder], adapter_mib=adapter_mib) as server:
         (folder / "loop").symlink_to(folder / "loop")
         for path in (
             "../outside",

@@ -28,14 +28,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "data"
 
 
+@pytest.mark.parametrize("adapter_mib", [None, 1e-3])
 @pytest.mark.parametrize("name", [None, "base", "single:colours", "fused", "logo", "arrow"])
-def test_an_engine_answers_as_its_system_until_it_is_closed(data: Path, name: str | None) -> None:
+def test_an_engine_answers_as_its_system_until_it_is_closed(
+    data: Path, name: str | None, adapter_mib: float | None
+) -> None:
     system = Systems(data, [name], place=PLACE).named(name)
     with system.running() as runner:
         expected = runner.generate(PROMPTS, sampling=SAMPLING)
     own = {path: type(module) for path, module in system.base.model.named_modules()}
 
-    with Engine.load(data, system=name, place=PLACE, max_batch_size=2) as engine:
+    settings = {"place": PLACE, "max_batch_size": 2, "adapter_mib": adapter_mib}
+    with Engine.load(data, system=name, **settings) as engine:
         assert engine.generate(PROMPTS, sampling=SAMPLING) == expected
         running = {path: type(module) for path, module in engine.base.model.named_modules()}
         assert (running == own) == (name == "base")
@@ -80,6 +84,8 @@ def test_what_an_engine_cannot_load_is_told_in_one_line(data: Path) -> None:
         Engine.load(data, system="base", place=PLACE, max_batch_size="4")
     with pytest.raises(GenerationError, match="fallback_below is 'often', expected 0 to 1"):
         Engine.load(data, system="base", place=PLACE, fallback_below="often")  # type: ignore[arg-type]
+    with pytest.raises(GenerationError, match="adapter_mib is '1', expected more than 0"):
+        Engine.load(data, place=PLACE, adapter_mib="1")  # type: ignore[arg-type]
     with pytest.raises(ParamsError, match=r"a project's folder; expected its .*/data"):
         Engine.load(data.parent)
     with pytest.raises(ParamsError, match="absent: no such folder"):
