@@ -25,16 +25,16 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, embedding_bag
+from torch.nn.functional import embedding
 
 if TYPE_CHECKING:
     from dlplora.lora.mix import BatchMix
     from dlplora.lora.stacks import Stack
 
 Form = Literal["one_mix", "gathered", "bagged"]
-# From an input (B, S, I) to the hidden values (B, S, G·K) of all layers, side by side.
+# From an input (B, S, I) to the hidden values of all layers, side by side in the last dimension.
 Shrink = Callable[[Tensor], Tensor]
-# From a layer's hidden values (B, S, K) and its output to the output with the sum, in place.
+# From a layer's hidden values and its output (B, S, O) to the output with the sum, in place.
 Expand = Callable[[Tensor, Tensor], Tensor]
 
 # Measured on a CPU (docs/log.md): batched products of fewer rows than this are slower than one.
@@ -130,32 +130,42 @@ def bagged(
     weights_BK: Tensor,
     used_U: Tensor,
     places_BK: Tensor,
+    num_tokens: int,
 ) -> tuple[Shrink, list[Expand]]:
-    """Prepare one product with all rows in use, of which each prompt takes its own.
+    """Prepare one product with all rows in use, of which each token takes its prompt's own.
 
-    `used_U` are the rows in use, `places_BK` where each prompt's stand among them.
+    `used_U` are the rows in use, `places_BK` where each prompt's stand among them; `num_tokens` are
+    those of a prompt.
     """
-    num_layers, num_used = len(down_GNI), len(used_U)
+    num_layers, device = len(down_GNI), rows_BK.device
     down_PI = down_GNI.index_select(1, used_U).flatten(0, 1)
-    places_BP = torch.cat([places_BK + num_used * layer for layer in range(num_layers)], 1)
-    weights_BP = weights_BK.repeat(1, num_layers).to(down_GNI.dtype)
-    shrink = partial(_shrink_bagged, down_PI=down_PI, places_BP=places_BP, weights_BP=weights_BP)
-    return shrink, [partial(_expand_bagged, rows_BK=rows_BK, up_NO=up_NO) for up_NO in ups_NO]
+    rows_nK, weights_nK, places_nK = (
+        value if num_tokens == 1 else value.repeat_interleave(num_tokens, 0)
+        for value in (rows_BK, weights_BK, places_BK)
+    )
+    # Hidden values of layer after layer, so that those of one are side by side.
+    firsts_n1 = len(down_PI) * torch.arange(len(rows_nK), device=device)[:, None]
+    firsts_G11 = len(used_U) * torch.arange(num_layers, device=device)[:, None, None]
+    places = (firsts_G11 + firsts_n1 + places_nK).flatten()
+    weights = weights_nK.repeat(num_layers, 1).flatten().to(down_GNI.dtype)
+    starts_n = torch.arange(0, rows_nK.numel(), rows_nK.shape[1], device=device)
+    rows = rows_nK.flatten()
+    shrink = partial(_shrink_bagged, down_PI=down_PI, places=places, weights=weights)
+    return shrink, [
+        partial(_expand_bagged, rows=rows, starts_n=starts_n, up_NO=up_NO) for up_NO in ups_NO
+    ]
 
 
-def _shrink_bagged(
-    x_BSI: Tensor, *, down_PI: Tensor, places_BP: Tensor, weights_BP: Tensor
+def _shrink_bagged(x_BSI: Tensor, *, down_PI: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+    hidden_nP = x_BSI.flatten(0, 1) @ down_PI.T
+    return hidden_nP.flatten().index_select(0, places).mul_(weights)
+
+
+def _expand_bagged(
+    hidden: Tensor, y_BSO: Tensor, *, rows: Tensor, starts_n: Tensor, up_NO: Tensor
 ) -> Tensor:
-    hidden_BSP = x_BSI @ down_PI.T
-    places_BSP = places_BP[:, None].expand(-1, x_BSI.shape[1], -1)
-    return hidden_BSP.gather(2, places_BSP).mul_(weights_BP[:, None])
-
-
-def _expand_bagged(hidden_BSK: Tensor, y_BSO: Tensor, *, rows_BK: Tensor, up_NO: Tensor) -> Tensor:
-    num_tokens = y_BSO.shape[1]
-    rows_nK = rows_BK if num_tokens == 1 else rows_BK.repeat_interleave(num_tokens, 0)
-    hidden_nK = hidden_BSK.flatten(0, 1)
-    sum_nO = embedding_bag(rows_nK, up_NO, mode="sum", per_sample_weights=hidden_nK)
+    # As torch.nn.functional.embedding_bag, which checks its arguments for as long as it computes.
+    sum_nO = torch.embedding_bag(up_NO, rows, starts_n, False, 0, False, hidden)[0]
     y_BSO.view(sum_nO.shape).add_(sum_nO)
     return y_BSO
 

@@ -203,7 +203,7 @@ class BatchMix:
         elif form == "gathered":
             halves = gathered(*stacked, rows_BK=own.rows_BK, weights_BK=own.weights_BK)
         else:
-            halves = bagged(*stacked, **vars(own))
+            halves = bagged(*stacked, **vars(own), num_tokens=num_tokens)
         return _Sums(matrices.paths, *halves)
 
     def _indices_in(self, stack: Stack, device: torch.device) -> _Indices | None:

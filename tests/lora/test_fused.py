@@ -155,7 +155,7 @@ def test_every_form_is_the_reference(num_tokens: int, dtype: torch.dtype) -> Non
     x, down, ups = drawn(3, num_tokens, 16), drawn(2, 40, 16), (drawn(40, 12), drawn(40, 8))
     rows_BK = torch.tensor([[4, 5, 6, 7], [0, 1, 4, 5], [9, 38, 0, 0]])
     weights_BK = torch.tensor([[0.5, 0.5, 0.25, 0.25], [1.0, 1.0, -0.5, -0.5], [0.125, 2.0, 0, 0]])
-    used_U, places_nB = rows_BK.unique(return_inverse=True)
+    used_U, places_BK = rows_BK.unique(return_inverse=True)
     alike = {"rows_K": rows_BK[0], "weights_K": weights_BK[0], "num_tokens": 3 * num_tokens}
     own = {"rows_BK": rows_BK, "weights_BK": weights_BK}
     many = alike | {"num_tokens": 10_000}  # too many for float32
@@ -164,7 +164,7 @@ def test_every_form_is_the_reference(num_tokens: int, dtype: torch.dtype) -> Non
         (one_mix(down, ups, **alike), first),
         (one_mix(down, ups, **many), first),
         (gathered(down, ups, **own), own),
-        (bagged(down, ups, **own, used_U=used_U, places_BK=places_nB), own),
+        (bagged(down, ups, **own, used_U=used_U, places_BK=places_BK, num_tokens=num_tokens), own),
     ):
         parts = shrink(x).tensor_split(2, -1)
         for number, (expand, up) in enumerate(zip(expands, ups, strict=True)):
