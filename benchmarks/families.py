@@ -312,7 +312,7 @@ def train(base: Path, targets: Sequence[str], out: Path) -> None:
             reworded=0.0,
         )
         train_adapter(
-            load_base(base, place=PLACE, attention="eager"),
+            load_base(base, place=PLACE, trains=True),
             examples,
             examples[:2],
             name=name,
@@ -420,14 +420,14 @@ def attempt(name: str, folder: Path) -> Outcome:
         line = str(error).replace(str(source), name).replace(str(folder), "")
         return Outcome(name, family.kind, line)
     whole = base if family.kind == "multimodal" else source  # whose layers have other paths
-    loaded, reference = load_base(base, place=PLACE, attention="sdpa"), Reference(whole, adapters)
+    loaded, reference = load_base(base, place=PLACE), Reference(whole, adapters)
     found = compare_reading(loaded, adapters, reference)
     with patched(grouping, "PASS_TOKENS", 1):  # as if the common beginning were long
         in_parts = compare_reading(loaded, adapters, reference)
     found = {name: max(found[name], in_parts[name]) for name in ("logits", "options")} | {
         "same_tokens": found["same_tokens"] and in_parts["same_tokens"]
     }
-    gap = compare_training(load_base(base, place=PLACE, attention="eager"), adapters)
+    gap = compare_training(load_base(base, place=PLACE, trains=True), adapters)
     return Outcome(name, family.kind, None, gradient=gap, **found)
 
 

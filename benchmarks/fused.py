@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     words = parser.parse_args()
     place = best_place()
-    base = load_base(words.base, place=place, attention="sdpa")
+    base = load_base(words.base, place=place)
     with _inference():
         shapes, build_seconds = measure_shapes(base, words.rounds)
         pools = measure_pools(base, words.rounds)

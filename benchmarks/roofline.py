@@ -67,7 +67,7 @@ def weights_of(base: Base) -> tuple[int, int]:
 def measure(data: Path, rounds: int) -> dict[str, dict[str, float]]:
     """Time the works and count their operations."""
     place = best_place()
-    base = load_base(data / "base", place=place, attention="sdpa")
+    base = load_base(data / "base", place=place)
     blocks, head = weights_of(base)
     top = ceiling(place, rounds)
     found = {"matmul": {"gflops": top / 1e9, "share": 1.0}}
@@ -87,7 +87,7 @@ def measure(data: Path, rounds: int) -> dict[str, dict[str, float]]:
         step = partial(batch.step, [7] * size)
         note(f"decode_{size}x1", 2 * size * (blocks + head), seconds_of(step, rounds))
 
-    base = load_base(data / "base", place=place, attention="eager")
+    base = load_base(data / "base", place=place, trains=True)
     model = with_lora(base, {}).train()
     for kind, name in TASKS.items():
         part = read_task(data, name, base).batches[1]

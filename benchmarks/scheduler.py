@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     place = best_place()
-    base = load_base(options.base, place=place, attention="sdpa")
+    base = load_base(options.base, place=place)
     torch.set_num_threads(THREADS)
     ids = torch.randint(5, 40_000, (LONG,), generator=torch.Generator().manual_seed(0))
     long = tuple(ids.tolist())

@@ -153,7 +153,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(THREADS)
     place = Place(best_place().device, torch.float32)
-    base = load_base(words.data / "base", place=place, attention="sdpa")
+    base = load_base(words.data / "base", place=place)
     tasks = {
         kind: measure(
             base, read_examples(words.data / f"examples/test/{name}.parquet"), words.rounds

@@ -139,7 +139,7 @@ class PeftModels(Models):
         """Load base and adapters by PEFT."""
         from peft import PeftModel
 
-        base = load_base(self._data / "base", place=best_place(), attention="sdpa")
+        base = load_base(self._data / "base", place=best_place())
         first, *others = self._tasks
         folder = self._data / "adapters"
         model = PeftModel.from_pretrained(base.model, folder / first, adapter_name=first)

@@ -385,7 +385,7 @@ def main() -> None:
     parser.add_argument("--only", choices=list(RIVALS), help="print the peak memory of one rival")
     words = parser.parse_args()
     torch.set_num_threads(THREADS)
-    base = load_base(words.data / "base", place=best_place(), attention="eager")
+    base = load_base(words.data / "base", place=best_place(), trains=True)
     tasks = {kind: read_task(words.data, name, base) for kind, name in TASKS.items()}
     if words.only:
         del base

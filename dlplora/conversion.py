@@ -100,7 +100,7 @@ def _check(
     try:
         # A model's code raises whatever it does not expect.
         with errors_as(ModelError, f"{card.id}: the model cannot be used"):
-            base = load_base(folder, place=place, attention="sdpa")
+            base = load_base(folder, place=place)
             for check in checks:
                 check(base)
     except ModelError as error:

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
+from dlplora.attention import implementation_for
 from dlplora.data.batches import Padded
 from dlplora.data.prompts import ChatFormat
 from dlplora.data.templates import ChatTemplate
@@ -71,16 +72,15 @@ class Base:
         return context_of(self.model)
 
 
-def load_base(folder: Path, *, place: Place, attention: str) -> Base:
-    """Load a base model folder; `attention` names transformers' implementation.
+def load_base(folder: Path, *, place: Place, trains: bool = False) -> Base:
+    """Load a base model folder; with `trains` for training, whose fastest attention may differ.
 
-    A model that has no such implementation gets "eager", which all have. Measured here: "eager" is
-    the faster for training short prompts on a CPU, whose fused attention has a slow backward pass;
-    "sdpa" for inference.
+    A model that has no such implementation of attention gets "eager", which all have.
     """
     quiet_transformers()
     card = read_base_card(folder)
     try:
+        attention = implementation_for(place.device, trains=trains)
         model = _load_weights(folder, place.dtype, attention, card.trust_remote_code)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder}: no usable base model: {error}") from error
@@ -209,7 +209,10 @@ def quiet_transformers() -> None:
 def logits_at(
     model: torch.nn.Module, batch: Padded, keep_BS: Tensor, **arguments: object
 ) -> Tensor:
-    """Run a causal LM and return its logits (n, V) at the n places where `keep_BS` is true."""
+    """Run a causal LM and return its logits (n, V) at the n places where `keep_BS` is true.
+
+    `keep_BS` is on the host, the batch on the model's device.
+    """
     with head_at(model, keep_BS):
         output = model(
             input_ids=batch.ids_BS,
@@ -225,13 +228,17 @@ def head_at(model: torch.nn.Module, keep_BS: Tensor) -> Iterator[None]:
     """Let a causal LM compute logits (1, n, V) at the n places where `keep_BS` is true alone.
 
     The output head is given those places alone – it is a fifth of a small model – by a hook in
-    front of it, so that what a model does to its logits afterwards still happens.
+    front of it, so that what a model does to its logits afterwards still happens. `keep_BS` is on
+    the host: a device would have to tell it first how many places there are.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
     thread = threading.get_ident()
+    places_n = keep_BS.flatten().nonzero()[:, 0].to(next(model.parameters()).device)
 
     def select(_: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][keep_BS][None],) if threading.get_ident() == thread else inputs
+        if threading.get_ident() != thread:
+            return inputs
+        return (inputs[0].flatten(0, 1).index_select(0, places_n)[None],)
 
     hook = head.register_forward_pre_hook(select)
     try:

@@ -108,7 +108,7 @@ class Sampler:
     ) -> None:
         self._sampling = sampling
         self._num_prompt = num_prompt
-        self._end_ids = sorted(end_ids)
+        self._end_ids = torch.tensor(sorted(end_ids), dtype=torch.long, device=device)
         self._processors = LogitsProcessorList()
         if sampling.repetition_penalty != 1:
             penalty = float(sampling.repetition_penalty)
@@ -132,8 +132,11 @@ class Sampler:
         is_shifted = told.presence_penalty or told.frequency_penalty or told.min_tokens
         return self._generator is None and not self._processors and not is_shifted
 
-    def next_token(self, ids: Sequence[int], logits_V: Tensor) -> int:
-        """Choose the token after `ids` – prompt and answer so far – by its logits (V,)."""
+    def next_token(self, ids: Sequence[int], logits_V: Tensor) -> Tensor:
+        """Choose the token after `ids` – prompt and answer so far – by its logits (V,).
+
+        It stays on the device (1,), so that those of several sequences can be read at once.
+        """
         scores_1V: Any = logits_V[None].float()
         read: Any = None  # by nothing but the processors
         if self._processors:
@@ -141,38 +144,46 @@ class Sampler:
             scores_1V = self._processors(read, scores_1V)
         scores_1V = self._warpers(read, self._shifted(ids[self._num_prompt :], scores_1V))
         if self._generator is None:
-            return int(scores_1V.argmax())
-        return int(torch.multinomial(scores_1V.softmax(-1)[0], 1, generator=self._generator))
+            likeliest_1: Tensor = scores_1V.argmax(-1)
+            return likeliest_1
+        return torch.multinomial(scores_1V.softmax(-1)[0], 1, generator=self._generator)
 
     def _shifted(self, answer: Sequence[int], scores_1V: Tensor) -> Tensor:
         """Subtract the penalties of the answer's tokens; forbid the end before `min_tokens`."""
         told = self._sampling
         if told.presence_penalty or told.frequency_penalty:
             answer_S = torch.tensor(answer, dtype=torch.long, device=scores_1V.device)
-            counts_V = torch.bincount(answer_S, minlength=scores_1V.shape[1])
+            counts_V = torch.zeros_like(scores_1V[0], dtype=torch.long)
+            counts_V.scatter_add_(0, answer_S, torch.ones_like(answer_S))
             scores_1V = (
                 scores_1V
                 - told.presence_penalty * (counts_V > 0)
                 - told.frequency_penalty * counts_V
             )
         if len(answer) < told.min_tokens:
-            scores_1V = scores_1V.clone()
-            scores_1V[:, self._end_ids] = -torch.inf
+            scores_1V = scores_1V.index_fill(1, self._end_ids, -torch.inf)
         return scores_1V
 
 
 def next_tokens(
     samplers: Sequence[Sampler], ids: Sequence[Sequence[int]], logits_BV: Tensor
 ) -> list[int | None]:
-    """Choose the next token of every sequence by its own sampler; None if no logits are finite."""
+    """Choose the next token of every sequence by its own sampler; None if no logits are finite.
+
+    The device is read once, and once more for what is not the likeliest token as it is.
+    """
     best = logits_BV.max(-1)
     largest, likeliest = torch.stack([best.values.double(), best.indices.double()]).tolist()
-    tokens: list[int | None] = []
-    for row, sampler in enumerate(samplers):
-        if not isfinite(largest[row]):
-            tokens.append(None)
-        elif sampler.is_plain:
-            tokens.append(int(likeliest[row]))
-        else:
-            tokens.append(sampler.next_token(ids[row], logits_BV[row]))
+    tokens = [
+        int(token) if isfinite(logit) else None
+        for token, logit in zip(likeliest, largest, strict=True)
+    ]
+    drawn = {
+        row: sampler.next_token(ids[row], logits_BV[row])
+        for row, sampler in enumerate(samplers)
+        if tokens[row] is not None and not sampler.is_plain
+    }
+    if drawn:
+        for row, token in zip(drawn, torch.cat(list(drawn.values())).tolist(), strict=True):
+            tokens[row] = token
     return tokens

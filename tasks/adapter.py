@@ -29,7 +29,7 @@ def main(task: str, base: Path, examples: Path, out: Path, timing: Path) -> None
         progress(title, total=settings.steps) as advance,
     ):
         train_adapter(
-            load_base(base, place=set_up(params.runtime, seed=params.seed), attention="eager"),
+            load_base(base, place=set_up(params.runtime, seed=params.seed), trains=True),
             read_examples(train),
             read_examples(validation),
             name=task,

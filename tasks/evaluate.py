@@ -32,7 +32,7 @@ def main(
     params = load_params()
     entry, tasks = named(params.systems, system, "systems"), sorted(params.tasks)
     place = set_up(params.runtime, seed=params.seed)
-    loaded = load_base(base, place=place, attention="sdpa")
+    loaded = load_base(base, place=place)
     inputs = Inputs(loaded, base, adapters, artifact, router, tasks, params.seed)
     items = [
         TaskItems(read_examples(tests / f"{task}.parquet"), params.tasks[task]) for task in tasks

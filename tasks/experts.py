@@ -38,7 +38,7 @@ def main(cluster: str, base: Path, examples: Path, out: Path, timing: Path) -> N
         progress(title, total=training.steps) as advance,
     ):
         train_experts(
-            load_base(base, place=set_up(params.runtime, seed=params.seed), attention="eager"),
+            load_base(base, place=set_up(params.runtime, seed=params.seed), trains=True),
             {task: TaskExamples(*map(read_examples, own)) for task, own in files.items()},
             name=cluster,
             experts=experts,

@@ -30,7 +30,7 @@ def main(name: str, base: Path, examples: Path, out: Path, timing: Path) -> None
         progress(title, total=settings.steps) as advance,
     ):
         train_joint_adapter(
-            load_base(base, place=set_up(params.runtime, seed=params.seed), attention="eager"),
+            load_base(base, place=set_up(params.runtime, seed=params.seed), trains=True),
             {task: read_examples(path) for task, path in train.items()},
             {task: read_examples(path) for task, path in validation.items()},
             name=name,

@@ -17,7 +17,7 @@ def main(name: str, base: Path, adapters: Path, examples: Path, out: Path, timin
     chosen, tasks = named(params.lorahub, name, "lorahub"), sorted(params.tasks)
     with progress(f"lorahub {name}", total=len(tasks) * chosen.steps) as advance:
         compose_by_examples(
-            load_base(base, place=set_up(params.runtime, seed=params.seed), attention="sdpa"),
+            load_base(base, place=set_up(params.runtime, seed=params.seed)),
             {task: adapters / task for task in tasks},
             {task: read_examples(examples_path(examples, "train", task)) for task in tasks},
             params=chosen,

@@ -14,7 +14,7 @@ def main(name: str, base: Path, adapters: Path, out: Path, timing: Path) -> None
     """Merge the ADAPTERS of all tasks on BASE; write the merge NAME to OUT."""
     params = load_params()
     merge_adapters(
-        load_base(base, place=set_up(params.runtime, seed=params.seed), attention="sdpa"),
+        load_base(base, place=set_up(params.runtime, seed=params.seed)),
         [adapters / task for task in sorted(params.tasks)],
         name=name,
         params=named(params.merges, name, "merges"),

@@ -16,6 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from dlplora import warm
+from tests.device import choose_device
 from tests.project import ROOT, Checkout, made_once, make_finished, make_learned, make_methods
 
 # The background job of a shell ignores Ctrl-C, and so would all that it starts.
@@ -51,6 +52,21 @@ SLOW = (
     "tests/test_docs.py",
 )
 torch.set_num_threads(2)  # for fixtures that are made before a test's own
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the choice of the device."""
+    parser.addoption(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where the tests' models and their inputs are; on cuda most tests run as on a GPU",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the device before any test is imported."""
+    choose_device(config.getoption("device"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,6 +15,7 @@ from dlplora.models import quiet_transformers
 from dlplora.routing.base import Classifier, Vectors
 from dlplora.routing.build import load_classifier
 from dlplora.routing.embedding import Embedder, unit
+from tests.device import device
 from tests.tiny import tiny_tokenizer, write_tiny_tokenizer
 
 HIDDEN, WINDOW = 16, 12
@@ -102,7 +103,7 @@ TASKS_OF_TEXTS = ["colours"] * 2 + ["opposites"] * 2
 def tiny_embedder(folder: Path) -> tuple[Embedder, Vectors]:
     """Return a tiny embedder, and the vectors that it gives `TEXTS`."""
     write_tiny_embedder(folder)
-    embedder = Embedder.load(folder, device=torch.device("cpu"))
+    embedder = Embedder.load(folder, device=device())
     return embedder, embedder.embed(TEXTS, normalise=True)
 
 

@@ -12,10 +12,11 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 
 from dlplora.adapters import _PLAIN, read_adapter, write_adapter
 from dlplora.errors import AdapterError
+from tests.device import on_device
 from tests.peft_adapters import FINGERPRINT, peft_model, save_peft
 from tests.tiny import tiny_model
 
-IDS = torch.tensor([[5, 6, 7, 8]])
+IDS = on_device([[5, 6, 7, 8]])
 
 
 def test_plain_peft_loads_the_folder_and_gives_the_same_logits(tmp_path: Path) -> None:

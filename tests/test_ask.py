@@ -9,14 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 import typer.main
 
 import dlplora
 from dlplora import cli
 from dlplora.engine.requests import Request
-from dlplora.runtime import Place
 from tests.answering import TASKS, write_answering_project
+from tests.device import float32_place
 from tests.lifecycle.serving import COLOURS, questions, write_data, write_serving_project
 
 ROOT = Path(__file__).parent.parent
@@ -46,9 +45,8 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
 
 def test_what_is_streamed_is_the_answer_of_the_engine(run: Run) -> None:
-    place = Place(torch.device("cpu"), torch.float32)
     request = Request("say red", dlplora.Sampling(max_new_tokens=9))
-    with dlplora.Engine.load("data", place=place) as engine:
+    with dlplora.Engine.load("data", place=float32_place()) as engine:
         (answer,) = engine.generate([request])
     code, out, err = run("generate", "say red", "--max-new-tokens", "9")
     assert (code, out) == (0, f"{answer.text}\n")

@@ -21,10 +21,11 @@ from dlplora.models import Base, load_base
 from dlplora.params.inputs import GgufFile, HubModel, Model, ModelFolder
 from dlplora.records.files import file_sha256
 from dlplora.runtime import Place
+from tests.device import float32_place, on_device
 from tests.tiny import TEMPLATE, tiny_model, tiny_tokenizer, write_tiny_folder
 
-IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
-PLACE = Place(torch.device("cpu"), torch.float32)
+IDS = on_device([[5, 6, 7, 8], [9, 10, 11, 12]])
+PLACE = float32_place()
 REVISION = "0123456789" * 4
 OWN_CONFIG = """from transformers import LlamaConfig
 
@@ -75,7 +76,7 @@ def _hub_params(revision: str = REVISION) -> HubModel:
 
 def _converted(params: Model, tmp_path: Path) -> Base:
     _make(params, tmp_path)
-    return load_base(tmp_path / "base", place=PLACE, attention="sdpa")
+    return load_base(tmp_path / "base", place=PLACE)
 
 
 def _make(params: Model, tmp_path: Path) -> None:
@@ -144,7 +145,7 @@ def test_the_number_format_is_that_of_the_place(folder: Path, tmp_path: Path) ->
         out=tmp_path / "base",
         advance=lambda **_: None,
     )
-    base = load_base(tmp_path / "base", place=place, attention="sdpa")
+    base = load_base(tmp_path / "base", place=place)
     for name, weight in tiny_model().named_parameters():
         assert torch.equal(base.model.get_parameter(name), weight.to(torch.bfloat16)), name
 
@@ -247,7 +248,7 @@ def test_weights_cut_after_the_conversion_are_refused(folder: Path, tmp_path: Pa
     _make(_folder_params(folder), tmp_path)
     _cut_weights(tmp_path / "base")
     with pytest.raises(ModelError, match="base: no usable base model") as caught:
-        load_base(tmp_path / "base", place=PLACE, attention="sdpa")
+        load_base(tmp_path / "base", place=PLACE)
     assert "\n" not in str(caught.value)
 
 
@@ -291,7 +292,7 @@ def test_trusted_code_is_warned_of_and_kept_with_the_model(
     config = json.loads((tmp_path / "base/config.json").read_text())
     assert config["auto_map"] == json.loads((folder / "config.json").read_text())["auto_map"]
     shutil.rmtree(folder)
-    base = load_base(tmp_path / "base", place=PLACE, attention="sdpa")
+    base = load_base(tmp_path / "base", place=PLACE)
     assert type(base.model).__name__ == "OwnModel"
     assert torch.equal(base.model(IDS).logits, tiny_model()(IDS).logits)
 

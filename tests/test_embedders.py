@@ -21,6 +21,7 @@ from dlplora.records.files import file_sha256
 from dlplora.routing.base import Vectors
 from dlplora.routing.embedding import Embedder
 from dlplora.routing.encoder import load_encoder, load_tokenizer
+from tests.device import device
 from tests.embedders import write_tiny_embedder
 from tests.tiny import tiny_tokenizer
 from tests.tiny_encoders import write_tiny_encoder
@@ -40,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def vectors_of(folder: Path) -> Vectors:
-    return Embedder.load(folder, device=torch.device("cpu")).embed(TEXTS, normalise=True)
+    return Embedder.load(folder, device=device()).embed(TEXTS, normalise=True)
 
 
 def from_folder(folder: Path, _: Path) -> Kind:
@@ -189,8 +190,8 @@ def test_an_embedder_that_says_its_first_values_are_enough_gives_those(
 
     make_embedder(from_folder(short, tmp_path), downloads=tmp_path, out=tmp_path / "out")
 
-    embedder = Embedder.load(tmp_path / "out", device=torch.device("cpu"))
-    plain = SentenceTransformer(str(short), device="cpu")
+    embedder = Embedder.load(tmp_path / "out", device=device())
+    plain = SentenceTransformer(str(short), device=str(device()))
     assert embedder.num_dimensions == 8
     for normalise in (True, False):
         expected = plain.encode(TEXTS, normalize_embeddings=normalise)
@@ -205,7 +206,9 @@ def test_a_table_of_words_embeds_but_has_no_transformer_to_train(
 ) -> None:
     torch.manual_seed(0)
     words = StaticEmbedding(tiny_tokenizer(template=None).backend_tokenizer, embedding_dim=6)
-    SentenceTransformer(modules=[words, Normalize()], device="cpu").save(str(tmp_path / "static"))
+    SentenceTransformer(modules=[words, Normalize()], device=str(device())).save(
+        str(tmp_path / "static")
+    )
     if place:  # as earlier versions wrote it
         modules = json.loads((tmp_path / "static/modules.json").read_text())
         modules[0]["path"] = place
@@ -217,8 +220,8 @@ def test_a_table_of_words_embeds_but_has_no_transformer_to_train(
     params = from_folder(tmp_path / "static", tmp_path)
     make_embedder(params, downloads=tmp_path, out=tmp_path / "out")
 
-    embedder = Embedder.load(tmp_path / "out", device=torch.device("cpu"))
-    expected = SentenceTransformer(str(tmp_path / "static"), device="cpu").encode(TEXTS)
+    embedder = Embedder.load(tmp_path / "out", device=device())
+    expected = SentenceTransformer(str(tmp_path / "static"), device=str(device())).encode(TEXTS)
     np.testing.assert_allclose(embedder.embed(TEXTS, normalise=True), expected, atol=1e-6)
     with pytest.raises(ModelError, match=r"out: begins with StaticEmbedding, expected a transf"):
         _ = embedder.transformer

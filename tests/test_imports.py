@@ -20,10 +20,11 @@ from dlplora.lora.attach import attached
 from dlplora.records.base_card import BaseCard, write_base_card
 from dlplora.records.routes import Route
 from dlplora.records.training import read_adapter_training
+from tests.device import on_device
 from tests.peft_adapters import peft_model, save_peft
 from tests.tiny import FRAME, TARGETS, tiny_model
 
-IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+IDS = on_device([[5, 6, 7, 8], [9, 10, 11, 12]])
 FINGERPRINT = "e" * 64
 WEIGHTS = "adapter_model.safetensors"
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj"

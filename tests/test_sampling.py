@@ -5,18 +5,19 @@ import torch
 
 from dlplora.errors import GenerationError
 from dlplora.sampling import Sampler, Sampling, next_tokens
+from tests.device import device
 
-CPU = torch.device("cpu")
+DEVICE = device()
 LOGITS_V = torch.tensor([0.0, 3.0, 2.5, 1.0, -1.0])
 
 
 def sampler_of(sampling: Sampling, num_prompt: int = 0) -> Sampler:
-    return Sampler(sampling, num_prompt=num_prompt, end_ids=frozenset({1}), device=CPU)
+    return Sampler(sampling, num_prompt=num_prompt, end_ids=frozenset({1}), device=DEVICE)
 
 
 def drawn(sampling: Sampling, count: int, ids: list[int] | None = None) -> list[int]:
     sampler = sampler_of(sampling)
-    return [sampler.next_token(ids or [0], LOGITS_V) for _ in range(count)]
+    return [int(sampler.next_token(ids or [0], LOGITS_V)) for _ in range(count)]
 
 
 def test_without_temperature_the_likeliest_token_is_taken() -> None:

@@ -29,6 +29,7 @@ from dlplora.data.prompts import ChatFormat
 from dlplora.data.templates import ChatTemplate, render_frame
 from dlplora.models import Base, quiet_transformers
 from dlplora.records.base_card import BaseCard, Frame, write_base_card
+from tests.device import device
 
 _TEXT = (
     "what is the colour opposite of sum word say a b c d e f g red green blue grey up down left "
@@ -102,7 +103,7 @@ def tiny_sizes(hidden: int = 16) -> dict[str, Any]:
 
 
 def tiny_model(kind: str = "llama", *, seed: int = 0, hidden: int = 16) -> PreTrainedModel:
-    """Make a seeded two-layer model in float32."""
+    """Make a seeded two-layer model in float32, with the same weights on every device."""
     torch.manual_seed(seed)
     if kind == "gpt2":
         config = GPT2Config(
@@ -136,7 +137,7 @@ def tiny_model(kind: str = "llama", *, seed: int = 0, hidden: int = 16) -> PreTr
             if parameter.dim() > 1:
                 parameter.mul_(4)
         model.get_output_embeddings().weight.mul_(10)  # so that it can be sure of a token
-    return model.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False).to(device())
 
 
 def byte_level(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:

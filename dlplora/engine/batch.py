@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dlplora.attention import is_plain, knows_masks, mask_for
 from dlplora.data.batches import Padded
 from dlplora.engine import cache as caches
 from dlplora.engine.cache import Cache, KeyValues
@@ -24,6 +25,9 @@ class Batch:
     Padding stands in front of a prompt, or between it and what it shares with others; a model that
     would take it in reads each row by itself. Rows leave when they are finished and join from other
     batches; what a row gets does not depend on the others.
+
+    What the host decides by – mask and positions – is kept there and copied to the device with each
+    forward pass; so nothing has to be read back from it but what the logits say.
     """
 
     def __init__(
@@ -64,17 +68,17 @@ class Batch:
         """Append one token to each sequence and predict the next."""
         self.positions_B = self.positions_B + 1
         self.mask_BS = torch.cat([self.mask_BS, torch.ones_like(self.mask_BS[:, :1])], 1)
-        ids_B1 = torch.tensor(tokens, device=self.base.device)[:, None]
+        ids_B1 = torch.tensor(tokens)[:, None]
+        batch = Padded(ids_B1, torch.ones_like(ids_B1), self.positions_B[:, None])
         if isinstance(self.cache, SingleRows):
-            whole = torch.ones_like(ids_B1)
-            batch = Padded(ids_B1, whole, self.positions_B[:, None])
-            logits_BV = self.cache.read(self.base, self.layers, self.mix, batch, whole)
+            logits_BV = self.cache.read(self.base, self.layers, self.mix, batch, batch.mask_BS)
         else:
+            device = self.base.device
             with self.layers.mixing(self.mix):
                 output = self.base.model(
-                    input_ids=ids_B1,
-                    attention_mask=self.mask_BS,
-                    position_ids=self.positions_B[:, None],
+                    input_ids=batch.ids_BS.to(device),
+                    attention_mask=mask_for(self.base.model, self.cache, self.mask_BS, 1),
+                    position_ids=batch.positions_BS.to(device),
                     past_key_values=self.cache,
                     use_cache=True,
                 )
@@ -92,21 +96,21 @@ class Batch:
         """Let go of all sequences but these; one that is named twice is copied."""
         if list(rows) == list(range(len(self))):
             return
-        index = torch.tensor(rows, device=self.base.device)
-        self.cache.batch_select_indices(index)
+        caches.select(self.cache, rows, self.base.device)
+        index = torch.tensor(rows, dtype=torch.long)
         self.mask_BS = self.mask_BS[index]
-        if caches.is_plain(self.cache) and len(rows):
+        if is_plain(self.cache) and len(rows):
             is_used_S = self.mask_BS.any(0)
             if not is_used_S.all():  # columns that are padding in all rows may go
                 self.mask_BS = self.mask_BS[:, is_used_S]
                 caches.keep_columns(self.cache, is_used_S)
         self.positions_B = self.positions_B[index]
-        self.logits_BV = self.logits_BV[index]
+        self.logits_BV = self.logits_BV[index.to(self.logits_BV.device)]
         self.mix = self.mix.select(rows)
 
     def can_join(self, other: "Batch") -> bool:
         """Tell whether the rows of both can be put together."""
-        can_grow = isinstance(self.cache, SingleRows) or caches.is_plain(self.cache)
+        can_grow = isinstance(self.cache, SingleRows) or is_plain(self.cache)
         return can_grow and own_layers(self.rows[0]) == own_layers(other.rows[0])
 
     @torch.inference_mode()
@@ -122,7 +126,7 @@ class Batch:
     @property
     def keeps_all_tokens(self) -> bool:
         """Tell whether the model goes by the keys and values of all tokens alone."""
-        return caches.knows_masks(self.base, self.cache)
+        return knows_masks(self.base.model, self.cache)
 
     def num_read(self, row: int) -> int:
         """Return how many tokens of a sequence were read."""
@@ -145,16 +149,19 @@ def read_into(
 ) -> Tensor:
     """Read tokens behind what a cache holds; return the logits (n, V) where they are wanted.
 
-    `mask` is over the cache and these tokens.
+    `keep_BS` is on the host. `mask` is over the cache and these tokens: 1 where they are real
+    (B, T), or what is added to the scores (B, 1, S, T).
     """
     if isinstance(cache, SingleRows):
         return cache.read(base, layers, mix, batch, keep_BS)
+    if mask.dim() == 2:
+        mask = mask_for(base.model, cache, mask, batch.ids_BS.shape[1])
     with layers.mixing(mix):
         return logits_at(
             base.model,
             batch.to(base.device),
-            keep_BS.to(base.device),
-            attention_mask=mask.to(base.device),
+            keep_BS,
+            attention_mask=mask,
             past_key_values=cache,
             use_cache=True,
         )

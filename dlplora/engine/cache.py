@@ -26,26 +26,6 @@ def new_cache(base: Base, num_rows: int) -> Cache:
     return DynamicCache(config=base.model.config)
 
 
-def is_plain(cache: Cache) -> bool:
-    """Tell whether a cache is of keys and values of all tokens, and no more."""
-    return isinstance(cache, DynamicCache) and all(
-        type(layer) is DynamicLayer for layer in cache.layers
-    )
-
-
-def knows_masks(base: Base, cache: Cache) -> bool:
-    """Tell whether masks and positions alone decide what a token of the model sees.
-
-    So it is in models of transformers' common attention interface, without a sliding window and
-    without rotary embeddings that change with the length; others go by places in the cache, or by
-    how many tokens are read at once.
-    """
-    rope = getattr(base.model.config.get_text_config(decoder=True), "rope_parameters", None) or {}
-    types = {one.get("rope_type") for one in (rope, *rope.values()) if isinstance(one, dict)}
-    is_fixed = types.isdisjoint({"longrope", "dynamic"})
-    return is_fixed and base.model._supports_attention_backend and is_plain(cache)
-
-
 def copied(cache: Cache) -> Cache:
     """Copy a cache so that what follows does not change it; tensors are shared until then."""
     if isinstance(cache, SingleRows):
@@ -58,6 +38,14 @@ def copied(cache: Cache) -> Cache:
     return fork
 
 
+def select(cache: Cache, rows: Sequence[int], device: torch.device) -> None:
+    """Keep these rows of a cache on a device; one that is named twice is copied."""
+    if isinstance(cache, SingleRows):
+        cache.select(rows)
+    else:
+        cache.batch_select_indices(torch.tensor(rows, dtype=torch.long, device=device))
+
+
 def join(cache: Cache, other: Cache, width: int) -> None:
     """Take in the rows of another cache, behind the own ones, all padded to `width` in front."""
     if isinstance(cache, SingleRows) and isinstance(other, SingleRows):
@@ -68,25 +56,29 @@ def join(cache: Cache, other: Cache, width: int) -> None:
 
 
 def keep_columns(cache: Cache, kept_S: Tensor) -> None:
-    """Let go of columns that are padding in all rows of a plain cache."""
+    """Let go of columns that are padding in all rows of a plain cache; the mask is the host's."""
+    places_n = kept_S.nonzero()[:, 0]
     for layer in _layers(cache):
-        layer.keys = layer.keys[:, :, kept_S]
-        layer.values = layer.values[:, :, kept_S]
+        places_n = places_n.to(layer.keys.device)
+        layer.keys = layer.keys.index_select(2, places_n)
+        layer.values = layer.values.index_select(2, places_n)
 
 
 def key_values(cache: Cache, row: int, mask_S: Tensor) -> KeyValues:
-    """Copy a row's keys and values out of a plain cache, without padding."""
-    places = mask_S.nonzero()[:, 0]
-    return tuple(
-        (layer.keys[row].index_select(1, places), layer.values[row].index_select(1, places))
-        for layer in _layers(cache)
-    )
+    """Copy a row's keys and values out of a plain cache, without padding by the host's mask."""
+    found = []
+    places_n = mask_S.nonzero()[:, 0]
+    for layer in _layers(cache):
+        places_n = places_n.to(layer.keys.device)
+        parts = (part[row].index_select(1, places_n) for part in (layer.keys, layer.values))
+        found.append(tuple(parts))
+    return tuple(found)
 
 
 def fill(cache: Cache, rows: Sequence[KeyValues | None]) -> Tensor:
     """Put known keys and values into an empty plain cache; rows without any are padding.
 
-    Returns which columns are real (B, S).
+    Returns which columns are real (B, S), on the host.
     """
     known = next(row for row in rows if row is not None)
     lengths = [0 if row is None else row[0][0].shape[1] for row in rows]
@@ -98,9 +90,8 @@ def fill(cache: Cache, rows: Sequence[KeyValues | None]) -> Tensor:
         keys_BHSD = stacked([part[0][None] for part in parts], width, dim=2)
         values_BHSD = stacked([part[1][None] for part in parts], width, dim=2)
         cache.update(keys_BHSD, values_BHSD, number)
-    places_S = torch.arange(width, device=known[0][0].device)
-    starts_B = torch.tensor([width - length for length in lengths], device=places_S.device)
-    return (places_S >= starts_B[:, None]).long()
+    starts_B = torch.tensor([width - length for length in lengths])
+    return (torch.arange(width) >= starts_B[:, None]).long()
 
 
 def stacked(parts: Sequence[Tensor], width: int, *, dim: int) -> Tensor:

@@ -6,6 +6,7 @@ Shapes: n positions, V vocabulary.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from dlplora.data.prompts import ChatFormat
@@ -48,8 +49,10 @@ def token_scores(
     if not tokens:
         return []
     logprobs_nV = logits_nV.float().log_softmax(-1)
-    picked = logprobs_nV[range(len(tokens)), list(tokens)].tolist()
+    tokens_n1 = torch.tensor(tokens, device=logprobs_nV.device)[:, None]
+    picked_n1 = logprobs_nV.gather(1, tokens_n1)
     best = logprobs_nV.topk(min(max(num_top), logprobs_nV.shape[1]))
+    rows = torch.cat([picked_n1, best.values], 1).tolist()
     return [
         TokenScore(
             token,
@@ -60,7 +63,7 @@ def token_scores(
                 for other, value in zip(others[:count], values[:count], strict=True)
             ),
         )
-        for token, logprob, count, others, values in zip(
-            tokens, picked, num_top, best.indices.tolist(), best.values.tolist(), strict=True
+        for token, (logprob, *values), count, others in zip(
+            tokens, rows, num_top, best.indices.tolist(), strict=True
         )
     ]

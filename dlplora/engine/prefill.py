@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dlplora.attention import knows_masks
 from dlplora.data.batches import Padded, pad_left, shared_beginning
 from dlplora.engine import cache as caches
 from dlplora.engine import grouping
@@ -70,7 +71,7 @@ class Prefill:
         mix = layers.mix(rows)
         self._mix = mix if self._watch is None else mix.watched(self._watch)
         self._cache = caches.new_cache(base, len(prompts))
-        self._can_pause = caches.knows_masks(base, self._cache)
+        self._can_pause = knows_masks(base.model, self._cache)
         self._owners: list[int] = []  # whose beginning each prompt has
         self._logits_BV = torch.empty(0)
         self.scores: list[list[TokenScore]] = [
@@ -78,7 +79,7 @@ class Prefill:
             for prompt, top in zip(prompts, self._num_top, strict=True)
         ]
         lengths = [0] * len(prompts)
-        self._mask_BS = torch.ones(len(prompts), 0, dtype=torch.long, device=base.device)
+        self._mask_BS = torch.ones(len(prompts), 0, dtype=torch.long)
         self._stretches = []
         if any(row is not None for row in known):
             self._mask_BS = caches.fill(self._cache, known)
@@ -101,7 +102,7 @@ class Prefill:
             return 0
         shared = shared_beginning(self._prompts)
         saved = shared * (len(self._prompts) - len(self._mix.distinct()[0]))
-        return shared if saved >= grouping.PASS_TOKENS else 0
+        return shared if saved >= grouping.limits_of(self._base.device).pass_tokens else 0
 
     @property
     def num_tokens(self) -> int:
@@ -127,7 +128,7 @@ class Prefill:
             stretch.padded.mask_BS[:, columns],
             stretch.padded.positions_BS[:, columns],
         )
-        mask_BS = torch.cat([self._mask_BS, part.mask_BS.to(self._mask_BS)], 1)
+        mask_BS = torch.cat([self._mask_BS, part.mask_BS], 1)
         is_last = len(self._stretches) == 1 and end == stretch.num_columns
         keep_BS = self._kept(part) if len(self._stretches) == 1 else torch.zeros_like(part.ids_BS)
         keep_BS[:, -1] |= is_last
@@ -155,9 +156,8 @@ class Prefill:
         """Go to the next stretch; each prompt gets its copy of what it shares with others."""
         del self._stretches[0]
         if self._owners:
-            owners_B = torch.tensor(self._owners, device=self._base.device)
-            self._cache.batch_select_indices(owners_B)
-            self._mask_BS = self._mask_BS[owners_B]
+            caches.select(self._cache, self._owners, self._base.device)
+            self._mask_BS = self._mask_BS[self._owners]
             self._owners = []
 
     def _kept(self, part: Padded) -> Tensor:
@@ -186,9 +186,7 @@ class Prefill:
             mix=self._mix if self._watch is None else self._mix.of(self._mix.rows),
             cache=self._cache,
             mask_BS=self._mask_BS,
-            positions_B=torch.tensor(
-                [len(prompt) - 1 for prompt in self._prompts], device=self._base.device
-            ),
+            positions_B=torch.tensor([len(prompt) - 1 for prompt in self._prompts]),
             logits_BV=self._logits_BV,
         )
 

@@ -4,7 +4,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from dlplora.engine.cache import KeyValues, knows_masks, new_cache
+from dlplora.attention import knows_masks
+from dlplora.engine.cache import KeyValues, new_cache
 from dlplora.engine.grouping import parts_to_read
 from dlplora.engine.prefill import Prefill
 from dlplora.engine.prefix_cache import PrefixCache
@@ -42,7 +43,7 @@ class PrefillQueue:
         self._base = base
         self._layers = layers
         self._cache = cache
-        self._can_begin_late = knows_masks(base, new_cache(base, 1))
+        self._can_begin_late = knows_masks(base.model, new_cache(base, 1))
         self._groups: list[_Group] = []
         self._is_oldest_next = False
 

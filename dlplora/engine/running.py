@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from dlplora.engine.batch import Batch
 from dlplora.engine.logprobs import token_scores
 from dlplora.engine.prefix_cache import PrefixCache
@@ -39,9 +41,12 @@ class RunningBatch:
 
     def _score(self, rows: list[int]) -> None:
         """Score the tokens that were appended to these sequences."""
+        if not rows:
+            return
         sequences = [self.sequences[row] for row in rows]
+        rows_n = torch.tensor(rows, dtype=torch.long, device=self.batch.logits_BV.device)
         scores = token_scores(
-            self.batch.logits_BV[rows],
+            self.batch.logits_BV[rows_n],
             [sequence.ids[-1] for sequence in sequences],
             [sequence.request.logprobs or 0 for sequence in sequences],
             self.batch.base.chat,

@@ -32,7 +32,7 @@ class _Row:
 
 
 class SingleRows:
-    """The rows of a batch, as transformers' cache for the calls that a batch makes."""
+    """The rows of a batch, in place of transformers' cache."""
 
     def __init__(self, num_rows: int) -> None:
         self.layers: list[Any] = []  # has no keys and values of all rows
@@ -40,9 +40,9 @@ class SingleRows:
         self._mix: BatchMix | None = None
         self._mixes: list[BatchMix] = []  # of each row, laid out once
 
-    def batch_select_indices(self, index: Tensor) -> None:
+    def select(self, numbers: Sequence[int]) -> None:
         """Keep these rows; one that is named twice is copied."""
-        rows = [self._rows[number] for number in index.tolist()]
+        rows = [self._rows[number] for number in numbers]
         seen: set[int] = set()
         self._rows = []
         for row in rows:
@@ -84,7 +84,7 @@ def _read(base: Base, row: _Row, ids: Sequence[int], keep: Sequence[bool]) -> li
         new = list(ids[start : start + size]) if row.state else row.ids
         named = row.state | _positions(base, len(row.ids) - len(new), len(row.ids))
         wanted = [False] * (len(new) - size) + list(keep[start : start + size])
-        wanted_1S = torch.tensor([wanted], device=base.device)
+        wanted_1S = torch.tensor([wanted])
         with head_at(base.model, wanted_1S):
             ids_1S = torch.tensor([new], device=base.device)
             output = base.model(input_ids=ids_1S, use_cache=True, **named)

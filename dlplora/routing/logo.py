@@ -71,9 +71,21 @@ class Logo:
             )
         return replace(self, means_N=means_N)
 
+    def on(self, device: torch.device) -> "Logo":
+        """Return the router with its matrices, in float32, on the device of the base model."""
+        pairs = tuple(
+            replace(
+                pair,
+                down_RI=pair.down_RI.to(device, torch.float32),
+                up_OR=pair.up_OR.to(device, torch.float32),
+            )
+            for pair in self.pairs
+        )
+        return replace(self, pairs=pairs)
+
     @torch.inference_mode()
     def scores(self, inputs_BI: Tensor) -> Tensor:
-        """Score every adapter on every prompt's last token (B, N)."""
+        """Score every adapter on every prompt's last token (B, N), for the host."""
         h_BI = inputs_BI.float()
         down_PI = torch.cat([pair.down_RI for pair in self.pairs]).to(h_BI)
         hidden = torch.split(h_BI @ down_PI.T, [len(pair.down_RI) for pair in self.pairs], dim=1)
@@ -119,6 +131,7 @@ def build_logo(
     """
     path = projection_path(model, projection=params.projection, block=params.block)
     logo = Logo.over(adapters, path, score=params.score, k=params.k)
+    logo = logo.on(next(model.parameters()).device)
     return logo.calibrated(read(params.neutral, path)) if params.neutral else logo
 
 

@@ -72,7 +72,7 @@ class Systems:
         for name in names:
             self._entry(name)
         place = place or set_up(self._params.runtime, seed=self._params.seed)
-        self.base = load_base(self._folder / "base", place=place, attention="sdpa")
+        self.base = load_base(self._folder / "base", place=place)
 
     def name(self, name: str | None) -> str:
         """Return a system's name; of None, the default's."""

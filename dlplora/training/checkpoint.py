@@ -20,7 +20,10 @@ from torch import Tensor
 from dlplora.records.files import file_sha256, read_json, record_of, write_json, written_folder
 from dlplora.records.training import Curve, curve_to_json
 
-_SECONDS_BETWEEN = 5.0
+# A training may spend one hundredth of its time on saving, and one that is killed loses what it did
+# in a hundred times as long as a save takes. How long that is, the first save tells.
+_SHARE = 0.01
+_FIRST_SECONDS = 1.0
 _TENSORS = "state.safetensors"
 _VALUES = "state.json"
 
@@ -41,19 +44,41 @@ class Progress:
 
 
 class Checkpoint:
-    """The place of a training's state. Random states are saved and restored with it."""
+    """The place of a training's state. Random states are saved and restored with it.
 
-    def __init__(self, folder: Path, *, seconds_between: float = _SECONDS_BETWEEN) -> None:
+    Args:
+        folder: Where the state stands.
+        share: How much of the time may go into saving.
+        first_seconds: When the first one is due.
+        clock: Tells the time in seconds.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        share: float = _SHARE,
+        first_seconds: float = _FIRST_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._folder = folder
-        self._seconds_between = seconds_between
-        self._saved = time.monotonic()
+        self._share = share
+        self._seconds_between = first_seconds
+        self._clock = clock
+        self._saved = clock()
 
     def is_due(self) -> bool:
-        """Tell whether enough time went by since the last one."""
-        return time.monotonic() - self._saved >= self._seconds_between
+        """Tell whether enough time went by since the last one for what that took."""
+        return self._clock() - self._saved >= self._seconds_between
 
     def save(self, progress: Progress) -> None:
         """Write the state of a training and of the random generators."""
+        began = self._clock()
+        self._write(progress)
+        self._saved = self._clock()
+        self._seconds_between = (self._saved - began) / self._share
+
+    def _write(self, progress: Progress) -> None:
         tensors = {"random": torch.get_rng_state()}
         if torch.cuda.is_available():
             tensors["random_cuda"] = torch.cuda.get_rng_state()
@@ -73,7 +98,6 @@ class Checkpoint:
                 "curve": curve_to_json(progress.curve),
             }
             write_json(aside / _VALUES, values)
-        self._saved = time.monotonic()
 
     def load(self) -> Progress | None:
         """Read what `save` wrote and restore the random generators; None if there is nothing.

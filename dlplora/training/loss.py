@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 
+from dlplora.attention import mask_for
 from dlplora.data.batches import pad_right, shared_beginning
 from dlplora.data.prompts import ChatFormat
 from dlplora.models import head_at, logits_at, reads_apart
@@ -61,7 +62,7 @@ def _alone(model: nn.Module, pair: Pair) -> Tensor:
     """Return the logits that predict one answer, of a row that nothing is added to."""
     row = pair.prompt + pair.answer
     ids_1S = torch.tensor([row], device=next(model.parameters()).device)
-    keep_1S = torch.zeros_like(ids_1S, dtype=torch.bool)
+    keep_1S = torch.zeros(ids_1S.shape, dtype=torch.bool)
     keep_1S[0, len(pair.prompt) - 1 : -1] = True
     with head_at(model, keep_1S):
         logits: Tensor = model(input_ids=ids_1S, use_cache=False).logits[0]
@@ -91,16 +92,17 @@ def _padded(model: nn.Module, pairs: Sequence[Pair], shared: int, chat: ChatForm
     cache = DynamicCache(config=cast(PreTrainedConfig, model.config))
     if shared:
         prefix = pad_right([pairs[0].prompt[:shared]], chat.pad_id).to(device)
-        no_logits = torch.zeros_like(prefix.mask_BS, dtype=torch.bool)
+        no_logits = torch.zeros(prefix.mask_BS.shape, dtype=torch.bool)
         logits_at(model, prefix, no_logits, past_key_values=cache, use_cache=True)
         cache.batch_repeat_interleave(len(rows))
     prefix_mask = torch.ones(len(rows), shared, dtype=padded.mask_BS.dtype)
+    mask_BT = torch.cat([prefix_mask, padded.mask_BS], 1)
     batch = dataclasses.replace(padded, positions_BS=padded.positions_BS + shared).to(device)
     return logits_at(
         model,
         batch,
-        keep_BS.to(device),
-        attention_mask=torch.cat([prefix_mask.to(device), batch.mask_BS], 1),
+        keep_BS,
+        attention_mask=mask_for(inner_model(model), cache, mask_BT, padded.ids_BS.shape[1]),
         past_key_values=cache,
         use_cache=True,
     )

@@ -44,11 +44,14 @@ class Parts:
         def once() -> float:
             for parameter in parameters:
                 parameter.grad = None
-            value = 0.0
+            losses = []
             for part in self._cut(batch):
                 loss = mean_loss(part) * (sum(map(weight, part)) / total)
                 loss.backward()  # type: ignore[no-untyped-call]
-                value += loss.item()
+                losses.append(loss.detach())
+            value = 0.0
+            for found in _read(losses):
+                value += found
             return value
 
         return self._until_it_fits(once)
@@ -63,9 +66,12 @@ class Parts:
         """Return the mean loss of any number of rows, without gradients; raises as `backward`."""
 
         def once() -> float:
-            return sum(
-                mean_loss(part).item() * sum(map(weight, part)) for part in self._cut(rows)
-            ) / sum(map(weight, rows))
+            parts = list(self._cut(rows))
+            losses = _read([mean_loss(part) for part in parts])
+            value = 0.0
+            for loss, part in zip(losses, parts, strict=True):
+                value += loss * sum(map(weight, part))
+            return value / sum(map(weight, rows))
 
         with torch.no_grad():
             return self._until_it_fits(once)
@@ -98,6 +104,12 @@ class Parts:
         logger.warning(
             "%s: out of memory; going on with %s at once", self._title, _examples(self.size)
         )
+
+
+def _read(losses: Sequence[Tensor]) -> list[float]:
+    """Read values from the device all at once."""
+    values: list[float] = torch.stack(list(losses)).tolist()
+    return values
 
 
 def _examples(count: int) -> str:

@@ -15,6 +15,7 @@ from dlplora.lora.attach import Pool
 from dlplora.lora.layers import FusedLayers
 from dlplora.models import Base
 from dlplora.records.routes import Route
+from tests.device import on_device
 from tests.peft_adapters import peft_pool
 from tests.tiny import TARGETS, tiny_base
 
@@ -86,5 +87,5 @@ def alone(runner: Runner, request: Request) -> list[Answer]:
 def plain_logits(base: Base, pool: Pool, ids: Sequence[int], route: Route) -> torch.Tensor:
     """The logits (S, V) of one whole forward pass."""
     with torch.no_grad(), pool.mixing(pool.mix([route])):
-        logits: torch.Tensor = base.model(torch.tensor([list(ids)])).logits[0]
+        logits: torch.Tensor = base.model(on_device([list(ids)])).logits[0]
     return logits

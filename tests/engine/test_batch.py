@@ -19,6 +19,8 @@ from dlplora.engine.reading import prefill
 from dlplora.lora.attach import attached
 from dlplora.models import Base
 from dlplora.records.routes import BASE_ROUTE, Route
+from tests.device import on_device
+from tests.engine.limits import limited
 from tests.peft_adapters import peft_pool
 from tests.tiny import ALL_TARGETS, tiny_base
 
@@ -90,7 +92,7 @@ def test_a_batch_goes_on_as_each_sequence_alone(kind: str, tmp_path: Path) -> No
 def test_what_is_read_in_parts_and_by_shared_prefixes_is_what_each_reads_alone(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dlplora.engine.grouping.PASS_TOKENS", 1)
+    limited(monkeypatch, pass_tokens=1)
     base = tiny_base(kind)
     questions = ["what is up ?", "what is up", "what is up one two three ?", "say red", "what is"]
     routes = [ROUTES[0], ROUTES[1], ROUTES[0], ROUTES[1], ROUTES[0]]
@@ -118,7 +120,7 @@ def test_a_prefix_is_read_once_for_each_mix(
     embed = base.model.get_input_embeddings()
     embed.register_forward_pre_hook(lambda _, inputs: read.append(tuple(inputs[0].shape)))
     prompts = [(*range(5, 25), number) for number in range(8)]
-    monkeypatch.setattr("dlplora.engine.grouping.PASS_TOKENS", 20)
+    limited(monkeypatch, pass_tokens=20)
     with attached(base.model, pool_of(base, "llama", tmp_path)) as pool:
         read.clear()
         prefill(base, pool, prompts, [ROUTES[0], ROUTES[1]] * 4)
@@ -133,7 +135,7 @@ def test_prompts_are_cut_into_the_parts_of_least_effort(lengths: list[int]) -> N
     def effort(parts: Sequence[Sequence[int]]) -> int:
         return sum(max(lengths[row] for row in part) * len(part) + 256 for part in parts)
 
-    found = least_effort(lengths)
+    found = least_effort(lengths, 256)
     assert sorted(row for part in found for row in part) == list(range(len(lengths)))
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     every = [
@@ -153,7 +155,7 @@ def test_greedy_tokens_are_those_of_transformers_with_peft(kind: str, tmp_path: 
         batch = prefill(base, pool, prompts, [Route(("one",), (1.0,))] * len(prompts))
         found = greedy(batch, 10)
     for prompt, row in zip(prompts, found, strict=True):
-        ids = torch.tensor([prompt])
+        ids = on_device([prompt])
         output = models["one"].generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -218,16 +220,16 @@ def test_a_sequence_goes_on_by_another_route(kind: str, tmp_path: Path) -> None:
         prompts = prompts_of(base)[:2]
         batch = prefill(base, pool, prompts, [first, first])
         cache = DynamicCache(config=base.model.config)
-        ids = torch.tensor([prompts[1]])
+        ids = on_device([prompts[1]])
         with pool.mixing(pool.mix([first])):
             base.model(ids, past_key_values=cache, use_cache=True)
         batch.step([5, 6])
         with pool.mixing(pool.mix([first])):
-            base.model(torch.tensor([[6]]), past_key_values=cache, use_cache=True)
+            base.model(on_device([[6]]), past_key_values=cache, use_cache=True)
         batch.reroute([batch.rows[0], pool.row(second)])
         batch.step([7, 8])
         with pool.mixing(pool.mix([second])):
-            expected = base.model(torch.tensor([[8]]), past_key_values=cache, use_cache=True)
+            expected = base.model(on_device([[8]]), past_key_values=cache, use_cache=True)
         torch.testing.assert_close(batch.logits_BV[1], expected.logits[0, -1], atol=1e-4, rtol=1e-4)
 
 
@@ -235,7 +237,7 @@ def test_a_sequence_goes_on_by_another_route(kind: str, tmp_path: Path) -> None:
 def test_options_score_as_one_plain_forward_each(
     kind: str, part_tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dlplora.engine.option_scoring._PART_TOKENS", part_tokens)
+    limited(monkeypatch, option_tokens=part_tokens)
     base = tiny_base(kind)
     read: list[tuple[int, ...]] = []
     embed = base.model.get_input_embeddings()
@@ -250,7 +252,7 @@ def test_options_score_as_one_plain_forward_each(
             for option, logprob in zip(OPTIONS[place], found[place].logprobs, strict=True):
                 answer = base.chat.answer(option)
                 with pool.mixing(pool.mix([ROUTES[place]])):
-                    logits = base.model(torch.tensor([[*prompt, *answer]])).logits[0]
+                    logits = base.model(on_device([[*prompt, *answer]])).logits[0]
                 rows = logits[len(prompt) - 1 : -1].log_softmax(-1)
                 expected = sum(row[token].item() for row, token in zip(rows, answer, strict=True))
                 assert logprob == pytest.approx(expected, abs=1e-4)
@@ -263,7 +265,7 @@ def test_a_batch_without_adapters_is_the_base_model() -> None:
     with attached(base.model, []) as pool:
         batch = prefill(base, pool, prompts, [BASE_ROUTE] * len(prompts))
     for prompt, row in zip(prompts, batch.logits_BV, strict=True):
-        expected = base.model(torch.tensor([prompt])).logits[0, -1]
+        expected = base.model(on_device([prompt])).logits[0, -1]
         torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-5)
 
 

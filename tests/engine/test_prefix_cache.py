@@ -23,8 +23,8 @@ from dlplora.lora.attach import Pool
 from dlplora.lora.layers import FusedLayers
 from dlplora.models import Base, load_base
 from dlplora.records.routes import BASE_ROUTE, Route
-from dlplora.runtime import Place
 from dlplora.sampling import Sampling
+from tests.device import float32_place
 from tests.engine.requests_of import BOTH, ONE, ByLength, alone, forwards, pooled_base
 from tests.tiny import tiny_base
 
@@ -196,8 +196,7 @@ def test_adapters_that_are_gone_are_not_kept(pooled: tuple[Base, Pool], tmp_path
 def test_a_model_that_goes_by_places_answers_the_same_again(name: str, tmp_path: Path) -> None:
     write_family(name, tmp_path / "model")
     convert(tmp_path / "model", tmp_path / "base")
-    place = Place(torch.device("cpu"), torch.float32)
-    base = load_base(tmp_path / "base", place=place, attention="sdpa")
+    base = load_base(tmp_path / "base", place=float32_place())
     runner = Runner(base, Pool(FusedLayers(base.model)), prefill_tokens=7)
     for text in (LONG, f"{LONG} up down", f"{LONG} up down left"):
         request = Request(text, SAMPLING, (BASE_ROUTE,))

@@ -22,6 +22,8 @@ from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.routing.logo import Logo, projection_path
 from dlplora.sampling import Sampling
 from dlplora.words import Policy
+from tests.device import on_device
+from tests.engine.limits import limited
 from tests.peft_adapters import peft_pool
 from tests.tiny import ALL_TARGETS, tiny_base
 
@@ -86,7 +88,7 @@ def test_scores_are_the_norms_of_what_peft_s_own_layers_add(kind: str, tmp_path:
         hook = base.model.get_submodule(path).register_forward_pre_hook(
             lambda _, inputs, seen=seen: seen.append(inputs[0])
         )
-        base.model(torch.tensor([prompt]))  # the base model alone, one prompt, no padding
+        base.model(on_device([prompt]))  # the base model alone, one prompt, no padding
         hook.remove()
         for name, score in zip(logo.labels, scores_N.tolist(), strict=True):
             layer = models[name].base_model.model.get_submodule(path)
@@ -101,7 +103,7 @@ def test_what_is_seen_of_a_padded_prompt_is_what_is_seen_of_it_alone(
     pass_tokens: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dlplora.engine.grouping.PASS_TOKENS", pass_tokens)
+    limited(monkeypatch, pass_tokens=pass_tokens)
     base, pool, _, path = pooled
     prompts = prompts_of(base, [*QUESTIONS, "what is up ? what is up ? what is up ?", "what is"])
     together = probe(base, pool, prompts, path)[1]
@@ -120,7 +122,7 @@ def test_a_probe_reads_as_the_base_model_whatever_ran_before(
     batch, fresh = probe(base, pool, prompts, path)
     assert batch.rows == ((),) * len(prompts)
     for prompt, logits in zip(prompts, batch.logits_BV, strict=True):
-        expected = base.model(torch.tensor([prompt])).logits[0, -1]
+        expected = base.model(on_device([prompt])).logits[0, -1]
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
     adapted = prefill(base, pool, prompts, [BOTH] * len(prompts))
     adapted.step([5, 6, 7, 8])
@@ -272,7 +274,7 @@ def test_a_probed_prompt_is_scored_by_the_route_it_gets(
     (answer,) = runner.generate([Request("say red", SAMPLING, logprobs=0, echo=True)])
     ids = [score.token for score in (*answer.prompt_tokens, *answer.tokens)]
     with torch.no_grad(), pool.mixing(pool.mix([route])):
-        logprobs = base.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        logprobs = base.model(on_device([ids])).logits[0].log_softmax(-1)
     expected = logprobs[range(len(ids) - 1), ids[1:]].tolist()
     found = [score.logprob for score in (*answer.prompt_tokens, *answer.tokens)]
     assert found[1:] == pytest.approx(expected, abs=1e-3)

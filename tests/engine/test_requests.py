@@ -20,6 +20,7 @@ from dlplora.lora.attach import Pool
 from dlplora.models import Base
 from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.sampling import Sampling
+from tests.device import on_device
 from tests.engine.requests_of import BOTH, ONE, ByLength, plain_logits, pooled_base
 from tests.tiny import WORDS, tiny_tokenizer
 
@@ -47,7 +48,7 @@ def runner_of(pooled: Pooled, **more: Any) -> Runner:
 def by_transformers(pooled: Pooled, ids: Sequence[int], **told: Any) -> list[int]:
     """The greedy tokens of transformers' generate with PEFT's adapter `one`."""
     base, _, models = pooled
-    read = torch.tensor([list(ids)])
+    read = on_device([list(ids)])
     told = {"max_new_tokens": 8, "eos_token_id": sorted(base.end_ids)} | told
     output = models["one"].generate(
         input_ids=read,

@@ -28,6 +28,7 @@ from dlplora.models import Base
 from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.sampling import Sampling
 from dlplora.words import Policy
+from tests.device import on_device
 from tests.peft_adapters import peft_pool
 from tests.tiny import TARGETS, chat_of, tiny_base, tiny_tokenizer
 
@@ -77,7 +78,7 @@ def by_plain_forwards(base: Base, pool: Pool, question: str, route: Route, count
     start = len(ids)
     for _ in range(count):
         with torch.no_grad(), pool.mixing(pool.mix([route])):
-            token = int(base.model(torch.tensor([ids])).logits[0, -1].argmax())
+            token = int(base.model(on_device([ids])).logits[0, -1].argmax())
         if token in base.end_ids:
             break
         ids.append(token)
@@ -240,7 +241,7 @@ def test_a_sentence_is_written_by_its_own_route(
                 by = routes[-1] if request.policy == "refill" else route
                 with torch.no_grad(), pool.mixing(pool.mix([by])):
                     output = base.model(
-                        torch.tensor([[earlier]]), past_key_values=cache, use_cache=True
+                        on_device([[earlier]]), past_key_values=cache, use_cache=True
                     )
             logits_V = output.logits[0, -1]
             assert int((logits_V / 3).softmax(-1).multinomial(1, generator=generator)) == token
@@ -523,7 +524,7 @@ def test_options_score_by_the_router_s_route(pooled: tuple[Base, Pool]) -> None:
     for option, logprob in zip(scores.options, scores.logprobs, strict=True):
         ids = base.chat.answer(option)
         with torch.no_grad(), pool.mixing(pool.mix([ONE])):
-            rows = base.model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+            rows = base.model(on_device([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
         picked = rows.log_softmax(-1)[range(len(ids)), list(ids)]
         assert logprob == pytest.approx(float(picked.sum()), abs=1e-4)
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from dlplora.records.routes import BASE_ROUTE, PER_TOKEN, Route
 from dlplora.routing.simple import ConstantRouter
 from dlplora.sampling import Sampling
 from dlplora.systems.arrow import ArrowPool, arrow_layers
+from tests.device import on_device
 from tests.engine.requests_of import (
     BOTH,
     ONE,
@@ -204,7 +204,7 @@ def test_arrow_runs_in_a_batch_of_its_own_beside_the_others(tmp_path: Path) -> N
         ids = list(base.chat.prompt(question))
         for row, answer in ((layers, weighed), ((), plain)):
             with pool.mixing(pool.layers.mix([row])):
-                token = int(base.model(torch.tensor([ids])).logits[0, -1].argmax())
+                token = int(base.model(on_device([ids])).logits[0, -1].argmax())
             assert answer.text.startswith(base.chat.text([token]))
     assert together[::2] != together[1::2]
 

@@ -18,10 +18,11 @@ from dlplora.lora.stacks import Resident
 from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.sampling import Sampling
 from dlplora.words import Policy
+from tests.device import on_device
 from tests.peft_adapters import peft_pool
 from tests.tiny import TARGETS, tiny_base, tiny_model
 
-IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+IDS = on_device([[5, 6, 7, 8], [9, 10, 11, 12]])
 PLAIN = {"r": 3, "lora_alpha": 6, "target_modules": TARGETS["llama"]}
 
 

@@ -13,10 +13,11 @@ from transformers import AutoModel, AutoTokenizer
 from dlplora.errors import ModelError, RouterError
 from dlplora.routing.base import Vectors
 from dlplora.routing.embedding import Embedder, unit
+from tests.device import device
 from tests.embedders import HIDDEN, WINDOW, write_tiny_embedder
 from tests.tiny import byte_level
 
-CPU = torch.device("cpu")
+DEVICE = device()
 TEXTS = ["what is up", "say red green blue", "hot", "the opposite of left ? one two", "hot"]
 TEXTS += [f"{word} plus {word}" for word in ["one", "two", "three", "four", "five"]] * 20
 
@@ -30,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def embedder(folder: Path) -> Embedder:
-    return Embedder.load(folder, device=CPU)
+    return Embedder.load(folder, device=DEVICE)
 
 
 @torch.inference_mode()
@@ -81,7 +82,7 @@ def test_a_long_text_keeps_its_beginning(embedder: Embedder) -> None:
 
 def test_only_normalised_vectors_have_length_1(tmp_path: Path) -> None:
     write_tiny_embedder(tmp_path, modules=["Transformer", "Pooling"])
-    embedder = Embedder.load(tmp_path, device=CPU)
+    embedder = Embedder.load(tmp_path, device=DEVICE)
 
     plain = embedder.embed(TEXTS[:4], normalise=False)
     scaled = embedder.embed(TEXTS[:4], normalise=True)
@@ -97,7 +98,7 @@ def test_a_copy_beside_a_router_gives_the_same_vectors_and_a_changed_one_is_refu
 ) -> None:
     sha256 = embedder.copy_beside(tmp_path)
 
-    copied = Embedder.load_beside(tmp_path, sha256, device=CPU)
+    copied = Embedder.load_beside(tmp_path, sha256, device=DEVICE)
 
     assert np.array_equal(
         copied.embed(TEXTS, normalise=True), embedder.embed(TEXTS, normalise=True)
@@ -105,7 +106,7 @@ def test_a_copy_beside_a_router_gives_the_same_vectors_and_a_changed_one_is_refu
     config = tmp_path / "embedder/1_Pooling/config.json"
     config.write_text(config.read_text().replace("true", "false"))
     with pytest.raises(RouterError, match="embedder: changed: found sha256"):
-        Embedder.load_beside(tmp_path, sha256, device=CPU)
+        Embedder.load_beside(tmp_path, sha256, device=DEVICE)
 
 
 def test_a_module_of_other_code_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ def test_a_module_of_other_code_is_refused(folder: Path, tmp_path: Path) -> None
     (tmp_path / "copy/mine.py").write_text("raise AssertionError('the code of a folder ran')")
 
     with pytest.raises(ModelError, match=r"copy: the module mine\.Pooling is code of its own"):
-        Embedder.load(tmp_path / "copy", device=CPU)
+        Embedder.load(tmp_path / "copy", device=DEVICE)
 
 
 @pytest.mark.parametrize("name", ["modules.json", "model.safetensors", "tokenizer.json"])
@@ -126,7 +127,7 @@ def test_a_broken_folder_is_one_line(folder: Path, tmp_path: Path, name: str) ->
     (tmp_path / "copy" / name).write_bytes(b"{")
 
     with pytest.raises(ModelError) as caught:
-        Embedder.load(tmp_path / "copy", device=CPU)
+        Embedder.load(tmp_path / "copy", device=DEVICE)
 
     assert str(caught.value).startswith(f"{tmp_path}/copy: no ")
     assert "\n" not in str(caught.value)
@@ -141,7 +142,7 @@ def test_a_control_token_in_a_text_is_read_as_plain_text(tmp_path: Path) -> None
         single="$A <end>", special_tokens=[("<end>", end)]
     )
     tokenizer.save_pretrained(tmp_path)
-    model = Embedder.load(tmp_path, device=torch.device("cpu")).model
+    model = Embedder.load(tmp_path, device=DEVICE).model
     ids = model.preprocess(["<end>"])["input_ids"].flatten().tolist()
     assert ids.count(end) == 1
     assert ids[-1] == end

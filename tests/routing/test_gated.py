@@ -14,9 +14,10 @@ from dlplora.lora.cluster import Cluster
 from dlplora.records.routes import Route
 from dlplora.routing.base import Probabilities
 from dlplora.routing.gated import GatedRouter, expert_route
+from tests.device import on_device
 from tests.tiny import tiny_model
 
-IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16]])
+IDS = on_device([[5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16]])
 PATHS = {
     f"model.layers.{n}.self_attn.{name}": out
     for n in (0, 1)

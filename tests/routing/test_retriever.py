@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 import pytest
-import torch
 
 from dlplora.errors import RouterError
 from dlplora.params.routing import Index
@@ -22,10 +21,11 @@ from dlplora.routing.retriever import (
     read_indexes,
     write_index,
 )
+from tests.device import device
 from tests.embedders import ToldEmbedder, write_tiny_embedder
 from tests.tiny import write_tiny_tokenizer
 
-CPU = torch.device("cpu")
+DEVICE = device()
 ASK = "find: "
 EAST, NORTH_EAST, NORTH, FAR_NORTH, WEST = (1, 0), (2, 2), (0, 1), (0, 9), (-1, 0)
 VECTORS = {
@@ -175,7 +175,7 @@ def test_indexes_read_back_by_task_and_embedder(tmp_path: Path) -> None:
 def test_a_saved_retriever_is_whole_and_routes_as_before(tmp_path: Path) -> None:
     write_tiny_embedder(tmp_path / "embedder")
     base = write_tiny_tokenizer(tmp_path / "base")
-    embedder = Embedder.load(tmp_path / "embedder", device=CPU)
+    embedder = Embedder.load(tmp_path / "embedder", device=DEVICE)
     texts = ["say red", "what is up ?", "one plus two"]
     made = Retriever(
         embedder,

@@ -12,18 +12,17 @@ from typing import Any
 
 import httpx
 import openai
-import torch
 import yaml
 
 from dlplora.params.project import Served
-from dlplora.runtime import Place
 from dlplora.serving.app import Bounds
 from dlplora.serving.keys import Keys
 from dlplora.serving.server import Server, Settings, listen, run
+from tests.device import float32_place
 from tests.peft_adapters import peft_model, save_peft
 from tests.tiny import TARGETS, tiny_model
 
-PLACE = Place(torch.device("cpu"), torch.float32)
+PLACE = float32_place()
 SETTINGS = Settings(
     systems=["dlp_mlp", "single:opposites", "logo"],
     keys=Keys(),

@@ -26,6 +26,7 @@ from dlplora.records.scores import OptionScores
 from dlplora.sampling import Sampling
 from dlplora.systems.arrow import ArrowPool, arrow_layers
 from tests.answering import system_entry
+from tests.device import on_device
 from tests.peft_adapters import FINGERPRINT, peft_pool
 from tests.tiny import TARGETS, tiny_base, tiny_model
 
@@ -35,7 +36,7 @@ ENTRY = ArrowSystem(**system_entry("arrow", top_k=2, temperature=0.7))
 HEAD = "what is the colour opposite of sum word say a b c d e f g red green blue grey"  # shared
 TAILS = ["up", "one two three", "left right hot cold big small yes no", "up down , down"]
 OPTIONS = ["red green blue", "grey", "one two", "yes no yes"]
-IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16]])
+IDS = on_device([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16]])
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def by_peft(base: Base, prompt: str, num_tokens: int) -> list[int]:
     ids = list(base.chat.prompt(prompt))
     start = len(ids)
     while len(ids) - start < num_tokens and not set(ids[start:]) & base.end_ids:
-        ids.append(int(base.model(torch.tensor([ids])).logits[0, -1].argmax()))
+        ids.append(int(base.model(on_device([ids])).logits[0, -1].argmax()))
     return ids[start:]
 
 
@@ -150,7 +151,7 @@ def test_options_side_by_side_score_as_by_peft_one_by_one(engine: Runner, base: 
         expected = []
         for option in OPTIONS:
             answer = base.chat.answer(option)
-            logits = base.model(torch.tensor([[*prompt, *answer]])).logits[0]
+            logits = base.model(on_device([[*prompt, *answer]])).logits[0]
             places = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
             expected.append(float(logits.log_softmax(-1)[places, answer].sum()))
         assert scores.logprobs == pytest.approx(expected, abs=1e-3)

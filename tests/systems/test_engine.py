@@ -4,18 +4,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 import dlplora
 from dlplora.errors import GenerationError, ParamsError, RouterError
 from dlplora.records.router_card import write_fallback
-from dlplora.runtime import Place
 from dlplora.systems.engine import Engine
 from dlplora.systems.load import Systems
 from tests.answering import write_answering_project
+from tests.device import float32_place
 
 ROOT = Path(__file__).parent.parent.parent
-PLACE = Place(torch.device("cpu"), torch.float32)
+PLACE = float32_place()
 ONE = dlplora.Route(("colours",), (1.0,))
 PROMPTS = ["say red", "what is the opposite of up ?"]
 SAMPLING = dlplora.Sampling(max_new_tokens=6)

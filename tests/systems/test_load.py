@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from peft import ArrowConfig, create_arrow_model
 from torch import nn
@@ -28,6 +27,7 @@ from dlplora.systems.system import System
 from dlplora.training.warnings import ignore_peft_warnings
 from dlplora.words import Policy
 from tests.answering import TASKS, write_answering_project
+from tests.device import on_device
 from tests.peft_adapters import FINGERPRINT
 from tests.tiny import tiny_model
 
@@ -106,7 +106,7 @@ def loudest(data: Path, text: str, base: Base) -> Route:
     path, seen = "model.layers.1.self_attn.q_proj", []
     model = tiny_model()
     model.get_submodule(path).register_forward_pre_hook(lambda _, x: seen.append(x[0][0, -1]))
-    model(torch.tensor([base.chat.prompt(text)]))
+    model(on_device([base.chat.prompt(text)]))
     norms = {}
     for task in TASKS:
         pair = adapter(data, f"adapters/{task}").pairs[path]
@@ -154,7 +154,7 @@ def greedy(model: PreTrainedModel, base: Base, prompt: str, count: int) -> str:
     ids = list(base.chat.prompt(prompt))
     start = len(ids)
     while len(ids) - start < count and not set(ids[start:]) & base.end_ids:
-        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        ids.append(int(model(on_device([ids])).logits[0, -1].argmax()))
     return base.chat.text([token for token in ids[start:] if token not in base.end_ids])
 
 

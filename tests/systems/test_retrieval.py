@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 import dlplora
@@ -15,6 +14,7 @@ from dlplora.records.router_card import write_fallback
 from dlplora.routing.embedding import Embedder
 from dlplora.routing.retriever import RetrievalRouter, Retriever
 from tests.answering import TASKS, system_entry, write_answering_project
+from tests.device import device
 from tests.embedders import write_tiny_embedder
 
 ROOT = Path(__file__).parent.parent.parent
@@ -28,7 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Retriever]:
     folder = tmp_path_factory.mktemp("project")
     write_answering_project(ROOT, folder)
     write_tiny_embedder(folder / "embedder")
-    embedder = Embedder.load(folder / "embedder", device=torch.device("cpu"))
+    embedder = Embedder.load(folder / "embedder", device=device())
     means = embedder.embed(["say red", "what is the opposite of up ?"], normalise=False)
     retriever = Retriever(embedder, TASKS, means, "", "cosine", 0.1)
     (folder / "data/routers/near").mkdir()

@@ -29,6 +29,7 @@ from dlplora.training.adapter import train_adapter
 from dlplora.training.checkpoint import Checkpoint
 from dlplora.training.loss import mean_loss
 from dlplora.training.pairs import Pair, encode_pairs
+from tests.device import on_device
 from tests.tiny import opposites, tiny_base, write_raw
 
 SPLITS = Splits(train=60, validation=10, test=10, shares=(0.75, 0.1, 0.15), least=(4, 1, 1))
@@ -100,7 +101,7 @@ def plain_loss(model: torch.nn.Module, batch: list[Pair]) -> torch.Tensor:
     """Each example by itself: full logits, the token after each place as its target."""
     losses = []
     for pair in batch:
-        ids = torch.tensor([pair.prompt + pair.answer])
+        ids = on_device([pair.prompt + pair.answer])
         labels = ids.clone()
         labels[0, : len(pair.prompt)] = -100
         logits = model(ids).logits[0, :-1]
@@ -200,7 +201,7 @@ def test_plain_peft_gives_the_logits_of_the_trained_model(
         advance=silent,
     )
     trained.save(tmp_path / "opposites")
-    ids = torch.tensor([[5, 6, 7, 8]])
+    ids = on_device([[5, 6, 7, 8]])
     loaded = PeftModel.from_pretrained(tiny_base().model, tmp_path / "opposites").eval()
     assert torch.equal(loaded(ids).logits, trained.model.eval()(ids).logits)
     assert not torch.equal(loaded(ids).logits, copy.deepcopy(tiny_base().model)(ids).logits)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +42,7 @@ class StopAfterSaving(Checkpoint):
     """A checkpoint that is saved after each step, and stops the training after one of them."""
 
     def __init__(self, folder: Path, *, step: int) -> None:
-        super().__init__(folder, seconds_between=0)
+        super().__init__(folder, share=inf, first_seconds=0)
         self.step = step
 
     def save(self, progress: Progress) -> None:
@@ -50,7 +52,7 @@ class StopAfterSaving(Checkpoint):
 
 
 def every_step(folder: Path) -> Checkpoint:
-    return Checkpoint(folder, seconds_between=0)
+    return Checkpoint(folder, share=inf, first_seconds=0)
 
 
 def stop_at(step: int) -> OnStep:
@@ -176,7 +178,7 @@ def test_the_steps_before_a_stop_are_told_again(tmp_path: Path) -> None:
 
 
 def test_when_little_time_goes_by_only_the_end_is_saved(tmp_path: Path) -> None:
-    checkpoint = Checkpoint(tmp_path / "state", seconds_between=3600)
+    checkpoint = Checkpoint(tmp_path / "state", first_seconds=3600)
     with pytest.raises(StopError):
         train(checkpoint, on_step=stop_at(STEPS))
     assert not (tmp_path / "state").exists()
@@ -184,6 +186,37 @@ def test_when_little_time_goes_by_only_the_end_is_saved(tmp_path: Path) -> None:
     train(checkpoint)
 
     assert train(checkpoint).done == []
+
+
+def test_saving_takes_no_more_than_its_share_of_the_time(tmp_path: Path) -> None:
+    train(every_step(tmp_path / "other"))
+    progress = every_step(tmp_path / "other").load()
+    assert progress is not None
+    now = 100.0
+
+    class Slow(Checkpoint):
+        def _write(self, progress: Progress) -> None:
+            nonlocal now
+            now += 0.5
+
+    checkpoint = Slow(tmp_path / "state", share=0.02, first_seconds=1.0, clock=lambda: now)
+    dues = []
+    for _ in range(1000):
+        now += 0.25
+        if checkpoint.is_due():
+            checkpoint.save(progress)
+            dues.append(now)
+    assert dues[0] == 101.5  # a second, and the time that it took
+    assert {later - earlier for earlier, later in pairwise(dues)} == {25.5}
+    assert 0.5 * len(dues) <= 0.02 * (now - 100) + 0.5
+
+
+def test_a_training_that_goes_on_saves_its_first_state_soon(tmp_path: Path) -> None:
+    now = 0.0
+    checkpoint = Checkpoint(tmp_path / "state", clock=lambda: now)
+    assert not checkpoint.is_due()
+    now = 1.0
+    assert checkpoint.is_due()
 
 
 def cut(file: Path) -> None:

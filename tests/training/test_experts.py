@@ -5,6 +5,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from itertools import islice
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -26,11 +27,12 @@ from dlplora.training.checkpoint import Checkpoint
 from dlplora.training.experts import TaskExamples, TrainedExperts, in_turns, train_experts
 from dlplora.training.loss import mean_loss
 from dlplora.training.pairs import encode_pairs
+from tests.device import on_device
 from tests.tiny import FAN_IN_FAN_OUT, TARGETS, choices, opposites, tiny_base, write_raw
 from tests.training.test_adapter import PARAMS as ADAPTER
 from tests.training.test_adapter import SPLITS, plain_loss, silent
 
-IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+IDS = on_device([[5, 6, 7, 8], [9, 10, 11, 12]])
 EXPERTS = Experts(
     tasks=["colours", "opposites"], common=2, specific=1, expert_rank=2, embedding=5, training={}
 )
@@ -342,7 +344,7 @@ def test_a_training_that_was_killed_ends_with_the_same_bytes(
     trained(examples).save(tmp_path / "whole")
     place = tmp_path / "checkpoint"
     with pytest.raises(KilledError):
-        trained(examples, checkpoint=Killed(place, seconds_between=0.0))
+        trained(examples, checkpoint=Killed(place, share=inf, first_seconds=0))
     trained(examples, checkpoint=Checkpoint(place)).save(tmp_path / "resumed")
     files = sorted(
         path.relative_to(tmp_path / "whole")

@@ -17,10 +17,11 @@ from dlplora.lora.attach import attached
 from dlplora.params.training import CatMerge, LinearMerge, Merge, PrunedMerge, SvdMerge
 from dlplora.records.routes import Route
 from dlplora.training.merging import merge_adapters
+from tests.device import on_device
 from tests.peft_adapters import FINGERPRINT, peft_pool
 from tests.tiny import FAN_IN_FAN_OUT, TARGETS, tiny_base, tiny_model
 
-IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+IDS = on_device([[5, 6, 7, 8], [9, 10, 11, 12]])
 NAMES = ("a", "lora_A", "merged")  # names that stand in PEFT's keys, too
 EQUAL = {
     "r": 3,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from itertools import islice
-from math import exp, log
+from math import exp, inf, log
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,10 @@ from dlplora.params.routing import TunedEmbedder
 from dlplora.routing.embedding import Embedder
 from dlplora.training.checkpoint import Checkpoint
 from dlplora.training.retriever import Tuned, balanced_batches, info_nce, tune_embedder
+from tests.device import device
 from tests.embedders import write_tiny_embedder
 
-CPU = torch.device("cpu")
+DEVICE = device()
 PARAMS = TunedEmbedder(
     embedder="tiny",
     tasks=["colours", "numbers"],
@@ -54,7 +55,7 @@ def tuned(
     advance: Callable[..., None] = lambda **_: None,
 ) -> Tuned:
     return tune_embedder(
-        Embedder.load(folder, device=CPU),
+        Embedder.load(folder, device=DEVICE),
         texts(24, seed=1),
         texts(8, seed=2),
         params=PARAMS,
@@ -128,7 +129,7 @@ def test_training_brings_questions_of_one_task_together(folder: Path) -> None:
 
     losses = [p.validation_loss for p in result.curve.points if p.validation_loss is not None]
     assert min(losses) < losses[0] / 2
-    assert gap(result.embedder) > gap(Embedder.load(folder, device=CPU)) + 0.2
+    assert gap(result.embedder) > gap(Embedder.load(folder, device=DEVICE)) + 0.2
 
 
 def test_the_same_seed_gives_the_same_bytes_and_the_folder_loads(
@@ -145,11 +146,11 @@ def test_the_same_seed_gives_the_same_bytes_and_the_folder_loads(
     for file in files:
         one, other = tmp_path / "first" / file, tmp_path / "second" / file
         assert one.is_dir() or one.read_bytes() == other.read_bytes(), file
-    loaded = Embedder.load(tmp_path / "first", device=CPU)
+    loaded = Embedder.load(tmp_path / "first", device=DEVICE)
     asked = [row.text for row in texts(4, seed=5)]
     found = loaded.embed(asked, normalise=True)
     assert np.array_equal(found, first.embedder.embed(asked, normalise=True))
-    before = Embedder.load(folder, device=CPU).embed(asked, normalise=True)
+    before = Embedder.load(folder, device=DEVICE).embed(asked, normalise=True)
     assert not np.allclose(found, before, atol=1e-2)
 
 
@@ -162,8 +163,8 @@ def test_a_killed_training_goes_on_to_the_same_weights(folder: Path, tmp_path: P
 
     place = tmp_path / "checkpoint"
     with pytest.raises(KeyboardInterrupt):
-        tuned(folder, checkpoint=Checkpoint(place, seconds_between=0), advance=killed_at_7)
-    resumed = tuned(folder, checkpoint=Checkpoint(place, seconds_between=0))
+        tuned(folder, checkpoint=Checkpoint(place, share=inf, first_seconds=0), advance=killed_at_7)
+    resumed = tuned(folder, checkpoint=Checkpoint(place, share=inf, first_seconds=0))
 
     whole = tuned(folder)
     assert resumed.curve == whole.curve
