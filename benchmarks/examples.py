@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.devices import add_device, chosen_place
+
 _BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _COMMAND = re.compile(r"^dlplora (.+?)\s+# (\w+): ([^\n]+)$", re.DOTALL | re.MULTILINE)
 # What a command's JSON says of its answer.
@@ -56,7 +58,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--page", type=Path, default=Path("README.md"))
     parser.add_argument("--data", type=Path, default=Path("data"))
+    add_device(parser)
     words = parser.parse_args()
+    chosen_place(words.device)  # the processes that it starts have no choice then
     num_right = num_asked = 0
     for example in examples_of(words.page.read_text(encoding="utf-8")):
         if not (words.data / "adapters" / example.task).is_dir():

@@ -1,6 +1,7 @@
 """Families of models, tiny and random, beside transformers' and PEFT's own forward.
 
     python -m benchmarks.families [--only llama mamba …] [--out benchmarks/results/families.json]
+        [--device cpu|cuda]
 
 Each is converted from a folder as the stage `base_model` does it, gets two adapters trained for a
 few steps, and reads a batch of prompts of unequal lengths, each by another adapter; it goes on
@@ -14,7 +15,7 @@ Writes the table as JSON, and as Markdown between the marks of docs/families.md.
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +34,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from benchmarks.devices import add_device, chosen_place
 from dlplora.adapters import read_adapter
 from dlplora.conversion import make_base
 from dlplora.data.checksums import folder_sha256
@@ -58,7 +60,6 @@ from dlplora.training.pairs import Pair
 RESULTS = Path(__file__).parent / "results/families.json"
 PAGE = Path(__file__).parents[1] / "docs/families.md"
 MARKS = ("<!-- table -->\n", "<!-- end -->\n")
-PLACE = Place(torch.device("cpu"), torch.float32)
 TOLERANCE = 1e-4
 # Each letter is a token: whatever class a family's tokenizer is, it reads this as the same BPE.
 TOKENS = ["<unk>", "<pad>", "<end>", "Ġ", *"abcdefghijklmnopqrstuvwxyz:?"]
@@ -269,7 +270,7 @@ def write_family(name: str, folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def convert(folder: Path, out: Path) -> None:
+def convert(folder: Path, out: Path, place: Place) -> None:
     """Convert a folder as the stage `base_model` does."""
     params = ModelFolder(
         kind="folder",
@@ -280,7 +281,7 @@ def convert(folder: Path, out: Path) -> None:
     )
     make_base(
         params,
-        place=PLACE,
+        place=place,
         downloads=folder,
         out=out,
         advance=lambda **_: None,
@@ -288,7 +289,7 @@ def convert(folder: Path, out: Path) -> None:
     )
 
 
-def train(base: Path, targets: Sequence[str], out: Path) -> None:
+def train(base: Path, targets: Sequence[str], out: Path, place: Place) -> None:
     """Train adapters "one" and "two" for a few steps, as the stage `adapter` does."""
     for seed, (name, answers) in enumerate({"one": PROMPTS[1:], "two": OPTIONS}.items()):
         examples = [
@@ -312,7 +313,7 @@ def train(base: Path, targets: Sequence[str], out: Path) -> None:
             reworded=0.0,
         )
         train_adapter(
-            load_base(base, place=PLACE, trains=True),
+            load_base(base, place=place, trains=True),
             examples,
             examples[:2],
             name=name,
@@ -326,8 +327,9 @@ def train(base: Path, targets: Sequence[str], out: Path) -> None:
 class Reference:
     """PEFT's model of a folder: one prompt at a time, anew for each token."""
 
-    def __init__(self, folder: Path, adapters: Path) -> None:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    def __init__(self, folder: Path, adapters: Path, device: torch.device) -> None:
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        model.to(device)
         self.model = PeftModel.from_pretrained(model, adapters / "one", "one")
         self.model.load_adapter(adapters / "two", "two")
         self.model.eval()
@@ -335,7 +337,7 @@ class Reference:
     @torch.no_grad()
     def logits(self, ids: Sequence[int], route: Route) -> Tensor:
         """Return the logits (S, V) of a row by its route."""
-        ids_1S = torch.tensor([ids])
+        ids_1S = torch.tensor([ids], device=self.model.device)
         if route.adapters:
             self.model.set_adapter(route.adapters[0])
             found: Tensor = self.model(input_ids=ids_1S, use_cache=False).logits[0]
@@ -389,14 +391,14 @@ def compare_training(base: Base, adapters: Path) -> float:
 
     def gradients(loss: Tensor) -> list[Tensor]:
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        return [torch.zeros(1) if part is None else part for part in found]
+        return [loss.new_zeros(1) if part is None else part for part in found]
 
-    total = torch.zeros(())
+    total = torch.zeros((), device=base.device)
     for pair in pairs:
-        ids = torch.tensor([[*pair.prompt, *pair.answer]])
+        ids = torch.tensor([[*pair.prompt, *pair.answer]], device=base.device)
         logs = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
-        places = torch.arange(len(pair.prompt) - 1, ids.shape[1] - 1)
-        total = total - logs[places, torch.tensor(pair.answer)].sum()
+        answered = logs[len(pair.prompt) - 1 : -1]
+        total = total - answered.gather(1, ids[0, len(pair.prompt) :, None]).sum()
     expected = gradients(total / sum(len(pair.answer) for pair in pairs))
     with lean(model):
         found = gradients(mean_loss(model, pairs, base.chat))
@@ -407,27 +409,28 @@ def compare_training(base: Base, adapters: Path) -> float:
     )
 
 
-def attempt(name: str, folder: Path) -> Outcome:
+def attempt(name: str, folder: Path, place: Place) -> Outcome:
     """Take one family all the way."""
     quiet_transformers()
     family = FAMILIES[name]
     source, base, adapters = folder / "model", folder / "base", folder / "adapters"
     write_family(name, source)
     try:
-        convert(source, base)
-        train(base, family.targets, adapters)
+        convert(source, base, place)
+        train(base, family.targets, adapters, place)
     except DlpLoraError as error:
         line = str(error).replace(str(source), name).replace(str(folder), "")
         return Outcome(name, family.kind, line)
     whole = base if family.kind == "multimodal" else source  # whose layers have other paths
-    loaded, reference = load_base(base, place=PLACE), Reference(whole, adapters)
+    loaded, reference = load_base(base, place=place), Reference(whole, adapters, place.device)
     found = compare_reading(loaded, adapters, reference)
-    with patched(grouping, "PASS_TOKENS", 1):  # as if the common beginning were long
+    short = replace(grouping.limits_of(place.device), pass_tokens=1)
+    with patched(grouping, "limits_of", lambda _: short):  # as if the common beginning were long
         in_parts = compare_reading(loaded, adapters, reference)
     found = {name: max(found[name], in_parts[name]) for name in ("logits", "options")} | {
         "same_tokens": found["same_tokens"] and in_parts["same_tokens"]
     }
-    gap = compare_training(load_base(base, place=PLACE, trains=True), adapters)
+    gap = compare_training(load_base(base, place=place, trains=True), adapters)
     return Outcome(name, family.kind, None, gradient=gap, **found)
 
 
@@ -451,12 +454,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
     parser.add_argument("--out", type=Path, default=RESULTS)
+    add_device(parser)
     words = parser.parse_args()
     torch.set_num_threads(2)
+    place = chosen_place(words.device, torch.float32)
     outcomes = []
     for name in words.only:
         with TemporaryDirectory() as folder:
-            outcomes.append(attempt(name, Path(folder)))
+            outcomes.append(attempt(name, Path(folder), place))
         print(table(outcomes[-1:]).splitlines()[-1], flush=True)
     told = {
         "tolerance": TOLERANCE,

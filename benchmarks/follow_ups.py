@@ -1,6 +1,6 @@
 """Which reading of a chat finds the adapter of its last turn?
 
-    python -m benchmarks.follow_ups [--data data] [--system SYSTEM]
+    python -m benchmarks.follow_ups [--data data] [--system SYSTEM] [--device cpu|cuda]
 
 Twenty second turns of our own (suites/texts/follow_ups.yaml): some lean on the turn before, others
 ask something new. Each is routed on the last turn, on the window of all turns, and on the one of
@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from benchmarks.devices import add_device, chosen_place
 from benchmarks.record import write_results
 from dlplora import Engine, Message, Request, Sampling
 from dlplora.engine.requests import RouteOn
 from dlplora.params.yaml import read_yaml
-from dlplora.runtime import best_place
 
 CHATS = Path("suites/texts/follow_ups.yaml")
 ONE_TOKEN = Sampling(max_new_tokens=1)
@@ -50,12 +50,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--system", default=None)
+    add_device(parser)
     options = parser.parse_args()
-    with Engine.load(options.data, system=options.system, fallback_below=0.0) as engine:
+    place = chosen_place(options.device)
+    with Engine.load(
+        options.data, system=options.system, place=place, fallback_below=0.0
+    ) as engine:
         found = measure(engine, read_yaml(CHATS))
-    write_results(
-        "follow_ups", found, place=best_place(), rounds=1, libraries=("torch", "scikit-learn")
-    )
+    write_results("follow_ups", found, place=place, rounds=1, libraries=("torch", "scikit-learn"))
 
 
 if __name__ == "__main__":

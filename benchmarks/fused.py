@@ -1,6 +1,6 @@
 """What any mix of adapters costs, beside one PEFT adapter and other ways to mix.
 
-    python -m benchmarks.fused [--base data/base] [--rounds 9]
+    python -m benchmarks.fused [--base data/base] [--rounds 9] [--device cpu|cuda]
 
 26 seeded adapters of rank 8 on q and v of the real base model; every prompt has three of them, of
 its own. All rivals run under this project's own reading and stepping (`dlplora.engine.batch`),
@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.devices import add_device, chosen_place
 from benchmarks.lora_rivals import (
     NUM_ADAPTERS,
     RANK,
@@ -47,7 +48,6 @@ from dlplora.lora.attach import Pool
 from dlplora.lora.layers import FusedLayers
 from dlplora.models import Base, load_base
 from dlplora.records.routes import BASE_ROUTE
-from dlplora.runtime import best_place
 from dlplora.sampling import Sampling
 
 THREADS = 2
@@ -111,14 +111,15 @@ def to_single(works: Mapping[str, Work], rounds: int, title: str) -> dict[str, f
     return ratios(seconds, faster_single(seconds))
 
 
-def some_prompts() -> Tensor:
-    """Draw 16 prompts of 64 tokens."""
-    return torch.randint(5, 40_000, (16, 64), generator=torch.Generator().manual_seed(0))
+def some_prompts(base: Base) -> Tensor:
+    """Draw 16 prompts of 64 tokens, where the model is."""
+    ids = torch.randint(5, 40_000, (16, 64), generator=torch.Generator().manual_seed(0))
+    return ids.to(base.device)
 
 
 def measure_shapes(base: Base, rounds: int) -> tuple[dict[str, dict[str, float]], float]:
     """Time every rival at every shape; return ratios by rival and shape."""
-    ids = some_prompts()
+    ids = some_prompts(base)
     by_shape: dict[str, dict[str, float]] = {}
     build_seconds = 0.0
     for size in (16, 1):
@@ -148,7 +149,7 @@ def measure_shapes(base: Base, rounds: int) -> tuple[dict[str, dict[str, float]]
 
 def measure_pools(base: Base, rounds: int) -> dict[str, float]:
     """Time decoding 16 × 1 by pools of more and more adapters."""
-    ids = some_prompts()
+    ids = some_prompts(base)
     empty = Pool(FusedLayers(base.model))
     one = [adapter_of(base, 0)]
     works: dict[str, Work] = {}
@@ -229,8 +230,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--base", type=Path, default=Path("data/base"))
     parser.add_argument("--rounds", type=int, default=9)
+    add_device(parser)
     words = parser.parse_args()
-    place = best_place()
+    place = chosen_place(words.device)
     base = load_base(words.base, place=place)
     with _inference():
         shapes, build_seconds = measure_shapes(base, words.rounds)

@@ -24,6 +24,8 @@ from pathlib import Path
 import psutil
 import yaml
 
+from benchmarks.devices import add_device, chosen_place
+
 ROOT = Path(__file__).resolve().parent.parent
 VICTIMS = ("all", "stage", "dvc")
 REPRO = [sys.executable, "-m", "dlplora.cli", "repro"]
@@ -92,7 +94,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--longest", type=float, default=60.0, help="seconds before a blow")
     parser.add_argument("--keep", type=Path, help="make the clones here and keep them")
+    add_device(parser)
     options = parser.parse_args()
+    chosen_place(options.device)  # the processes that it starts have no choice then
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)

@@ -1,6 +1,6 @@
 """Several questions in one prompt: by policy, layout, place and what a question may see.
 
-    python -m benchmarks.multi_question [--data data] [--prompts 100]
+    python -m benchmarks.multi_question [--data data] [--prompts 100] [--device cpu|cuda]
 
 Prompts of 2, 3 and 5 held-out questions, the same for every way of asking. The references are the
 same questions asked one by one, told the task – as they are, and with a number in front –, and all
@@ -21,6 +21,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.devices import add_device, chosen_place
 from benchmarks.record import write_results
 from dlplora import Engine, Request, Sampling
 from dlplora.engine.answers import Answer
@@ -33,7 +34,6 @@ from dlplora.params.load import load_params
 from dlplora.params.yaml import read_yaml
 from dlplora.records.examples import Example, examples_path, read_examples
 from dlplora.records.routes import Route
-from dlplora.runtime import best_place
 from dlplora.stage import progress
 from dlplora.words import Visible
 
@@ -290,11 +290,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--prompts", type=int, default=100)
+    add_device(parser)
     options = parser.parse_args()
-    with Engine.load(options.data, system="ensemble", fallback_below=0.0) as engine:
+    place = chosen_place(options.device)
+    with Engine.load(options.data, system="ensemble", place=place, fallback_below=0.0) as engine:
         found = measure(engine, options.data, options.prompts)
     libraries = ("torch", "transformers", "scikit-learn")
-    write_results("multi_question", found, place=best_place(), rounds=1, libraries=libraries)
+    write_results("multi_question", found, place=place, rounds=1, libraries=libraries)
 
 
 if __name__ == "__main__":

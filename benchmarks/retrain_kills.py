@@ -25,6 +25,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.devices import add_device, chosen_place
 from benchmarks.record import write_results
 from dlplora.data.checksums import data_folder_sha256
 from dlplora.lifecycle.registry import Registry
@@ -133,7 +134,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    add_device(parser)
     options = parser.parse_args()
+    chosen_place(options.device)  # the processes that it starts have no choice then
     draw = random.Random(options.seed)
     blows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="retrain_kills-") as place:

@@ -1,6 +1,6 @@
-"""How much of what the processor can multiply is used: training, reading prompts, writing.
+"""How much of what the device can multiply is used: training, reading prompts, writing.
 
-    python -m benchmarks.roofline [--data data] [--rounds 5]
+    python -m benchmarks.roofline [--data data] [--rounds 5] [--device cpu|cuda]
 
 The ceiling is the best rate of square products in the dtype of the model. Work is counted as two
 operations for each weight of the linear layers and token; in training twice that, as gradients go
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.devices import add_device, chosen_place, synchronise
 from benchmarks.record import write_results
 from benchmarks.training import BATCH, TASKS, THREADS, read_task, with_lora
 from dlplora.data.batches import shared_beginning
@@ -27,7 +28,7 @@ from dlplora.lora.attach import Pool
 from dlplora.lora.layers import FusedLayers
 from dlplora.models import Base, load_base
 from dlplora.records.routes import BASE_ROUTE
-from dlplora.runtime import Place, best_place, keep_freed_memory
+from dlplora.runtime import Place, keep_freed_memory
 from dlplora.training.lean import lean
 from dlplora.training.loss import mean_loss
 
@@ -41,8 +42,7 @@ def seconds_of(work: Callable[[], object], rounds: int) -> float:
     for _ in range(rounds + 1):
         start = time.perf_counter()
         work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        synchronise()
         found.append(time.perf_counter() - start)
     return statistics.median(found[1:])
 
@@ -64,9 +64,8 @@ def weights_of(base: Base) -> tuple[int, int]:
     return blocks, head.weight.numel()
 
 
-def measure(data: Path, rounds: int) -> dict[str, dict[str, float]]:
+def measure(data: Path, place: Place, rounds: int) -> dict[str, dict[str, float]]:
     """Time the works and count their operations."""
-    place = best_place()
     base = load_base(data / "base", place=place)
     blocks, head = weights_of(base)
     top = ceiling(place, rounds)
@@ -112,11 +111,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--rounds", type=int, default=5)
+    add_device(parser)
     words = parser.parse_args()
     torch.set_num_threads(THREADS)
     keep_freed_memory()
-    place = best_place()
-    found = {"works": measure(words.data, words.rounds)}
+    place = chosen_place(words.device)
+    found = {"works": measure(words.data, place, words.rounds)}
     write_results(
         "roofline",
         found,

@@ -1,6 +1,6 @@
 """How long a short request waits behind a long prompt, and what a chat's second turn costs.
 
-    python -m benchmarks.scheduler [--base data/base] [--rounds 9]
+    python -m benchmarks.scheduler [--base data/base] [--rounds 9] [--device cpu|cuda]
 
 The real base model without adapters. `first_token` is the time from a short request's arrival,
 while a prompt of 2,000 tokens is read, to its first piece: with the prompt read in parts of
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.devices import add_device, chosen_place
 from benchmarks.record import write_results
 from benchmarks.timing import interleaved
 from dlplora.engine.requests import Message, Request
@@ -29,7 +30,6 @@ from dlplora.lora.layers import FusedLayers
 from dlplora.models import Base, load_base
 from dlplora.records.routes import BASE_ROUTE
 from dlplora.routing.simple import ConstantRouter
-from dlplora.runtime import best_place
 from dlplora.sampling import Sampling
 
 LONG, THREADS = 2000, 2
@@ -115,8 +115,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--base", type=Path, default=Path("data/base"))
     parser.add_argument("--rounds", type=int, default=9)
+    add_device(parser)
     options = parser.parse_args()
-    place = best_place()
+    place = chosen_place(options.device)
     base = load_base(options.base, place=place)
     torch.set_num_threads(THREADS)
     ids = torch.randint(5, 40_000, (LONG,), generator=torch.Generator().manual_seed(0))

@@ -1,6 +1,6 @@
 """Multiple choice by log-likelihood, beside EleutherAI's lm-evaluation-harness.
 
-    python -m benchmarks.scoring [--data data] [--rounds 5]
+    python -m benchmarks.scoring [--data data] [--rounds 5] [--device cpu|cuda]
 
 The same test items, rendered prompts and model, in float32: a custom multiple-choice task of the
 harness, whose answer is the option of the largest sum, against this project's batches. One task's
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.devices import add_device, chosen_place
 from benchmarks.record import transformers_tokenizer, write_results
 from benchmarks.timing import Work, interleaved
 from dlplora.engine.option_scoring import score_options
@@ -28,7 +29,6 @@ from dlplora.engine.runner import Runner
 from dlplora.models import Base, load_base
 from dlplora.records.examples import Example, read_examples
 from dlplora.records.routes import BASE_ROUTE
-from dlplora.runtime import Place, best_place
 
 TASKS = {"several_tokens": "intent_recognition", "one_token": "valid_parentheses"}
 BATCH, THREADS = 64, 2
@@ -149,10 +149,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--rounds", type=int, default=5)
+    add_device(parser)
     words = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(THREADS)
-    place = Place(best_place().device, torch.float32)
+    place = chosen_place(words.device, torch.float32)
     base = load_base(words.data / "base", place=place)
     tasks = {
         kind: measure(

@@ -1,14 +1,15 @@
 """Our server beside others on the same machine: requests a second, and how long clients wait.
 
     python -m benchmarks.serving [--data data] [--rivals ours,peft,transformers,llama]
-        [--requests 48] [--rounds 3]
+        [--requests 48] [--rounds 3] [--device cpu|cuda]
 
 Held-out questions of all tasks in turn, as chats with an empty system turn, 24 tokens each
 whatever they say. 1, 4 and 16 clients ask at once, each again as soon as it has its answer. `ours`
 and `peft` answer each by its own task's adapter, `llama` all by one, `transformers` by the base
 model alone (which may end earlier: seconds a token count). `bare` is our engine without a server,
-in this process, and all clients share its two cores with the servers. PEFT's answers come whole, so
-that its first token is its last. All take turns, round by round; figures are medians over rounds.
+in this process, and all clients share its cores with the servers. The package of `llama` computes
+on the CPU wherever it runs. PEFT's answers come whole, so that
+its first token is its last. All take turns, round by round; figures are medians over rounds.
 
 Writes benchmarks/results/serving.json. Needs a finished pipeline of the suite `default` and, for
 the rivals, `pip install -e '.[bench]'`.
@@ -29,12 +30,12 @@ from typing import Any
 
 import httpx
 
+from benchmarks.devices import add_device, chosen_place
 from benchmarks.record import write_results
 from benchmarks.serving_rivals import BATCH
 from dlplora import Engine, Message, Request, Route, Sampling
 from dlplora.params.load import load_params
 from dlplora.records.examples import examples_path, read_examples
-from dlplora.runtime import best_place
 from dlplora.stage import progress
 
 CLIENTS = (1, 4, 16)
@@ -203,20 +204,24 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=48, help="Of each number of clients.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--wheel", type=Path, default=None)
+    add_device(parser)
     options = parser.parse_args()
     kinds = options.rivals.split(",")
     questions = iter(questions_of(options.data))
     logs = Path(".scratch")
     logs.mkdir(exist_ok=True)
-    engine = Engine.load(options.data, system="ensemble", max_batch_size=BATCH, fallback_below=0.0)
+    place = chosen_place(options.device)  # the servers that are started have no choice then
+    engine = Engine.load(
+        options.data, system="ensemble", place=place, max_batch_size=BATCH, fallback_below=0.0
+    )
     processes = []
     found: dict[str, dict[int, list[dict[str, float]]]] = {
         kind: {clients: [] for clients in CLIENTS} for kind in ["bare", *kinds]
     }
     try:
-        for place, kind in enumerate(kinds):
+        for number, kind in enumerate(kinds):
             log = logs / f"serving-{kind}.log"
-            processes.append(start(kind, FIRST_PORT + place, options.data, options.wheel, log))
+            processes.append(start(kind, FIRST_PORT + number, options.data, options.wheel, log))
         with progress("serving", total=options.rounds * len(CLIENTS) * len(found)) as advance:
             for _ in range(options.rounds):
                 for clients in CLIENTS:
@@ -251,7 +256,7 @@ def main() -> None:
     write_results(
         "serving",
         {"requests": options.requests, "tokens": NUM_TOKENS, **told},
-        place=best_place(),
+        place=place,
         rounds=options.rounds,
         libraries=VERSIONS,
     )

@@ -29,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from dlplora.data.batches import pad_left
 from dlplora.engine.answers import Answer, Part, Piece
 from dlplora.engine.prompts import prompt_tokens
 from dlplora.engine.requests import Request
@@ -101,16 +102,15 @@ class PeftScheduler:
             taken, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
         prompts = [prompt_tokens(self._base, request) for _, request in taken]
         width, pad = max(map(len, prompts)), self._base.chat.pad_id
-        ids = torch.tensor([[pad] * (width - len(one)) + [*one] for one in prompts])
-        mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts])
+        padded = pad_left(prompts, pad).to(self._base.device)
         new = max(request.sampling.max_new_tokens for _, request in taken)
         names = [
             request.routes[0].adapters[0] if request.routes[0].adapters else "__base__"
             for _, request in taken
         ]
         written = self._model.generate(
-            input_ids=ids,
-            attention_mask=mask,
+            input_ids=padded.ids_BS,
+            attention_mask=padded.mask_BS,
             adapter_names=names,
             max_new_tokens=new,
             min_new_tokens=new if taken[0][1].sampling.ignore_eos else None,

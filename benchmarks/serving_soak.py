@@ -1,6 +1,7 @@
 """Thousands of mixed requests to a server: each answer is that of its request alone.
 
     python -m benchmarks.serving_soak [--requests 10000] [--clients 16] [--switch-seconds 60]
+        [--device cpu|cuda]
 
 A tiny model in float32, served by a process of its own on 127.0.0.1. Clients ask at once: systems,
 adapters and mixes, chats and completions, whole and as streams, some of which they leave or give
@@ -33,19 +34,21 @@ from typing import Any
 import httpx
 import psutil
 
+from benchmarks.devices import add_device, chosen_place
 from benchmarks.record import write_results
 from dlplora.engine.answers import Answer
 from dlplora.engine.requests import Request
 from dlplora.errors import DlpLoraError
 from dlplora.params.project import Runtime
 from dlplora.records.routes import BASE_ROUTE, Route
-from dlplora.runtime import set_up
+from dlplora.runtime import Place, set_up
 from dlplora.serving.bodies import ChatBody, CompletionBody
 from dlplora.systems.engine import Engine
 from tests.answering import write_answering_project
+from tests.device import choose_device
 from tests.peft_adapters import peft_pool
 from tests.project import ROOT
-from tests.serving.running import PLACE, write_version
+from tests.serving.running import write_version
 from tests.tiny import TARGETS, WORDS, tiny_model
 
 SYSTEMS = ("dlp_mlp", "single:opposites", "logo")
@@ -119,9 +122,9 @@ def texts_alone(engine: Engine, path: str, body: dict[str, Any]) -> list[str] | 
 class Soak:
     """What the clients share: bodies with their texts by version, and what happened."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, place: Place) -> None:
         write_answering_project(ROOT, folder)
-        self.folder = folder
+        self.folder, self._place = folder, place
         for name, number in zip(VERSIONS, (3, 4), strict=True):
             write_version(folder / "data", folder / name, number)
         configs = {"guest": {"r": 2, "target_modules": TARGETS["llama"]}}
@@ -138,7 +141,7 @@ class Soak:
         first, *others = SYSTEMS
         for version in VERSIONS:
             with Engine.load(
-                self.folder / version, system=first, systems=others, place=PLACE, cache_mib=0
+                self.folder / version, system=first, systems=others, place=self._place, cache_mib=0
             ) as engine:
                 texts[version] = [_quiet(engine, path, body) for path, body in drawn]
         found = []
@@ -344,12 +347,14 @@ def main() -> None:
     parser.add_argument("--switch-seconds", type=float, default=60)
     parser.add_argument("--port", type=int, default=8765)
     parser.add_argument("--seed", type=int, default=0)
+    add_device(parser)
     options = parser.parse_args()
+    choose_device(chosen_place(options.device).device.type)
     place = set_up(Runtime(dtype="float32", threads=1), seed=0)
     folder = Path(tempfile.mkdtemp(prefix="serving-soak-"))
     url = f"http://127.0.0.1:{options.port}"
     try:
-        soak = Soak(folder, options.seed)
+        soak = Soak(folder, options.seed, place)
         (folder / "admin").write_text(f"{KEY}\n")
         switch(folder, VERSIONS[0])
         process = start(folder, options.port)

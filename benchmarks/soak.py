@@ -1,6 +1,6 @@
 """Random requests for minutes: each answer is that of its request alone, and nothing is left over.
 
-    python -m benchmarks.soak [--minutes 10] [--seed 0]
+    python -m benchmarks.soak [--minutes 10] [--seed 0] [--device cpu|cuda]
 
 A tiny model in float32. Three threads add requests to one scheduler – questions and chats, by a
 router, by routes of their own, by a probe and by the base model, greedy, some with stop strings,
@@ -26,6 +26,7 @@ from typing import Any
 import psutil
 from torch import Tensor
 
+from benchmarks.devices import add_device, chosen_place
 from benchmarks.record import write_results
 from dlplora.adapters import read_adapter
 from dlplora.engine.answers import Answer, Piece
@@ -38,6 +39,7 @@ from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.routing.simple import ConstantRouter
 from dlplora.runtime import set_up
 from dlplora.sampling import Sampling
+from tests.device import choose_device
 from tests.engine.requests_of import BOTH, ByLength, pooled_base
 from tests.peft_adapters import FINGERPRINT
 from tests.tiny import WORDS
@@ -207,7 +209,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    add_device(parser)
     options = parser.parse_args()
+    choose_device(chosen_place(options.device).device.type)
     place = set_up(Runtime(dtype="float32", threads=1), seed=0)
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         soak = Soak(Path(folder), options.seed)

@@ -1,10 +1,12 @@
-"""Works timed in turns in one process, and ratios with medians."""
+"""Works timed in turns in one process, a GPU's included, and ratios with medians."""
 
 import random
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+
+from benchmarks.devices import synchronise
 
 Work = Callable[[], object]
 Steps = Callable[[], Iterator[None]]  # a work in parts
@@ -16,8 +18,10 @@ def interleaved(works: Mapping[str, Work], rounds: int, title: str) -> dict[str,
     rng = random.Random(0)
     for number in range(rounds + 1):
         for name in rng.sample(sorted(works), len(works)):
+            synchronise()
             start = time.perf_counter()
             works[name]()
+            synchronise()
             if number:
                 seconds[name].append(time.perf_counter() - start)
     _tell(title, seconds)
@@ -33,8 +37,10 @@ def in_turns(works: Mapping[str, Steps], rounds: int, title: str) -> dict[str, l
         spent = dict.fromkeys(works, 0.0)
         while running:
             for name in rng.sample(sorted(running), len(running)):
+                synchronise()
                 start = time.perf_counter()
                 ended = next(running[name], running) is running
+                synchronise()
                 spent[name] += time.perf_counter() - start
                 if ended:
                     del running[name]

@@ -1,12 +1,12 @@
 """Training one LoRA adapter, beside `transformers.Trainer` with PEFT and TRL's `SFTTrainer`.
 
-    python -m benchmarks.training [--data data] [--rounds 5]
+    python -m benchmarks.training [--data data] [--rounds 5] [--device cpu|cuda]
 
 All rivals train the same adapter – PEFT's, from the same weights – on the same batches of two
 tasks of the suite `default`: one whose prompts have a template in common, one whose prompts have
 little. The base model has the machine's dtype – bfloat16, as its folder names – or, marked
 `float32`, that. Rivals are at their defaults: fused attention (ours, and `trainer_eager`, attend
-eagerly), padded batches, and TRL computes activations anew in the backward pass (not in
+eagerly on a CPU), padded batches, and TRL computes activations anew in the backward pass (not in
 `sft_kept`). All use one optimiser and schedule of learning rates, so that their losses can be
 compared step by step. Rivals take turns in one process, in another order each round; the first step
 of each is left out. We keep freed memory, as stages do, and rivals as much of it as glibc does by
@@ -34,11 +34,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
+from benchmarks.devices import add_device, allocated_mib, chosen_place, synchronise
 from benchmarks.record import RESULTS, transformers_tokenizer, write_results
 from dlplora.data.batches import batch_order
 from dlplora.models import Base, load_base
 from dlplora.records.examples import read_examples
-from dlplora.runtime import Place, best_place, keep_freed_memory
+from dlplora.runtime import Place, keep_freed_memory
 from dlplora.training.lean import lean
 from dlplora.training.loop import Schedule, fit, rate_at
 from dlplora.training.loss import mean_loss
@@ -92,6 +93,7 @@ class Clock:
 
     def tick(self) -> None:
         """End a step."""
+        synchronise()
         now = time.perf_counter()
         self.seconds.append(now - self._last)
         self._last = now
@@ -250,15 +252,15 @@ keep_as_glibc_does = partial(keep_freed_memory, GLIBCS_OWN)
 
 @dataclass(frozen=True)
 class Rival:
-    """A way to train, with the dtype and the attention of its base model."""
+    """A way to train, with the dtype and the attention of its base model; None is our choice."""
 
     train: Callable[[Base, Any, Task], Run]
-    dtype: torch.dtype | None = None  # None: the machine's
-    attention: str = "sdpa"
+    dtype: torch.dtype | None = None
+    attention: str | None = "sdpa"
     keep_memory: Callable[[], None] = keep_as_glibc_does
 
 
-OURS = partial(Rival, train_ours, attention="eager", keep_memory=keep_freed_memory)
+OURS = partial(Rival, train_ours, attention=None, keep_memory=keep_freed_memory)
 RIVALS = {
     "ours": OURS(),
     "ours_float32": OURS(torch.float32),
@@ -290,12 +292,14 @@ GAPS = {
 }
 
 
-def train(name: str, folder: Path, task: Task, start: dict[str, Tensor]) -> Run:
+def train(name: str, folder: Path, task: Task, *, place: Place, start: dict[str, Tensor]) -> Run:
     """Load the base anew and train by one rival."""
-    rival, place = RIVALS[name], best_place()
-    place = Place(place.device, rival.dtype or place.dtype)
+    rival = RIVALS[name]
     rival.keep_memory()
-    base = load_base(folder, place=place, attention=rival.attention)
+    place = Place(place.device, rival.dtype or place.dtype)
+    base = load_base(folder, place=place, trains=True)
+    if rival.attention is not None:
+        base.model.set_attn_implementation(rival.attention)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run = rival.train(base, with_lora(base, start), task)
@@ -303,14 +307,14 @@ def train(name: str, folder: Path, task: Task, start: dict[str, Tensor]) -> Run:
     return run
 
 
-def by_rounds(folder: Path, task: Task, rounds: int) -> dict[str, list[Run]]:
+def by_rounds(folder: Path, task: Task, *, place: Place, rounds: int) -> dict[str, list[Run]]:
     """Train by every rival once a round, in another order each time."""
     start: dict[str, Tensor] = {}
     rng = random.Random(0)
     runs: dict[str, list[Run]] = {name: [] for name in RIVALS}
     for number in range(rounds):
         for name in rng.sample(sorted(RIVALS), len(RIVALS)):
-            runs[name].append(train(name, folder, task, start))
+            runs[name].append(train(name, folder, task, place=place, start=start))
             seconds = sum(runs[name][-1].seconds[1:])
             print(f"round {number + 1}: {name} {seconds:.1f} s", file=sys.stderr, flush=True)
     return runs
@@ -335,14 +339,20 @@ def loss_gap(runs: dict[str, list[Run]], one: str, other: str) -> float:
 
 
 def peak_mib() -> float:
-    """Return this process's peak memory; rusage would tell its parent's if that was larger."""
+    """Return the peak memory of this process's tensors on a GPU, or of all of it on a CPU.
+
+    rusage would tell its parent's if that was larger.
+    """
+    if on_gpu := allocated_mib(peak=True):
+        return on_gpu
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
-def measure_memory(data: Path, name: str) -> float:
+def measure_memory(data: Path, name: str, place: Place) -> float:
     """Train in a fresh process; return its peak memory in MiB."""
     words = [sys.executable, "-m", "benchmarks.training", "--data", str(data), "--only", name]
+    words += ["--device", place.device.type]
     done = subprocess.run(words, check=True, capture_output=True, text=True)
     return float(done.stdout.split()[-1])
 
@@ -383,19 +393,22 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=list(RIVALS), help="print the peak memory of one rival")
+    add_device(parser)
     words = parser.parse_args()
     torch.set_num_threads(THREADS)
-    base = load_base(words.data / "base", place=best_place(), trains=True)
+    place = chosen_place(words.device)
+    base = load_base(words.data / "base", place=place, trains=True)
     tasks = {kind: read_task(words.data, name, base) for kind, name in TASKS.items()}
     if words.only:
         del base
-        train(words.only, words.data / "base", tasks["templated"], {})
+        train(words.only, words.data / "base", tasks["templated"], place=place, start={})
         print(peak_mib())
         return
     runs = {
-        kind: by_rounds(words.data / "base", task, words.rounds) for kind, task in tasks.items()
+        kind: by_rounds(words.data / "base", task, place=place, rounds=words.rounds)
+        for kind, task in tasks.items()
     }
-    memory = {name: round(measure_memory(words.data, name), 1) for name in RIVALS}
+    memory = {name: round(measure_memory(words.data, name, place), 1) for name in RIVALS}
 
     ratios = {
         title: {kind: ratio(own, slow, fast) for kind, own in runs.items()}
@@ -423,7 +436,7 @@ def main() -> None:
     told = write_results(
         "training",
         found,
-        place=best_place(),
+        place=place,
         rounds=words.rounds,
         libraries=("torch", "transformers", "peft", "trl"),
     )

@@ -60,8 +60,12 @@ def keep_freed_memory(at_most: int = 1 << 30) -> None:
 
 
 def best_place() -> Place:
-    """Return the device to use, and bfloat16 if it has instructions for it, else float32."""
-    device = _device()
+    """Return the device to use with its best dtype."""
+    return place_on(_device())
+
+
+def place_on(device: torch.device) -> Place:
+    """Return a device with bfloat16 if it has instructions for that, else with float32."""
     return Place(device, torch.bfloat16 if has_bfloat16(device) else torch.float32)
 
 

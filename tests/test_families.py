@@ -20,7 +20,9 @@ from benchmarks.families import (
 )
 from dlplora.errors import ModelError, ParamsError
 from dlplora.models import context_of
+from tests.device import float32_place
 
+PLACE = float32_place()
 # One each without SDPA, with ALiBi, learned positions, experts, states and counted positions, a
 # cache of its own name, no cache at all, and a part of a multimodal one.
 REPRESENTATIVES = [
@@ -33,7 +35,7 @@ REPRESENTATIVES = [
 def test_a_batch_is_read_written_scored_and_trained_on_as_peft_does_it_row_by_row(
     name: str, tmp_path: Path
 ) -> None:
-    outcome = attempt(name, tmp_path)
+    outcome = attempt(name, tmp_path, PLACE)
     assert outcome.works, outcome
 
 
@@ -43,7 +45,7 @@ def test_what_is_no_causal_model_of_text_is_refused_when_the_base_is_made(
 ) -> None:
     write_family(name, tmp_path / "model")
     with pytest.raises(ModelError) as caught:
-        convert(tmp_path / "model", tmp_path / "base")
+        convert(tmp_path / "model", tmp_path / "base", PLACE)
     assert name.split("_")[0] in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "base").exists()
@@ -57,7 +59,7 @@ def test_a_model_that_would_take_padding_in_is_refused_if_it_is_not_read_apart(
         monkeypatch.setattr(f"dlplora.{module}.reads_apart", lambda _: False)
     write_family(name, tmp_path / "model")
     with pytest.raises(ModelError, match="cannot be used"):
-        convert(tmp_path / "model", tmp_path / "base")
+        convert(tmp_path / "model", tmp_path / "base", PLACE)
 
 
 @pytest.mark.parametrize(
@@ -75,9 +77,9 @@ def test_layers_that_cannot_be_fused_are_refused_before_an_adapter_is_trained(
     name: str, targets: list[str], told: str, tmp_path: Path
 ) -> None:
     write_family(name, tmp_path / "model")
-    convert(tmp_path / "model", tmp_path / "base")
+    convert(tmp_path / "model", tmp_path / "base", PLACE)
     with pytest.raises(ParamsError, match=r"^params\.yaml: adapter\.target_modules: ") as caught:
-        train(tmp_path / "base", targets, tmp_path / "adapters")
+        train(tmp_path / "base", targets, tmp_path / "adapters", PLACE)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
 
