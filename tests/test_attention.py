@@ -1,12 +1,13 @@
-"""Masks that are written out, as devices without a host's view of values get them."""
+"""Attention on other devices than the CPU: by sdpa, under masks that are written out."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from dlplora import attention
-from dlplora.attention import implementation_for, knows_masks
+from dlplora.attention import implementation_for, knows_masks, written_out
 from dlplora.engine.batch import Batch
 from dlplora.engine.cache import new_cache
 from dlplora.engine.option_scoring import score_options
@@ -27,15 +28,14 @@ KNOWING = ["llama", "qwen2", "phi3", "gpt2"]
 def write_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let all masks of models that know them be written out, on every device."""
 
-    def written(model: object, cache: object, mask_BT: torch.Tensor, num_new: int) -> torch.Tensor:
+    def written(model: Any, cache: object, mask_BT: Tensor, num_new: int) -> Tensor:
         assert knows_masks(model, cache)
-        dtype = next(model.parameters()).dtype  # type: ignore[attr-defined]
-        return attention.written_out(mask_BT.to(model.device), num_new, dtype)  # type: ignore[attr-defined]
+        return written_out(mask_BT.to(model.device), num_new, model.dtype)
 
     monkeypatch.setattr("dlplora.engine.batch.mask_for", written)
 
 
-def run(base: Base, pool: Pool) -> tuple[list[torch.Tensor], list[float]]:
+def run(base: Base, pool: Pool) -> tuple[list[Tensor], list[float]]:
     """Read at once and in parts, write, join and score; return all logits and sums."""
     batch = prefill(base, pool, PROMPTS, ROUTES)
     logits = [batch.logits_BV]

@@ -6,10 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from benchmarks.families import PLACE, SIZES, convert, write_family
+from benchmarks.families import SIZES, convert, write_family
 from dlplora.models import load_base
-from tests.device import on_device
+from tests.device import float32_place, on_device
 
+PLACE = float32_place()
 IDS = on_device([[5, 6, 7, 8, 9], [9, 10, 11, 12, 3]])
 
 
@@ -21,7 +22,8 @@ def test_the_part_gives_the_logits_of_the_whole_and_holds_nothing_else(
     monkeypatch.setitem(SIZES, "tie_word_embeddings", is_tied)
     write_family(name, tmp_path / "model")
     whole = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype=torch.float32)
-    convert(tmp_path / "model", tmp_path / "base")
+    whole.to(PLACE.device)
+    convert(tmp_path / "model", tmp_path / "base", PLACE)
     part = load_base(tmp_path / "base", place=PLACE).model
     with torch.inference_mode():
         expected = whole(input_ids=IDS).logits

@@ -81,10 +81,10 @@ class Parts:
             yield rows[start : start + self.size]
 
     def _until_it_fits(self, once: Callable[[], float]) -> float:
-        random_state = torch.get_rng_state()
+        restore = _random_states()
         while True:
             try:
-                torch.set_rng_state(random_state)  # a try that failed draws nothing
+                restore()  # a try that failed draws nothing
                 return once()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -104,6 +104,19 @@ class Parts:
         logger.warning(
             "%s: out of memory; going on with %s at once", self._title, _examples(self.size)
         )
+
+
+def _random_states() -> Callable[[], None]:
+    """Return what sets the generators back to where they are now, a GPU's included."""
+    on_host = torch.get_rng_state()
+    on_gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+    def restore() -> None:
+        torch.set_rng_state(on_host)
+        if on_gpu is not None:
+            torch.cuda.set_rng_state(on_gpu)
+
+    return restore
 
 
 def _read(losses: Sequence[Tensor]) -> list[float]:

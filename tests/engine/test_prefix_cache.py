@@ -195,7 +195,7 @@ def test_adapters_that_are_gone_are_not_kept(pooled: tuple[Base, Pool], tmp_path
 @pytest.mark.parametrize("name", ["gpt_neo", "mpt"])
 def test_a_model_that_goes_by_places_answers_the_same_again(name: str, tmp_path: Path) -> None:
     write_family(name, tmp_path / "model")
-    convert(tmp_path / "model", tmp_path / "base")
+    convert(tmp_path / "model", tmp_path / "base", float32_place())
     base = load_base(tmp_path / "base", place=float32_place())
     runner = Runner(base, Pool(FusedLayers(base.model)), prefill_tokens=7)
     for text in (LONG, f"{LONG} up down", f"{LONG} up down left"):
