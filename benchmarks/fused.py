@@ -111,15 +111,14 @@ def to_single(works: Mapping[str, Work], rounds: int, title: str) -> dict[str, f
     return ratios(seconds, faster_single(seconds))
 
 
-def some_prompts(base: Base) -> Tensor:
-    """Draw 16 prompts of 64 tokens, where the model is."""
-    ids = torch.randint(5, 40_000, (16, 64), generator=torch.Generator().manual_seed(0))
-    return ids.to(base.device)
+def some_prompts() -> Tensor:
+    """Draw 16 prompts of 64 tokens, on the host."""
+    return torch.randint(5, 40_000, (16, 64), generator=torch.Generator().manual_seed(0))
 
 
 def measure_shapes(base: Base, rounds: int) -> tuple[dict[str, dict[str, float]], float]:
     """Time every rival at every shape; return ratios by rival and shape."""
-    ids = some_prompts(base)
+    ids = some_prompts()
     by_shape: dict[str, dict[str, float]] = {}
     build_seconds = 0.0
     for size in (16, 1):
@@ -136,7 +135,9 @@ def measure_shapes(base: Base, rounds: int) -> tuple[dict[str, dict[str, float]]
         }
         written["fused_engine"] = partial(by_engine, rivals["fused"], ids[:size])
         written["transformers_generate"] = partial(
-            by_transformers, rivals["peft_single_float32"].base.model, ids[:size]
+            by_transformers,
+            rivals["peft_single_float32"].base.model,
+            ids[:size].to(base.device),
         )
         taken = in_turns(written, rounds, f"generate_{size}")
         by_shape[f"generate_{size}"] = ratios(taken, faster_single(taken))
@@ -149,7 +150,7 @@ def measure_shapes(base: Base, rounds: int) -> tuple[dict[str, dict[str, float]]
 
 def measure_pools(base: Base, rounds: int) -> dict[str, float]:
     """Time decoding 16 × 1 by pools of more and more adapters."""
-    ids = some_prompts(base)
+    ids = some_prompts()
     empty = Pool(FusedLayers(base.model))
     one = [adapter_of(base, 0)]
     works: dict[str, Work] = {}
