@@ -43,6 +43,7 @@ from dlplora.engine.check import check_reading
 from dlplora.engine.option_scoring import score_options
 from dlplora.engine.reading import prefill
 from dlplora.errors import DlpLoraError
+from dlplora.kernels.choice import use_kernels
 from dlplora.lora.attach import attached
 from dlplora.models import Base, load_base, quiet_transformers
 from dlplora.params.inputs import ModelFolder
@@ -53,7 +54,6 @@ from dlplora.records.routes import BASE_ROUTE, Route
 from dlplora.runtime import Place
 from dlplora.training.adapter import train_adapter
 from dlplora.training.check import check_training
-from dlplora.training.lean import lean
 from dlplora.training.loss import mean_loss
 from dlplora.training.pairs import Pair
 
@@ -285,7 +285,7 @@ def convert(folder: Path, out: Path, place: Place) -> None:
         downloads=folder,
         out=out,
         advance=lambda **_: None,
-        checks=(check_reading, check_training),
+        checks=(check_reading, partial(check_training, kernels="auto")),
     )
 
 
@@ -319,6 +319,7 @@ def train(base: Path, targets: Sequence[str], out: Path, place: Place) -> None:
             name=name,
             params=params,
             seed=seed,
+            kernels="auto",
             checkpoint=None,
             advance=lambda **_: None,
         ).save(out / name)
@@ -400,8 +401,8 @@ def compare_training(base: Base, adapters: Path) -> float:
         answered = logs[len(pair.prompt) - 1 : -1]
         total = total - answered.gather(1, ids[0, len(pair.prompt) :, None]).sum()
     expected = gradients(total / sum(len(pair.answer) for pair in pairs))
-    with lean(model):
-        found = gradients(mean_loss(model, pairs, base.chat))
+    with use_kernels(model, "auto") as ran:
+        found = gradients(mean_loss(model, pairs, base.chat, kernels=ran))
     largest = max(part.abs().max().item() for part in expected)
     return max(
         (one - other).abs().max().item() / largest

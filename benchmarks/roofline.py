@@ -24,12 +24,12 @@ from benchmarks.record import write_results
 from benchmarks.training import BATCH, TASKS, THREADS, read_task, with_lora
 from dlplora.data.batches import shared_beginning
 from dlplora.engine.reading import prefill
+from dlplora.kernels.choice import use_kernels
 from dlplora.lora.attach import Pool
 from dlplora.lora.layers import FusedLayers
 from dlplora.models import Base, load_base
 from dlplora.records.routes import BASE_ROUTE
 from dlplora.runtime import Place, keep_freed_memory
-from dlplora.training.lean import lean
 from dlplora.training.loss import mean_loss
 
 SIZES = (512, 1024, 2048, 4096)
@@ -95,11 +95,13 @@ def measure(data: Path, place: Place, rounds: int) -> dict[str, dict[str, float]
         tokens = shared + sum(len(pair.prompt) - shared + len(pair.answer) for pair in part)
         answers = sum(len(pair.answer) for pair in part)
 
-        def learn(part: Any = part) -> None:
-            mean_loss(model, part, base.chat).backward()  # type: ignore[no-untyped-call]
-
         operations = 2 * 2 * (tokens * blocks + answers * head)
-        with lean(model):
+        with use_kernels(model, "auto") as ran:
+
+            def learn(part: Any = part, ran: Any = ran) -> None:
+                loss = mean_loss(model, part, base.chat, kernels=ran)
+                loss.backward()  # type: ignore[no-untyped-call]
+
             note(f"training_{kind}_{BATCH}", operations, seconds_of(learn, rounds))
     return {
         name: {key: round(value, 3) for key, value in part.items()} for name, part in found.items()

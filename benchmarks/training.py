@@ -37,10 +37,10 @@ from torch import Tensor
 from benchmarks.devices import add_device, allocated_mib, chosen_place, synchronise
 from benchmarks.record import RESULTS, transformers_tokenizer, write_results
 from dlplora.data.batches import batch_order
+from dlplora.kernels.choice import use_kernels
 from dlplora.models import Base, load_base
 from dlplora.records.examples import read_examples
 from dlplora.runtime import Place, keep_freed_memory
-from dlplora.training.lean import lean
 from dlplora.training.loop import Schedule, fit, rate_at
 from dlplora.training.loss import mean_loss
 from dlplora.training.pairs import Pair, encode_pairs
@@ -128,7 +128,7 @@ def train_ours(base: Base, model: Any, task: Task) -> Run:
 
     def backward(step: int, rows: Sequence[int]) -> float:
         model.train()
-        loss = mean_loss(model, task.batches[step - 1], base.chat)
+        loss = mean_loss(model, task.batches[step - 1], base.chat, kernels=ran)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()
 
@@ -136,7 +136,7 @@ def train_ours(base: Base, model: Any, task: Task) -> Run:
         clock.tick()
         losses.append(point.loss)
 
-    with lean(model):
+    with use_kernels(model, "auto") as ran:
         fit(
             parameters,
             backward,

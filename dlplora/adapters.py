@@ -190,6 +190,7 @@ class WholeAdapter:
             num_examples=0,
             num_parameters=sum(tensor.numel() for tensor in tensors.values()),
             longest_answer_tokens=0,
+            kernels=(),
             curve=Curve((), 0),
         )
         return cls(config, tensors, base_id, training)

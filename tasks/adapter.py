@@ -35,6 +35,7 @@ def main(task: str, base: Path, examples: Path, out: Path, timing: Path) -> None
             name=task,
             params=settings,
             seed=params.seed,
+            kernels=params.runtime.kernels,
             checkpoint=checkpoint,
             advance=advance,
         ).save(out)

@@ -1,5 +1,6 @@
 """Stage `base_model`: convert the base model to safetensors, once."""
 
+from functools import partial
 from pathlib import Path
 
 from dlplora.conversion import make_base
@@ -22,7 +23,7 @@ def main(out: Path, timing: Path) -> None:
             downloads=DOWNLOADS,
             out=out,
             advance=advance,
-            checks=(check_reading, check_training),
+            checks=(check_reading, partial(check_training, kernels=params.runtime.kernels)),
         )
     write_timing(timing)
 

@@ -44,6 +44,7 @@ def main(cluster: str, base: Path, examples: Path, out: Path, timing: Path) -> N
             experts=experts,
             training=training,
             seed=params.seed,
+            kernels=params.runtime.kernels,
             checkpoint=checkpoint,
             advance=advance,
         ).save(out)

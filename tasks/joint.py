@@ -36,6 +36,7 @@ def main(name: str, base: Path, examples: Path, out: Path, timing: Path) -> None
             name=name,
             params=settings,
             seed=params.seed,
+            kernels=params.runtime.kernels,
             checkpoint=checkpoint,
             advance=advance,
         ).save(out)

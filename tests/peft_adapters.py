@@ -37,7 +37,7 @@ def save_peft(model: PeftModel, folder: Path) -> LoraAdapter:
 
 def training_of(task: str) -> AdapterTraining:
     """Return what is known of how an adapter was trained: nothing."""
-    return AdapterTraining(task, FINGERPRINT, False, "", 1, 1, 1, Curve((), 0))
+    return AdapterTraining(task, FINGERPRINT, False, "", 1, 1, 1, (), Curve((), 0))
 
 
 def peft_pool(

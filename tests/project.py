@@ -138,7 +138,7 @@ def params(sha256: str, base: Path) -> dict[str, Any]:
 
     return {
         "seed": 0,
-        "runtime": {"dtype": "float32", "threads": 2},
+        "runtime": {"dtype": "float32", "threads": 2, "kernels": "auto"},
         "flow": {"stages_at_once": 2, "limits": {"training": 1, "evaluation": 1}, "keep_runs": 2},
         "answers": {"max_mib": 64},
         "gate": {

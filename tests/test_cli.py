@@ -327,12 +327,14 @@ def test_a_dtype_of_this_processor_stays_and_any_other_becomes_float32(
 ) -> None:
     dtype = "bfloat16" if is_supported("bfloat16") else "float32"
     text = (project / "params.yaml").read_text()
-    mine = re.sub(r"runtime: \{.*?\}", "runtime: {dtype: bfloat16, threads: 63}", text)
+    mine = re.sub(
+        r"runtime: \{.*?\}", "runtime: {dtype: bfloat16, threads: 63, kernels: auto}", text
+    )
     (project / "params.yaml").write_text(mine)
     code, out, _ = run("check-runtime")
     assert (code, out.count("\n")) == (0, 1)
     values = yaml.safe_load((project / "params.yaml").read_text())
-    assert values["runtime"] == {"dtype": dtype, "threads": 63}
+    assert values["runtime"] == {"dtype": dtype, "threads": 63, "kernels": "auto"}
     assert run("check-runtime") == (0, f"runtime: {dtype}, 63 threads\n", "")
 
 

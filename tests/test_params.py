@@ -157,6 +157,7 @@ Edit = Callable[[dict[str, Any]], object]
         ),
         (lambda v: v["runtime"].update(dtype="float8"), "runtime.dtype: ", "found 'float8'"),
         (lambda v: v["runtime"].update(threads=0), "runtime.threads: ", "found 0"),
+        (lambda v: v["runtime"].update(kernels="fast"), "runtime.kernels: ", "found 'fast'"),
         (lambda v: v["adapter"].update(rank=-8), "adapter.rank: ", "found -8"),
         (lambda v: v["adapter"].update(dropout=1.0), "adapter.dropout: ", "found 1.0"),
         (lambda v: v["adapter"].update(learning_rate="fast"), "adapter.learning_rate: ", "'fast'"),

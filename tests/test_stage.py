@@ -197,6 +197,7 @@ def tiny_adapter(rank: int) -> TrainedAdapter:
         num_examples=1,
         num_parameters=1,
         longest_answer_tokens=1,
+        kernels=(),
         curve=Curve((), 0),
         is_imported=False,
     )

@@ -17,6 +17,7 @@ from dlplora.params.routing import (
 )
 from dlplora.params.systems import Evaluation, System
 from dlplora.params.training import Adapter, Experts, ImportedAdapter, LoraHub, Merge
+from dlplora.words import Kernels
 
 PARAMS_FILE = Path("params.yaml")
 BASE = "data/base"  # stands where a system reads no folder of its own
@@ -25,10 +26,14 @@ REFERENCE = "single"  # the system that others are compared with: each task by i
 
 
 class Runtime(Section):
-    """What the same bytes depend on besides the inputs."""
+    """What the same bytes depend on besides the inputs.
+
+    `kernels` is how training computes: faster where it can, or by the plain reference.
+    """
 
     dtype: Literal["float32", "bfloat16"]
     threads: Count
+    kernels: Kernels
 
 
 class Flow(Section):

@@ -39,9 +39,9 @@ def curve_to_json(curve: Curve) -> dict[str, Any]:
 class AdapterTraining:
     """How an adapter came to be: training.json in its folder.
 
-    `data_sha256` covers the training and validation examples. Of an adapter that was not trained
-    here, but imported or composed of others, there is but its size: its counts are 0 and its
-    curve is empty.
+    `data_sha256` covers the training and validation examples; `kernels` names those that it was
+    trained by. An adapter that was imported or composed of others has only a size: its counts are
+    0, and it has no kernels and no curve.
     """
 
     task: str
@@ -51,6 +51,7 @@ class AdapterTraining:
     num_examples: int
     num_parameters: int
     longest_answer_tokens: int
+    kernels: tuple[str, ...]
     curve: Curve
 
 

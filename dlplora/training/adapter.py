@@ -26,7 +26,7 @@ from dlplora.training.answers import (
 from dlplora.training.checkpoint import Checkpoint
 from dlplora.training.pairs import encode_pairs
 from dlplora.training.warnings import ignore_peft_warnings
-from dlplora.words import Advance
+from dlplora.words import Advance, Kernels
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def train_adapter(
     name: str,
     params: Adapter,
     seed: int,
+    kernels: Kernels,
     in_order: bool = False,
     checkpoint: Checkpoint | None,
     advance: Advance,
@@ -70,7 +71,9 @@ def train_adapter(
     model = _with_lora(base, params)
     pairs = encode_pairs(train, base.chat, max_tokens=params.max_tokens)
     held_out = encode_pairs(validation, base.chat, max_tokens=params.max_tokens)
-    training = AnswerTraining(model, base.chat, params, title=f"adapter {name}")
+    training = AnswerTraining(
+        model, base.chat, params=params, kernels=kernels, title=f"adapter {name}"
+    )
     curve = training.fit(
         lambda step, rows: [pairs[row][step % len(pairs[row])] for row in rows],
         batches_in_order(first_lengths(pairs), params.batch_size)
@@ -87,6 +90,7 @@ def train_adapter(
         validation,
         pairs=pairs,
         num_parameters=sum(parameter.numel() for parameter in training.parameters),
+        kernels=training.ran,
         curve=curve,
     )
     return TrainedAdapter(model, base.id, told)

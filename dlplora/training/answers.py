@@ -1,4 +1,4 @@
-"""What every training on answers has in common, whatever parameters learn: batches, loss, speed."""
+"""What every training on answers shares, whatever parameters learn: batches, loss, speed."""
 
 import dataclasses
 import hashlib
@@ -10,36 +10,49 @@ from torch import nn
 
 from dlplora.data.batches import batch_order, prefix_groups
 from dlplora.data.prompts import ChatFormat
+from dlplora.kernels.choice import Kernel, use_kernels
 from dlplora.models import Base
 from dlplora.params.training import Adapter
 from dlplora.records.examples import Example
 from dlplora.records.training import AdapterTraining, Curve
 from dlplora.training.checkpoint import Checkpoint
-from dlplora.training.lean import lean
 from dlplora.training.loop import Schedule, fit
 from dlplora.training.loss import mean_loss
+from dlplora.training.micro_batches import MicroBatches
 from dlplora.training.pairs import Pair
-from dlplora.training.parts import Parts
-from dlplora.words import Advance
+from dlplora.words import Advance, Kernels
 
 
 class AnswerTraining:
-    """The training of those parameters of a model that take gradients; `title` names it."""
+    """The training of those parameters of a model that take gradients; `title` names it.
 
-    def __init__(self, model: nn.Module, chat: ChatFormat, params: Adapter, *, title: str) -> None:
+    `ran` names the kernels that a training by `fit` runs by.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        chat: ChatFormat,
+        *,
+        params: Adapter,
+        kernels: Kernels,
+        title: str,
+    ) -> None:
         self._model = model
         self._chat = chat
         self._params = params
         self._title = title
-        self._parts = Parts(params.batch_size, params.micro_batch_size, title)
+        self._micro_batches = MicroBatches(params.batch_size, params.micro_batch_size, title)
+        self._kernels = kernels
+        self.ran: tuple[Kernel, ...] = ()
         self.parameters = [one for one in model.parameters() if one.requires_grad]
 
     def validation_loss(self, pairs: Sequence[Sequence[Pair]]) -> float:
         """Return the mean loss of the tokens of the first answers."""
         self._model.eval()
-        return self._parts.mean(
+        return self._micro_batches.mean(
             sorted((options[0] for options in pairs), key=lambda pair: len(pair.prompt)),
-            lambda part: mean_loss(self._model, part, self._chat),
+            lambda rows: mean_loss(self._model, rows, self._chat, kernels=self.ran),
             weight=lambda pair: len(pair.answer),
         )
 
@@ -64,14 +77,16 @@ class AnswerTraining:
             batch = batch_of(step, rows)
             num_tokens += sum(map(_length, batch))
             self._model.train()
-            return self._parts.backward(
+            return self._micro_batches.backward(
                 batch,
-                lambda part: mean_loss(self._model, part, self._chat, always_share=always_share),
+                lambda rows: mean_loss(
+                    self._model, rows, self._chat, kernels=self.ran, always_share=always_share
+                ),
                 weight=lambda pair: len(pair.answer),
                 parameters=self.parameters,
             )
 
-        with lean(self._model):
+        with use_kernels(self._model, self._kernels) as self.ran:
             return fit(
                 self.parameters,
                 backward,
@@ -123,6 +138,7 @@ def training_of(
     *,
     pairs: Sequence[Sequence[Pair]],
     num_parameters: int,
+    kernels: Sequence[str],
     curve: Curve,
 ) -> AdapterTraining:
     """Describe how an adapter came to be; `pairs` are the tokens of what it was trained on."""
@@ -137,5 +153,6 @@ def training_of(
         num_examples=len(train),
         num_parameters=num_parameters,
         longest_answer_tokens=max(len(pair.answer) for options in pairs for pair in options),
+        kernels=tuple(kernels),
         curve=curve,
     )

@@ -1,4 +1,4 @@
-"""A check that a batch of a model is trained on as its rows would be one by one."""
+"""A check that a model learns from a batch what it would learn from its rows one by one."""
 
 from functools import partial
 
@@ -6,20 +6,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from dlplora.kernels.choice import use_kernels
 from dlplora.models import Base, alone_logits, check_alike, probe_rows
-from dlplora.training.lean import lean
 from dlplora.training.loss import mean_loss
 from dlplora.training.pairs import Pair
+from dlplora.words import Kernels
 
 # Measured: 0.001 of the loss, and 0.12 of the gradient of 30 layers.
 _LOSS_OF_16_BITS, _GRADIENT_OF_16_BITS = 0.05, 0.5
 
 
-def check_training(base: Base) -> None:
-    """Take the loss of a few short rows of unequal lengths, and its gradient.
+def check_training(base: Base, *, kernels: Kernels) -> None:
+    """Compare the loss of a few short rows of unequal lengths, and its gradient, with each row's.
 
     The gradient is that of a vector which is added to each token's embedding. Raises `ModelError`
-    if either is not about what the rows one by one have.
+    if either differs from the mean over the rows one by one.
     """
     embeddings = base.model.get_input_embeddings()
     weight = next(embeddings.parameters())
@@ -28,8 +29,8 @@ def check_training(base: Base) -> None:
     hook = embeddings.register_forward_hook(lambda _, __, output: output + shift_I)
     pairs = [Pair(tuple(row[:-2]), tuple(row[-2:])) for row in probe_rows(base.model)]
     try:
-        with lean(base.model):
-            found = mean_loss(base.model, pairs, base.chat)
+        with use_kernels(base.model, kernels) as ran:
+            found = mean_loss(base.model, pairs, base.chat, kernels=ran)
             (found_I,) = torch.autograd.grad(found, shift_I)
         expected = torch.stack([_plain_loss(base, pair) for pair in pairs]).mean()
         (expected_I,) = torch.autograd.grad(expected, shift_I)

@@ -25,7 +25,7 @@ from dlplora.records.training import AdapterTraining
 from dlplora.training.answers import AnswerTraining, like_batches, lora_config, training_of
 from dlplora.training.checkpoint import Checkpoint
 from dlplora.training.pairs import Pair, encode_pairs
-from dlplora.words import Advance
+from dlplora.words import Advance, Kernels
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ def train_experts(
     experts: Experts,
     training: Adapter,
     seed: int,
+    kernels: Kernels,
     checkpoint: Checkpoint | None,
     advance: Advance,
 ) -> TrainedExperts:
@@ -91,7 +92,9 @@ def train_experts(
 
     learned = [encode(examples[task].train) for task in tasks]
     held_out = [encode(examples[task].validation) for task in tasks]
-    answers = AnswerTraining(base.model, base.chat, training, title=f"experts {name}")
+    answers = AnswerTraining(
+        base.model, base.chat, params=training, kernels=kernels, title=f"experts {name}"
+    )
 
     def batch(step: int, rows: Sequence[int]) -> list[Pair]:
         turn, number = divmod(step - 1, len(tasks))
@@ -129,6 +132,7 @@ def train_experts(
                 examples[task].validation,
                 pairs=own,
                 num_parameters=size,
+                kernels=answers.ran,
                 curve=curve,
             )
             for task, own in zip(tasks, learned, strict=True)

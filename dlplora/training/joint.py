@@ -8,7 +8,7 @@ from dlplora.params.training import Adapter
 from dlplora.records.examples import Example
 from dlplora.training.adapter import TrainedAdapter, train_adapter
 from dlplora.training.checkpoint import Checkpoint
-from dlplora.words import Advance
+from dlplora.words import Advance, Kernels
 
 
 def train_joint_adapter(
@@ -19,6 +19,7 @@ def train_joint_adapter(
     name: str,
     params: Adapter,
     seed: int,
+    kernels: Kernels,
     checkpoint: Checkpoint | None,
     advance: Advance,
 ) -> TrainedAdapter:
@@ -36,6 +37,7 @@ def train_joint_adapter(
         name=name,
         params=params,
         seed=seed,
+        kernels=kernels,
         in_order=True,
         checkpoint=checkpoint,
         advance=advance,

@@ -3,39 +3,45 @@
 The end token is one of them, and no token of a prompt is: the logits at a place predict the
 token after it.
 
-Shapes: B rows, S own places, N tokens of a pack, n labelled places, V tokens of the vocabulary.
+Shapes: B rows, S own places, T places with the prefix, N tokens of a pack, n labelled places,
+V tokens of the vocabulary.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Collection, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 
 from dlplora.attention import mask_for
 from dlplora.data.batches import pad_right, shared_beginning
 from dlplora.data.prompts import ChatFormat
+from dlplora.kernels import cross_entropy
+from dlplora.kernels.autograd import apply
+from dlplora.kernels.choice import Kernel
+from dlplora.kernels.pack import Pack
+from dlplora.kernels.packed_attention import inner_model, packed_logits
 from dlplora.models import head_at, logits_at, reads_apart
-from dlplora.training.autograd import apply
-from dlplora.training.packing import Pack, inner_model, is_packing, packed_logits
 from dlplora.training.pairs import Pair
-
-_CHUNK = 64  # rows of logits that are float32 at once
 
 
 def mean_loss(
-    model: nn.Module, pairs: Sequence[Pair], chat: ChatFormat, *, always_share: bool = False
+    model: nn.Module,
+    pairs: Sequence[Pair],
+    chat: ChatFormat,
+    *,
+    kernels: Collection[Kernel] = (),
+    always_share: bool = False,
 ) -> Tensor:
     """Return the mean cross-entropy of the answer tokens of a batch.
 
-    What all prompts of the batch begin with is computed once, and the gradients of all rows sum
-    into the one beginning. Dropout would drop it alike for all rows: then it is shared only if
-    `always_share`. In a `packing` block nothing is padded. A model that has to read each row by
-    itself does.
+    The prefix that all prompts of the batch share is computed once, and the gradients of all rows
+    sum into it. Dropout would drop the same places of it for all rows: then it is shared only if
+    `always_share`. `kernels` are those of the `use_kernels` block that the model is in; with
+    packed attention nothing is padded. A model that has to read each row by itself does.
     """
     prompts = [pair.prompt for pair in pairs]
     shared = 0
@@ -43,13 +49,15 @@ def mean_loss(
         shared = shared_beginning(prompts)
     if reads_apart(inner_model(model)):
         logits_nV = torch.cat([_alone(model, pair) for pair in pairs])
-    elif is_packing(model):
+    elif "packed_attention" in kernels:
         logits_nV = _packed(model, pairs, shared)
     else:
         logits_nV = _padded(model, pairs, shared, chat)
     targets = [token for pair in pairs for token in pair.answer]
     targets_n = torch.tensor(targets, device=logits_nV.device)
-    return mean_cross_entropy(logits_nV, targets_n)
+    if "cross_entropy" in kernels:
+        return apply(cross_entropy.MeanCrossEntropy, logits_nV, targets_n)
+    return cross_entropy.reference(logits_nV, targets_n)
 
 
 def _has_dropout(model: nn.Module) -> bool:
@@ -59,7 +67,7 @@ def _has_dropout(model: nn.Module) -> bool:
 
 
 def _alone(model: nn.Module, pair: Pair) -> Tensor:
-    """Return the logits that predict one answer, of a row that nothing is added to."""
+    """Return the logits that predict one answer, of a row without padding."""
     row = pair.prompt + pair.answer
     ids_1S = torch.tensor([row], device=next(model.parameters()).device)
     keep_1S = torch.zeros(ids_1S.shape, dtype=torch.bool)
@@ -80,7 +88,7 @@ def _packed(model: nn.Module, pairs: Sequence[Pair], shared: int) -> Tensor:
 
 
 def _padded(model: nn.Module, pairs: Sequence[Pair], shared: int, chat: ChatFormat) -> Tensor:
-    """Return the same logits by padded rows behind a repeated cache of the beginning."""
+    """Return the same logits by padded rows behind a repeated cache of the prefix."""
     rows = [pair.prompt[shared:] + pair.answer for pair in pairs]
     padded = pad_right(rows, chat.pad_id)
     ends_B1 = torch.tensor([[len(row) - 1] for row in rows])
@@ -106,37 +114,3 @@ def _padded(model: nn.Module, pairs: Sequence[Pair], shared: int, chat: ChatForm
         past_key_values=cache,
         use_cache=True,
     )
-
-
-def mean_cross_entropy(logits_nV: Tensor, targets_n: Tensor) -> Tensor:
-    """Return the mean cross-entropy as float32, without a float32 copy of all logits."""
-    return apply(_MeanCrossEntropy, logits_nV, targets_n)
-
-
-class _MeanCrossEntropy(torch.autograd.Function):
-    """Mean over n of log Σ exp(x) − x[target], a few rows at a time.
-
-    Its gradient, (softmax(x) − 1[target]) / n, is found on the way.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits_nV: Tensor, targets_n: Tensor) -> Tensor:
-        losses = torch.empty(len(targets_n), device=logits_nV.device)
-        to_logits_nV = torch.empty_like(logits_nV) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(targets_n), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            targets = targets_n[part, None]
-            logs = logits_nV[part].float().log_softmax(1)
-            losses[part] = -logs.gather(1, targets)[:, 0]
-            if to_logits_nV is not None:
-                shares = logs.exp_()
-                shares.scatter_add_(1, targets, shares.new_full(targets.shape, -1.0))
-                to_logits_nV[part] = shares
-        ctx.save_for_backward(to_logits_nV)
-        return losses.mean()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (to_logits_nV,) = ctx.saved_tensors
-        return to_logits_nV.mul_(gradient / len(to_logits_nV)), None

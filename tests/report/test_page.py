@@ -123,6 +123,7 @@ def training(task: str) -> AdapterTraining:
         num_examples=400,
         num_parameters=1000,
         longest_answer_tokens=17,
+        kernels=(),
         curve=Curve(tuple(points), 4),
     )
 

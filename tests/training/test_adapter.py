@@ -29,9 +29,14 @@ from dlplora.training.adapter import train_adapter
 from dlplora.training.checkpoint import Checkpoint
 from dlplora.training.loss import mean_loss
 from dlplora.training.pairs import Pair, encode_pairs
+from dlplora.words import Kernels
 from tests.device import on_device
 from tests.tiny import opposites, tiny_base, write_raw
 
+KERNELS: dict[Kernels, tuple[str, ...]] = {
+    "auto": ("cross_entropy", "lora_linear", "packed_attention", "rms_norm", "rotary"),
+    "reference": (),
+}
 SPLITS = Splits(train=60, validation=10, test=10, shares=(0.75, 0.1, 0.15), least=(4, 1, 1))
 PARAMS = Adapter(
     target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
@@ -74,6 +79,7 @@ def test_a_share_of_the_examples_is_learned_in_other_wordings(
             name="opposites",
             params=PARAMS.model_copy(update={"steps": 3, "reworded": share}),
             seed=0,
+            kernels="auto",
             checkpoint=None,
             advance=silent,
         ).model
@@ -165,6 +171,7 @@ def test_the_trained_model_generates_the_answer(
         name="opposites",
         params=PARAMS,
         seed=0,
+        kernels="auto",
         checkpoint=None,
         advance=silent,
     )
@@ -197,6 +204,7 @@ def test_plain_peft_gives_the_logits_of_the_trained_model(
         name="opposites",
         params=params,
         seed=0,
+        kernels="auto",
         checkpoint=None,
         advance=silent,
     )
@@ -230,6 +238,7 @@ trained = train_adapter(
     name="opposites",
     params=params,
     seed=0,
+    kernels="auto",
     checkpoint=None,
     advance=silent,
 )
@@ -272,6 +281,7 @@ def test_unknown_target_modules_are_named(examples: dict[str, list[Example]]) ->
             name="opposites",
             params=params,
             seed=0,
+            kernels="auto",
             checkpoint=None,
             advance=silent,
         )
@@ -287,6 +297,7 @@ def test_batches_in_parts_train_as_whole_ones_do(examples: dict[str, list[Exampl
             name="opposites",
             params=PARAMS.model_copy(update={"steps": 4, "micro_batch_size": size}),
             seed=0,
+            kernels="auto",
             checkpoint=None,
             advance=silent,
         )
@@ -295,6 +306,29 @@ def test_batches_in_parts_train_as_whole_ones_do(examples: dict[str, list[Exampl
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     for one, other in zip(*weights, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
+def test_kernels_train_as_the_reference_does_and_are_named(
+    examples: dict[str, list[Example]],
+) -> None:
+    curves = []
+    for kernels in KERNELS:
+        training = train_adapter(
+            tiny_base(),
+            examples["train"],
+            examples["validation"],
+            name="opposites",
+            params=PARAMS.model_copy(update={"steps": 20, "learning_rate": 1e-3}),
+            seed=0,
+            kernels=kernels,
+            checkpoint=None,
+            advance=silent,
+        ).training
+        assert training.kernels == KERNELS[kernels]
+        assert [point.step for point in training.curve.points] == list(range(21))
+        curves.append([point.loss for point in training.curve.points[1:]])
+        curves[-1] += [point.validation_loss for point in training.curve.points[::20]]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3)
 
 
 def test_on_a_bfloat16_base_the_adapter_its_gradients_and_moments_are_float32(
@@ -309,6 +343,7 @@ def test_on_a_bfloat16_base_the_adapter_its_gradients_and_moments_are_float32(
         name="opposites",
         params=PARAMS.model_copy(update={"steps": 2}),
         seed=0,
+        kernels="auto",
         checkpoint=Checkpoint(tmp_path / "checkpoint"),
         advance=silent,
     )

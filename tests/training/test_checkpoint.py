@@ -326,6 +326,7 @@ def save_adapter(
         name="opposites",
         params=ADAPTER.model_copy(update={"steps": steps}),
         seed=0,
+        kernels="auto",
         checkpoint=checkpoint,
         advance=advance,
     ).save(out)

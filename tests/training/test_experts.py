@@ -196,6 +196,7 @@ def trained(
         experts=experts,
         training=training.model_copy(update={"target_modules": TARGETS[kind]}),
         seed=0,
+        kernels="auto",
         checkpoint=checkpoint,
         advance=silent,
     )
@@ -372,6 +373,7 @@ def test_a_target_that_is_no_linear_layer_is_refused(
             experts=EXPERTS,
             training=TRAINING.model_copy(update={"target_modules": ["q_proj", target]}),
             seed=0,
+            kernels="auto",
             checkpoint=None,
             advance=silent,
         )

@@ -46,6 +46,7 @@ def trained(examples: Splits, *, steps: int) -> TrainedAdapter:
         name="multitask",
         params=PARAMS.model_copy(update={"steps": steps}),
         seed=0,
+        kernels="auto",
         checkpoint=None,
         advance=silent,
     )

@@ -1,4 +1,4 @@
-"""Functions with a gradient of their own, called with types."""
+"""Functions with their own gradient, called with types."""
 
 from typing import Any
 

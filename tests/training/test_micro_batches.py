@@ -1,4 +1,4 @@
-"""Gradients in parts against those of the whole batch, and batches that do not fit."""
+"""Gradients in micro-batches against those of the whole batch, and batches that do not fit."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dlplora.errors import TrainingError
-from dlplora.training.parts import Parts, is_out_of_memory
+from dlplora.training.micro_batches import MicroBatches, is_out_of_memory
 
 CPU_ERROR = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
@@ -68,8 +68,10 @@ class Problem:
         self.asked.clear()
         return loss.item(), list(torch.autograd.grad(loss, self.parameters))
 
-    def backward(self, parts: Parts) -> float:
-        return parts.backward(self.rows, self.mean_loss, weight=weigh, parameters=self.parameters)
+    def backward(self, micro_batches: MicroBatches) -> float:
+        return micro_batches.backward(
+            self.rows, self.mean_loss, weight=weigh, parameters=self.parameters
+        )
 
     def check(self, found: float, expected: tuple[float, list[Tensor]]) -> None:
         loss, gradients = expected
@@ -89,14 +91,14 @@ def out_of_room(room: int, error: Exception, num_rows: int = 8) -> Problem:
     ("size", "asked"),
     [(1, [1] * 8), (3, [3, 3, 2]), (5, [5, 3]), (8, [8]), (100, [8]), ("auto", [8])],
 )
-def test_parts_of_any_size_give_the_gradients_of_the_whole_batch(
+def test_micro_batches_of_any_size_give_the_gradients_of_the_whole_batch(
     size: int | Literal["auto"], asked: list[int]
 ) -> None:
     problem = Problem()
     assert len(set(map(weigh, problem.rows))) > 3
     expected = problem.whole()
 
-    found = problem.backward(Parts(8, size, "adapter sums"))
+    found = problem.backward(MicroBatches(8, size, "adapter sums"))
 
     problem.check(found, expected)
     assert problem.asked == asked
@@ -111,7 +113,7 @@ def test_whatever_fits_the_mean_without_gradients_is_that_of_all_rows(
     expected, _ = problem.whole()
     problem.room = room
 
-    found = Parts(size, "auto", "t").mean(problem.rows, problem.mean_loss, weight=weigh)
+    found = MicroBatches(size, "auto", "t").mean(problem.rows, problem.mean_loss, weight=weigh)
 
     assert found == pytest.approx(expected, rel=1e-12)
     assert all(parameter.grad is None for parameter in problem.parameters)
@@ -120,39 +122,43 @@ def test_whatever_fits_the_mean_without_gradients_is_that_of_all_rows(
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize(("room", "asked"), [(1, [8, 4, 2, *[1] * 8]), (3, [8, 4, 2, 2, 2, 2])])
-def test_parts_that_do_not_fit_are_halved_and_give_the_same_gradients(
+def test_micro_batches_that_do_not_fit_are_halved_and_give_the_same_gradients(
     room: int, asked: list[int], error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     problem = Problem()
     expected = problem.whole()
     problem.room, problem.error = room, error
-    parts = Parts(8, "auto", "adapter sums")
+    micro_batches = MicroBatches(8, "auto", "adapter sums")
 
-    problem.check(problem.backward(parts), expected)
+    problem.check(problem.backward(micro_batches), expected)
 
     assert problem.asked == asked
     told = caplog.messages
     assert told[0] == "adapter sums: out of memory; going on with 4 examples at once"
-    assert len(told) == asked.index(parts.size)
+    assert len(told) == asked.index(micro_batches.size)
 
     problem.asked.clear()
-    problem.check(problem.backward(parts), expected)  # halved for good, and no gradient twice
-    assert set(problem.asked) == {parts.size}
+    problem.check(
+        problem.backward(micro_batches), expected
+    )  # halved for good, and no gradient twice
+    assert set(problem.asked) == {micro_batches.size}
 
 
-def test_a_part_that_fails_late_leaves_no_gradients_behind() -> None:
+def test_a_micro_batch_that_fails_late_leaves_no_gradients_behind() -> None:
     problem = Problem()
     expected = problem.whole()
     usual = problem.mean_loss
 
     def mean_loss(rows: Sequence[Row]) -> Tensor:
-        if len(problem.asked) == 2:  # after two of the four parts had their backward
+        if len(problem.asked) == 2:  # after two of the four micro_batches had their backward
             problem.asked.append(0)
             raise MemoryError
         return usual(rows)
 
-    parts = Parts(2, "auto", "adapter sums")
-    found = parts.backward(problem.rows, mean_loss, weight=weigh, parameters=problem.parameters)
+    micro_batches = MicroBatches(2, "auto", "adapter sums")
+    found = micro_batches.backward(
+        problem.rows, mean_loss, weight=weigh, parameters=problem.parameters
+    )
 
     problem.check(found, expected)
     assert problem.asked == [2, 2, 0, *[1] * 8]
@@ -163,7 +169,7 @@ def test_a_fixed_size_that_does_not_fit_is_refused_in_one_line(error: Exception)
     problem = out_of_room(3, error)
 
     with pytest.raises(TrainingError) as caught:
-        problem.backward(Parts(8, 4, "adapter sums"))
+        problem.backward(MicroBatches(8, 4, "adapter sums"))
 
     assert str(caught.value) == (
         "adapter sums: out of memory with 4 examples at once; lower adapter.max_tokens or use "
@@ -177,7 +183,7 @@ def test_one_row_that_does_not_fit_is_refused_in_one_line(size: int | Literal["a
     problem = out_of_room(0, MemoryError())
 
     with pytest.raises(TrainingError) as caught:
-        problem.backward(Parts(8, size, "adapter sums"))
+        problem.backward(MicroBatches(8, size, "adapter sums"))
 
     assert str(caught.value) == (
         "adapter sums: out of memory with 1 example at once; lower adapter.max_tokens or use a "
@@ -191,17 +197,17 @@ def test_one_row_that_does_not_fit_is_refused_in_one_line(size: int | Literal["a
 @pytest.mark.parametrize("call", ["backward", "mean"])
 def test_other_errors_pass_through_at_once(error: Exception, call: str) -> None:
     problem = out_of_room(0, error)
-    parts = Parts(8, "auto", "adapter sums")
+    micro_batches = MicroBatches(8, "auto", "adapter sums")
     calls: dict[str, Callable[[], float]] = {
-        "backward": lambda: problem.backward(parts),
-        "mean": lambda: parts.mean(problem.rows, problem.mean_loss, weight=weigh),
+        "backward": lambda: problem.backward(micro_batches),
+        "mean": lambda: micro_batches.mean(problem.rows, problem.mean_loss, weight=weigh),
     }
 
     with pytest.raises(type(error)) as caught:
         calls[call]()
 
     assert caught.value is error
-    assert (problem.asked, parts.size) == ([8], 8)
+    assert (problem.asked, micro_batches.size) == ([8], 8)
 
 
 def test_what_torch_raises_without_memory_is_told_from_other_errors() -> None:
@@ -218,26 +224,26 @@ import resource
 import psutil
 import torch
 from torch import nn
-from dlplora.training.parts import Parts
+from dlplora.training.micro_batches import MicroBatches
 torch.set_num_threads(1)
 weight = nn.Parameter(torch.ones(()))
 torch.stack([weight] * 2).sum().backward()  # whatever threads torch starts, it has by now
 MIB = 2**20
 room = psutil.Process().memory_info().vms + 300 * MIB
 resource.setrlimit(resource.RLIMIT_AS, (room, room))
-parts = Parts(8, "auto", "adapter sums")
-loss = parts.backward(
+micro_batches = MicroBatches(8, "auto", "adapter sums")
+loss = micro_batches.backward(
     [1.0] * 8,
     lambda rows: (weight * torch.ones(len(rows), 16 * MIB)).mean(),  # 64 MiB a row, twice
     weight=lambda row: row,
     parameters=[weight],
 )
-print(parts.size, loss, weight.grad.item())
+print(micro_batches.size, loss, weight.grad.item())
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps to RLIMIT_AS")
-def test_memory_that_really_ends_halves_the_parts(root: Path) -> None:
+def test_memory_that_really_ends_halves_the_micro_batches(root: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         cwd=root,

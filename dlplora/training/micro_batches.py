@@ -1,4 +1,4 @@
-"""Gradients of a batch, taken in parts that fit into memory."""
+"""Gradients of a batch, taken in micro-batches that fit into memory."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +13,12 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Parts:
-    """The gradients of a batch's mean loss, summed over parts of at most `size` rows.
+class MicroBatches:
+    """The gradients of a batch's mean loss, summed over micro-batches of at most `size` rows.
 
     With `size` "auto" a batch is first tried whole; whenever memory runs out, the size is halved
-    for good. A part counts by its share of the batch's weight, so that the sum is the gradient
-    of the whole batch whatever the parts are, up to rounding and the places that dropout draws.
+    for good. Each counts by its share of the batch's weight: the sum is the gradient of the whole
+    batch whatever the size is, up to rounding and the places that dropout draws.
     """
 
     def __init__(self, batch_size: int, size: Literal["auto"] | int, title: str) -> None:
@@ -36,8 +36,8 @@ class Parts:
     ) -> float:
         """Set the gradients of a batch; return its mean loss.
 
-        `mean_loss` is the mean of a part in units of `weight`. Raises `TrainingError` if memory
-        runs out and the size cannot be halved.
+        `mean_loss` is the mean of a micro-batch in units of `weight`. Raises `TrainingError` if
+        memory runs out and the size cannot be halved.
         """
         total = sum(map(weight, batch))
 
