@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -30,7 +32,7 @@ def auto_class(folder: Path, *, trust_remote_code: bool) -> Any:
     if _is_causal(config) or "AutoModelForCausalLM" in getattr(config, "auto_map", {}):
         return AutoModelForCausalLM
     text = config.get_text_config(decoder=True)
-    if type(config) in AutoModelForImageTextToText._model_mapping and _is_causal(text):
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and _is_causal(text):
         return AutoModelForImageTextToText
     of = "" if text is config else f", nor for its part {text.model_type}"
     raise ModelError(f"{folder}: transformers has no causal language model for the type {kind}{of}")
@@ -57,4 +59,4 @@ def text_part(model: Any) -> PreTrainedModel:
 
 
 def _is_causal(config: PreTrainedConfig) -> bool:
-    return type(config) in AutoModelForCausalLM._model_mapping
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
