@@ -1,6 +1,6 @@
 """What many adapters cost: to load, in memory, for each change of a mix, and when a pool pages.
 
-    python -m benchmarks.adapters [--base data/base]
+    python -m benchmarks.adapters [--base data/base] [--device cpu|cuda]
 
 Seeded adapters on q and v of the real base model, in PEFT's folders. Each case runs in a process of
 its own:
@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 
+from benchmarks.devices import add_device, allocated_mib, chosen_place, synchronise
 from benchmarks.lora_rivals import ALPHA, RANK, TARGETS, adapter_of, some_routes
 from benchmarks.record import write_results
 from dlplora.adapters import LoraAdapter, peft_tensors, read_adapter, write_adapter
@@ -42,22 +43,26 @@ from dlplora.lora.paging import PagedPool
 from dlplora.models import Base, load_base
 from dlplora.records.routes import Route
 from dlplora.records.training import AdapterTraining, Curve, write_adapter_training
-from dlplora.runtime import best_place, keep_freed_memory
+from dlplora.runtime import keep_freed_memory
 
 THREADS, ROUNDS = 2, 15
 
 
 def seconds_of(work: Callable[[], object]) -> float:
     """Time a work once."""
+    synchronise()
     start = time.perf_counter()
     work()
+    synchronise()
     return time.perf_counter() - start
 
 
-def memory_mib(name: str) -> float:
-    """Read a size of this process from the system."""
+def held_mib() -> float:
+    """Return the memory that holds tensors: on the GPU if one is used, else of this process."""
+    if allocated := allocated_mib():
+        return allocated
     lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
 
 
 @contextmanager
@@ -71,7 +76,7 @@ def folders_of(base: Base, ranks: Sequence[int]) -> Iterator[list[Path]]:
             folder.mkdir()
             write_adapter(folder, config.to_dict(), peft_tensors(adapter.pairs), base_id=base.id)
             told = AdapterTraining(
-                adapter.name, base.fingerprint, False, None, 0, 1, 1, Curve((), 0)
+                adapter.name, base.fingerprint, False, None, 0, 1, 1, (), Curve((), 0)
             )
             write_adapter_training(folder, told)
         yield sorted(Path(made).iterdir())
@@ -98,13 +103,12 @@ def measure_loading(base: Base, ranks: Sequence[int]) -> dict[str, float]:
         parameter.sum()  # weights are mapped from the file: read them now
     base_mib = sum(parameter.nbytes for parameter in parameters) / 2**20
     with folders_of(base, ranks) as folders:
-        before = memory_mib("RssAnon")
+        before = held_mib()
         pool = Pool(FusedLayers(base.model))
-        start = time.perf_counter()
-        adapters = load(base, folders, pool)
-        seconds = time.perf_counter() - start
+        adapters: list[LoraAdapter] = []
+        seconds = seconds_of(lambda: adapters.extend(load(base, folders, pool)))
         needed = weights_mib(pool, adapters)
-    held = memory_mib("RssAnon") - before
+    held = held_mib() - before
     return {
         "seconds": seconds,
         "base_mib": base_mib,
@@ -146,7 +150,7 @@ def measure_paging(base: Base, count: int = 200, share: float = 0.1) -> dict[str
         load(base, folders, pool)
         for name in pool.names:  # files are read once, and stacks have grown
             pool.row(Route((name,), (1.0,)))
-        draw, before = random.Random(0), memory_mib("RssAnon")
+        draw, before = random.Random(0), held_mib()
         seconds: dict[bool, list[float]] = {True: [], False: []}
         for _ in range(20 * ROUNDS):
             name = draw.choice(draw.choice([pool.names, pool.resident]))
@@ -157,7 +161,7 @@ def measure_paging(base: Base, count: int = 200, share: float = 0.1) -> dict[str
         "num_resident": len(pool.resident),
         "resident_ms": 1000 * statistics.median(seconds[True]),
         "paged_in_ms": 1000 * statistics.median(seconds[False]),
-        "grown_mib": memory_mib("RssAnon") - before,
+        "grown_mib": held_mib() - before,
     }
 
 
@@ -174,12 +178,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--base", type=Path, default=Path("data/base"))
     parser.add_argument("--case", choices=CASES, help="measure this one alone, and print it")
+    add_device(parser)
     words = parser.parse_args()
     torch.set_num_threads(THREADS)
-    place = best_place()
+    place = chosen_place(words.device)
     if words.case:
         keep_freed_memory()
-        base = load_base(words.base, place=place, attention="sdpa")
+        base = load_base(words.base, place=place)
         with torch.inference_mode():
             found = CASES[words.case](base)
         print(json.dumps({name: round(value, 4) for name, value in found.items()}))
@@ -187,6 +192,7 @@ def main() -> None:
     found = {}
     for case in CASES:
         command = [sys.executable, "-m", "benchmarks.adapters", "--base", str(words.base)]
+        command += ["--device", place.device.type]
         done = subprocess.run(
             [*command, "--case", case], check=True, stdout=subprocess.PIPE, text=True
         )

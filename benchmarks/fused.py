@@ -48,6 +48,7 @@ from dlplora.lora.attach import Pool
 from dlplora.lora.layers import FusedLayers
 from dlplora.models import Base, load_base
 from dlplora.records.routes import BASE_ROUTE
+from dlplora.runtime import keep_freed_memory
 from dlplora.sampling import Sampling
 
 THREADS = 2
@@ -222,6 +223,7 @@ def draw(found: dict[str, Any], file: Path) -> None:
 @contextmanager
 def _inference() -> Iterator[None]:
     torch.set_num_threads(THREADS)
+    keep_freed_memory()  # as stages and the server do
     with torch.inference_mode():
         yield
 

@@ -19,6 +19,7 @@ from dlplora.engine.prefill import Prefill
 from dlplora.engine.reading import prefill, probe, re_prefill
 from dlplora.engine.requests import Request
 from dlplora.engine.runner import Runner
+from dlplora.kernels.choice import use_kernels
 from dlplora.lora.attach import Pool, attached
 from dlplora.models import Base
 from dlplora.params.systems import LogoScore
@@ -27,8 +28,9 @@ from dlplora.routing.logo import Logo
 from dlplora.sampling import Sampling
 from dlplora.training.loop import Schedule, fit
 from dlplora.training.loss import mean_loss
+from dlplora.training.micro_batches import MicroBatches
 from dlplora.training.pairs import Pair
-from dlplora.training.parts import Parts
+from dlplora.words import Kernels
 from tests.dispatch import META, Dispatch, HostReadError, MixedDevicesError, dispatched
 from tests.engine.limits import limited
 from tests.peft_adapters import peft_pool
@@ -169,25 +171,29 @@ def test_each_token_of_all_answers_is_read_at_once(
     assert mode.reads == 6 * reads
 
 
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_training_step_reads_loss_and_norm(shared: bool) -> None:
+def test_a_training_step_reads_loss_and_norm(shared: bool, kernels: Kernels) -> None:
     base = on_device()
     config: Any = LoraConfig(r=2, target_modules=TARGETS["llama"], task_type="CAUSAL_LM")
     model = get_peft_model(base.model, config)
     parameters = [one for one in model.parameters() if one.requires_grad]
     prompts = PROMPTS if shared else [ids[number:] for number, ids in enumerate(PROMPTS)]
     pairs = [Pair(ids, (20, 2)) for ids in prompts]
-    parts = Parts(len(pairs), 2, "training")
+    parts = MicroBatches(len(pairs), 2, "training")
 
     def backward(*_: object) -> float:
         return parts.backward(
             pairs,
-            lambda part: mean_loss(model, part, base.chat),
+            lambda part: mean_loss(model, part, base.chat, kernels=ran),
             weight=lambda pair: len(pair.answer),
             parameters=parameters,
         )
 
-    with dispatched(base.model) as mode:
+    with ExitStack() as stack:
+        with Dispatch():  # what is found out at first may read what it likes
+            ran = stack.enter_context(use_kernels(model, kernels))
+        mode = stack.enter_context(dispatched(base.model))
         fit(
             parameters,
             backward,
