@@ -6,19 +6,10 @@ Shapes as in `lora.fused`.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor, nn
 
 from dlplora.errors import AdapterError, RouterError
-from dlplora.lora.fused import (
-    Expand,
-    FusedLinear,
-    Shrink,
-    bagged,
-    choose_form,
-    gathered,
-    one_mix,
-)
+from dlplora.lora.fused import Expand, Form, FusedLinear, Shrink, laid_out
 from dlplora.lora.stacks import Resident, Stack
 
 
@@ -65,38 +56,6 @@ def own_layers(row: Row) -> int | None:
     return id(row) if isinstance(row, OwnLayers) else None
 
 
-@dataclass(frozen=True)
-class _Indices:
-    """The rows of each prompt in stacks, and their weights.
-
-    A prompt with fewer than K rows has others, with the weight 0. `used_U` are the rows that any
-    prompt has, `places_BK` where each prompt's stand among them.
-    """
-
-    rows_BK: Tensor
-    weights_BK: Tensor
-    used_U: Tensor
-    places_BK: Tensor
-
-    @classmethod
-    def of(cls, weighted_rows: Sequence[Sequence[tuple[int, float]]]) -> "_Indices":
-        """Lay out the weighted rows of each prompt."""
-        used = sorted({row for own in weighted_rows for row, _ in own})
-        places = {row: place for place, row in enumerate(used)}
-        most = max(map(len, weighted_rows))
-        padded = [[*own, *[(used[0], 0.0)] * (most - len(own))] for own in weighted_rows]
-        return cls(
-            torch.tensor([[row for row, _ in own] for own in padded]),
-            torch.tensor([[weight for _, weight in own] for own in padded]),
-            torch.tensor(used),
-            torch.tensor([[places[row] for row, _ in own] for own in padded]),
-        )
-
-    def to(self, device: torch.device) -> "_Indices":
-        """Return the same on a device."""
-        return _Indices(*(value.to(device) for value in vars(self).values()))
-
-
 class _Sums:
     """What one stack adds to its layers for one batch."""
 
@@ -140,7 +99,7 @@ class BatchMix:
         self._used = list(dict.fromkeys(one for row in self._weighted for one, _ in row))
         self._is_one_mix = len(set(map(row_key, rows))) <= 1
         self._num_tokens = 0
-        self._indices: dict[tuple[object, ...], _Indices | None] = {}
+        self._forms: dict[tuple[object, ...], Form | None] = {}
         self._sums: dict[Stack, _Sums | None] = {}
 
     def of(self, rows: Sequence[Row]) -> "BatchMix":
@@ -173,7 +132,7 @@ class BatchMix:
         if stack is None or not self._used:
             return y_BSO
         if x_BSI.shape[-2] != self._num_tokens:
-            self._num_tokens, self._sums = x_BSI.shape[-2], {}
+            self._num_tokens, self._forms, self._sums = x_BSI.shape[-2], {}, {}
         if stack not in self._sums:
             self._sums[stack] = self._prepare(layer.path, stack, x_BSI)
         sums = self._sums[stack]
@@ -186,37 +145,28 @@ class BatchMix:
                 f"{path}: an input of {tuple(x_BSI.shape)} for the routes of {len(self.rows)} "
                 f"prompts; expected (prompts, tokens, inputs)"
             )
-        own = self._indices_in(stack, x_BSI.device)
-        if own is None:
-            return None
         matrices = stack.matrices
-        stacked = matrices.down_GNI, matrices.ups_NO
-        num_prompts, num_tokens, _ = x_BSI.shape
-        form = choose_form(x_BSI.device, num_tokens=num_tokens, is_one_mix=self._is_one_mix)
-        if form == "one_mix":
-            halves = one_mix(
-                *stacked,
-                rows_K=own.rows_BK[0],
-                weights_K=own.weights_BK[0],
-                num_tokens=num_prompts * num_tokens,
-            )
-        elif form == "gathered":
-            halves = gathered(*stacked, rows_BK=own.rows_BK, weights_BK=own.weights_BK)
-        else:
-            halves = bagged(*stacked, **vars(own), num_tokens=num_tokens)
-        return _Sums(matrices.paths, *halves)
+        key = (len(matrices.paths), x_BSI.device, *(one.rows.get(stack) for one in self._used))
+        if key not in self._forms:
+            self._forms[key] = self._lay_out(stack, len(matrices.paths), x_BSI)
+        form = self._forms[key]
+        return None if form is None else _Sums(matrices.paths, *form.on(matrices))
 
-    def _indices_in(self, stack: Stack, device: torch.device) -> _Indices | None:
-        """Return the rows of each prompt in a stack; most stacks have the same ones."""
-        key = (device, *(one.rows.get(stack) for one in self._used))
-        if key not in self._indices:
-            weighted_rows = [
-                [(row, weight) for one, weight in own for row in one.rows.get(stack, ())]
-                for own in self._weighted
-            ]
-            has_any = any(weighted_rows)
-            self._indices[key] = _Indices.of(weighted_rows).to(device) if has_any else None
-        return self._indices[key]
+    def _lay_out(self, stack: Stack, num_layers: int, x_BSI: Tensor) -> Form | None:
+        """Lay out the rows of each prompt in a stack; most stacks have the same ones."""
+        weighted_rows = [
+            [(row, weight) for one, weight in own for row in one.rows.get(stack, ())]
+            for own in self._weighted
+        ]
+        if not any(weighted_rows):
+            return None
+        return laid_out(
+            weighted_rows,
+            is_one_mix=self._is_one_mix,
+            num_layers=num_layers,
+            num_tokens=x_BSI.shape[1],
+            like=stack.matrices.down_GNI,
+        )
 
 
 def _common_layers(rows: Sequence[Row]) -> OwnLayers | None:
