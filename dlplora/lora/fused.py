@@ -98,7 +98,11 @@ class OneMix:
 
 
 class Gathered:
-    """A batch of products, each prompt by its own rows."""
+    """A batch of products, each prompt by its own rows.
+
+    Rows are picked with each pass and let go at once: they are read while they are in the cache of
+    the processor, and a batch holds no copy of its adapters.
+    """
 
     def __init__(self, weighted_rows: WeightedRows, *, num_layers: int, like: Tensor) -> None:
         rows, weights = _padded(weighted_rows)
@@ -107,19 +111,20 @@ class Gathered:
         self._weights_B1P = weights_B1K.repeat(1, 1, num_layers).to(like.dtype)
 
     def on(self, matrices: "Matrices") -> tuple[Shrink, list[Expand]]:
-        """Pick the rows of a stack."""
+        """Prepare to pick rows of a stack."""
         num_layers, num_rows, num_in = matrices.down_GNI.shape
         rows_BP = torch.cat([self._rows_BK + num_rows * layer for layer in range(num_layers)], 1)
-        down_BPI = embedding(rows_BP, matrices.down_GNI.view(-1, num_in))
-        ups = (embedding(self._rows_BK, up_NO) for up_NO in matrices.ups_NO)
-        return partial(self._shrink, down_BPI), [partial(self._expand, up_BKO) for up_BKO in ups]
+        down_NI = matrices.down_GNI.view(-1, num_in)
+        return partial(self._shrink, down_NI, rows_BP), [
+            partial(self._expand, up_NO) for up_NO in matrices.ups_NO
+        ]
 
-    def _shrink(self, down_BPI: Tensor, x_BSI: Tensor) -> Tensor:
-        return (x_BSI @ down_BPI.transpose(1, 2)).mul_(self._weights_B1P)
+    def _shrink(self, down_NI: Tensor, rows_BP: Tensor, x_BSI: Tensor) -> Tensor:
+        down_BIP = embedding(rows_BP, down_NI).transpose(1, 2)
+        return (x_BSI @ down_BIP).mul_(self._weights_B1P)
 
-    @staticmethod
-    def _expand(up_BKO: Tensor, hidden_BSK: Tensor, y_BSO: Tensor) -> Tensor:
-        return y_BSO.baddbmm_(hidden_BSK, up_BKO)
+    def _expand(self, up_NO: Tensor, hidden_BSK: Tensor, y_BSO: Tensor) -> Tensor:
+        return y_BSO.baddbmm_(hidden_BSK, embedding(self._rows_BK, up_NO))
 
 
 class Bagged:
