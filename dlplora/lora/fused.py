@@ -11,33 +11,31 @@ weighted by. `reference` computes the sum as it is written; three forms compute 
 - `Bagged`: one product shrinks by all rows in use; each token then expands by a bag of embeddings
   of its own rows.
 
-A form lays out the indices of a batch once, and applies them to any stack whose adapters have these
-rows. It has two halves: *shrink* maps an input to hidden values, once for all layers that read it;
-*expand* adds a layer's hidden values to its output.
+A form lays out the indices of a batch once, for all stacks whose adapters have these rows.
+`prepare` picks from a stack's matrices what the batch uses again and again. `shrink` maps an input
+to hidden values, once for all layers that read it, side by side in the last dimension. `expand`
+adds those of one layer to its output, in place.
 
 Shapes: B prompts, S tokens, n = B·S, I inputs, O outputs, G layers that read one input, N rows,
 K rows of one prompt, P = G·K, U rows that any prompt of the batch has.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextvars import ContextVar
-from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
+from dlplora.lora.stacks import Matrices, Stack
+
 if TYPE_CHECKING:
     from dlplora.lora.mix import BatchMix
-    from dlplora.lora.stacks import Matrices, Stack
 
 # For each prompt its rows and their weights.
 WeightedRows = Sequence[Sequence[tuple[int, float]]]
-# From an input (B, S, I) to the hidden values of all layers, side by side in the last dimension.
-Shrink = Callable[[Tensor], Tensor]
-# From a layer's hidden values and its output (B, S, O) to the output with the sum, in place.
-Expand = Callable[[Tensor, Tensor], Tensor]
 
 # Measured on a CPU (docs/log.md): batched products of fewer rows than this are slower than one.
 # A GPU starts one kernel for a batch of products, whatever its size; not measured.
@@ -73,28 +71,26 @@ class OneMix:
         is_small = len(weighted_rows) * num_tokens * len(own) <= _FLOAT32_SIZE
         self._dtype = torch.float32 if is_small and like.device.type == "cpu" else like.dtype
 
-    def on(self, matrices: "Matrices") -> tuple[Shrink, list[Expand]]:
-        """Prepare the products with a stack."""
+    def prepare(self, matrices: Matrices) -> Matrices:
+        """Pick the rows; the weights are multiplied into those that expand."""
         down_PI = matrices.down_GNI.index_select(1, self._rows_K).flatten(0, 1)
-        down_IP = down_PI.to(self._dtype).T.contiguous()
         ups = (
             embedding(self._rows_K, up_NO).float().mul_(self._weights_K1).to(self._dtype)
             for up_NO in matrices.ups_NO
         )
-        return partial(self._shrink, down_IP), [partial(self._expand, up_KO) for up_KO in ups]
+        return Matrices(matrices.paths, down_PI.to(self._dtype).T.contiguous(), tuple(ups))
 
-    @staticmethod
-    def _shrink(down_IP: Tensor, x_BSI: Tensor) -> Tensor:
+    def shrink(self, down_IP: Tensor, x_BSI: Tensor) -> Tensor:
+        """Return hidden values (B, S, P)."""
         return x_BSI.to(down_IP.dtype) @ down_IP
 
-    @staticmethod
-    def _expand(up_KO: Tensor, hidden_BSK: Tensor, y_BSO: Tensor) -> Tensor:
+    def expand(self, up_KO: Tensor, hidden_BSK: Tensor, y_BSO: Tensor) -> None:
+        """Add a layer's hidden values (B, S, K) to its output."""
         y_nO, hidden_nK = y_BSO.view(-1, y_BSO.shape[-1]), hidden_BSK.flatten(0, 1)
         if up_KO.dtype is y_nO.dtype:
             y_nO.addmm_(hidden_nK, up_KO)
         else:
             y_nO.add_(hidden_nK @ up_KO)
-        return y_BSO
 
 
 class Gathered:
@@ -110,21 +106,20 @@ class Gathered:
         weights_B1K = torch.tensor(weights, device=like.device)[:, None]
         self._weights_B1P = weights_B1K.repeat(1, 1, num_layers).to(like.dtype)
 
-    def on(self, matrices: "Matrices") -> tuple[Shrink, list[Expand]]:
-        """Prepare to pick rows of a stack."""
-        num_layers, num_rows, num_in = matrices.down_GNI.shape
-        rows_BP = torch.cat([self._rows_BK + num_rows * layer for layer in range(num_layers)], 1)
-        down_NI = matrices.down_GNI.view(-1, num_in)
-        return partial(self._shrink, down_NI, rows_BP), [
-            partial(self._expand, up_NO) for up_NO in matrices.ups_NO
-        ]
+    def prepare(self, matrices: Matrices) -> Matrices:
+        """Return the matrices as they are."""
+        return matrices
 
-    def _shrink(self, down_NI: Tensor, rows_BP: Tensor, x_BSI: Tensor) -> Tensor:
-        down_BIP = embedding(rows_BP, down_NI).transpose(1, 2)
+    def shrink(self, down_GNI: Tensor, x_BSI: Tensor) -> Tensor:
+        """Return hidden values (B, S, P)."""
+        num_layers, num_rows, num_in = down_GNI.shape
+        rows_BP = torch.cat([self._rows_BK + num_rows * layer for layer in range(num_layers)], 1)
+        down_BIP = embedding(rows_BP, down_GNI.view(-1, num_in)).transpose(1, 2)
         return (x_BSI @ down_BIP).mul_(self._weights_B1P)
 
-    def _expand(self, up_NO: Tensor, hidden_BSK: Tensor, y_BSO: Tensor) -> Tensor:
-        return y_BSO.baddbmm_(hidden_BSK, embedding(self._rows_BK, up_NO))
+    def expand(self, up_NO: Tensor, hidden_BSK: Tensor, y_BSO: Tensor) -> None:
+        """Add a layer's hidden values (B, S, K) to its output."""
+        y_BSO.baddbmm_(hidden_BSK, embedding(self._rows_BK, up_NO))
 
 
 class Bagged:
@@ -149,22 +144,21 @@ class Bagged:
         self._taken = taken_GnK.flatten().to(like.device)
         self._weights = weights_nK.repeat(num_layers, 1).flatten().to(like)
 
-    def on(self, matrices: "Matrices") -> tuple[Shrink, list[Expand]]:
-        """Pick the rows in use from a stack; the halves that expand read it as it is."""
+    def prepare(self, matrices: Matrices) -> Matrices:
+        """Pick the rows in use for the product that shrinks."""
         down_PI = matrices.down_GNI.index_select(1, self._used_U).flatten(0, 1)
-        return partial(self._shrink, down_PI), [
-            partial(self._expand, up_NO) for up_NO in matrices.ups_NO
-        ]
+        return replace(matrices, down_GNI=down_PI)
 
-    def _shrink(self, down_PI: Tensor, x_BSI: Tensor) -> Tensor:
+    def shrink(self, down_PI: Tensor, x_BSI: Tensor) -> Tensor:
+        """Return hidden values (G·n·K,)."""
         hidden_nP = x_BSI.flatten(0, 1) @ down_PI.T
         return hidden_nP.flatten().index_select(0, self._taken).mul_(self._weights)
 
-    def _expand(self, up_NO: Tensor, hidden: Tensor, y_BSO: Tensor) -> Tensor:
+    def expand(self, up_NO: Tensor, hidden: Tensor, y_BSO: Tensor) -> None:
+        """Add a layer's hidden values (n·K,) to its output."""
         # torch.nn.functional.embedding_bag checks its arguments for as long as it computes.
         sum_nO = torch.embedding_bag(up_NO, self._rows, self._starts_n, False, 0, False, hidden)[0]
         y_BSO.view(sum_nO.shape).add_(sum_nO)
-        return y_BSO
 
 
 def _padded(weighted_rows: WeightedRows) -> tuple[list[list[int]], list[list[float]]]:
@@ -198,19 +192,16 @@ def laid_out(
     return Bagged(weighted_rows, num_layers=num_layers, num_tokens=num_tokens, like=like)
 
 
-# The mix in force, seen by every fused layer of one model; None for the base model alone. As a
-# context variable: a model passes nothing on to its linear layers, and two threads on one model
-# never see each other's mix.
-Running: TypeAlias = "ContextVar[BatchMix | None]"
-
-
 class FusedLinear(nn.Module):
     """A frozen linear layer that adds what the mix in force says.
 
-    `stack` holds the matrices of adapters; None as long as no adapter changes the layer.
+    `stack` holds the matrices of adapters; None as long as no adapter changes the layer. `running`
+    is the mix in force of the whole model, None for the base model alone. It is a context variable
+    because a model passes nothing on to its linear layers, and two threads on one model never see
+    each other's mix.
     """
 
-    def __init__(self, base: nn.Module, path: str, running: Running) -> None:
+    def __init__(self, base: nn.Module, path: str, running: "ContextVar[BatchMix | None]") -> None:
         super().__init__()
         self.base = base
         self.path = path

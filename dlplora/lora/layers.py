@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dlplora.adapters import LoraAdapter
 from dlplora.errors import AdapterError, RouterError
-from dlplora.lora.fused import FusedLinear, Running
+from dlplora.lora.fused import FusedLinear
 from dlplora.lora.mix import BatchMix, OwnLayers, Row
 from dlplora.lora.stacks import Resident, Stack
 
@@ -24,7 +24,7 @@ class FusedLayers:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._fused: dict[str, FusedLinear] = {}
-        self._running: Running = ContextVar("running", default=None)
+        self._running: ContextVar[BatchMix | None] = ContextVar("running", default=None)
         self._stacks: dict[str, Stack] = {}  # of all linear layers, known with the first adapter
         self._changing = threading.RLock()
         self._is_unwrapped = False

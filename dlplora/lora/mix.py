@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor, nn
 
 from dlplora.errors import AdapterError, RouterError
-from dlplora.lora.fused import Expand, Form, FusedLinear, Shrink, laid_out
-from dlplora.lora.stacks import Resident, Stack
+from dlplora.lora.fused import Form, FusedLinear, laid_out
+from dlplora.lora.stacks import Matrices, Resident, Stack
 
 
 class OwnLayers(dict[str, nn.Module]):
@@ -56,32 +56,6 @@ def own_layers(row: Row) -> int | None:
     return id(row) if isinstance(row, OwnLayers) else None
 
 
-class _Sums:
-    """What one stack adds to its layers for one batch."""
-
-    def __init__(self, paths: Sequence[str], shrink: Shrink, expands: Sequence[Expand]) -> None:
-        self._shrink = shrink
-        self._expands = dict(zip(paths, expands, strict=True))
-        self._x: Tensor | None = None
-        self._hidden: dict[str, Tensor] = {}
-
-    def add(self, path: str, x_BSI: Tensor, y_BSO: Tensor) -> Tensor:
-        """Add a layer's sum to its output, in place.
-
-        Hidden values are computed when the first of the layers asks, and let go with the last;
-        they are computed again for any other input.
-        """
-        if path not in self._expands:  # it had no adapter when the batch began
-            return y_BSO
-        if x_BSI is not self._x or path not in self._hidden:
-            parts = self._shrink(x_BSI).tensor_split(len(self._expands), dim=-1)
-            self._x, self._hidden = x_BSI, dict(zip(self._expands, parts, strict=True))
-        hidden = self._hidden.pop(path)
-        if not self._hidden:
-            self._x = None
-        return self._expands[path](hidden, y_BSO)
-
-
 class BatchMix:
     """The mix of one batch. It keeps the adapters that it needs, whatever the pool does later.
 
@@ -100,7 +74,9 @@ class BatchMix:
         self._is_one_mix = len(set(map(row_key, rows))) <= 1
         self._num_tokens = 0
         self._forms: dict[tuple[object, ...], Form | None] = {}
-        self._sums: dict[Stack, _Sums | None] = {}
+        self._prepared: dict[Stack, tuple[Form, Matrices] | None] = {}
+        self._x: Tensor | None = None  # whose hidden values are there, by the paths of layers
+        self._hidden: dict[str, Tensor] = {}
 
     def of(self, rows: Sequence[Row]) -> "BatchMix":
         """Return the mix of other rows on the same model, unwatched."""
@@ -132,14 +108,32 @@ class BatchMix:
         if stack is None or not self._used:
             return y_BSO
         if x_BSI.shape[-2] != self._num_tokens:
-            self._num_tokens, self._forms, self._sums = x_BSI.shape[-2], {}, {}
-        if stack not in self._sums:
-            self._sums[stack] = self._prepare(layer.path, stack, x_BSI)
-        sums = self._sums[stack]
-        return y_BSO if sums is None else sums.add(layer.path, x_BSI, y_BSO)
+            self._num_tokens, self._forms, self._prepared = x_BSI.shape[-2], {}, {}
+        if stack not in self._prepared:
+            self._prepared[stack] = self._prepare(layer.path, stack, x_BSI)
+        if (prepared := self._prepared[stack]) is not None:
+            self._add(*prepared, layer.path, x_BSI, y_BSO)
+        return y_BSO
 
-    def _prepare(self, path: str, stack: Stack, x_BSI: Tensor) -> _Sums | None:
-        """Prepare what a stack adds; None if no adapter of the batch is in it."""
+    def _add(self, form: Form, matrices: Matrices, path: str, x_BSI: Tensor, y_BSO: Tensor) -> None:
+        """Add a layer's sum to its output.
+
+        Hidden values are computed when the first of the layers that read an input asks, and let go
+        with the last; they are computed again for any other input.
+        """
+        if path not in matrices.paths:  # it had no adapter when the batch began
+            return
+        if x_BSI is not self._x or path not in self._hidden:
+            hidden = form.shrink(matrices.down_GNI, x_BSI)
+            parts = hidden.tensor_split(len(matrices.paths), dim=-1)
+            self._x, self._hidden = x_BSI, dict(zip(matrices.paths, parts, strict=True))
+        up_NO = matrices.ups_NO[matrices.paths.index(path)]
+        form.expand(up_NO, self._hidden.pop(path), y_BSO)
+        if not self._hidden:
+            self._x = None
+
+    def _prepare(self, path: str, stack: Stack, x_BSI: Tensor) -> tuple[Form, Matrices] | None:
+        """Lay the batch out for a stack; None if no adapter of the batch is in it."""
         if x_BSI.dim() != 3 or len(x_BSI) != len(self.rows):
             raise AdapterError(
                 f"{path}: an input of {tuple(x_BSI.shape)} for the routes of {len(self.rows)} "
@@ -150,7 +144,7 @@ class BatchMix:
         if key not in self._forms:
             self._forms[key] = self._lay_out(stack, len(matrices.paths), x_BSI)
         form = self._forms[key]
-        return None if form is None else _Sums(matrices.paths, *form.on(matrices))
+        return None if form is None else (form, form.prepare(matrices))
 
     def _lay_out(self, stack: Stack, num_layers: int, x_BSI: Tensor) -> Form | None:
         """Lay out the rows of each prompt in a stack; most stacks have the same ones."""

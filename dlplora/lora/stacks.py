@@ -21,8 +21,6 @@ from torch import Tensor
 
 from dlplora.adapters import LoraAdapter, LoraPair
 
-Rows = tuple[int, ...]
-
 
 @dataclass(frozen=True)
 class Matrices:
@@ -46,10 +44,10 @@ class Stack:
     def __init__(self) -> None:
         self.matrices = Matrices((), torch.empty(0, 0, 0), ())
         self._free: list[int] = []
-        self._returned: deque[Rows] = deque()  # by finalizers, which run at any time
+        self._returned: deque[tuple[int, ...]] = deque()  # by finalizers, which run at any time
         self._num_rows = 0
 
-    def add(self, pairs: Mapping[str, LoraPair], like: Tensor) -> Rows:
+    def add(self, pairs: Mapping[str, LoraPair], like: Tensor) -> tuple[int, ...]:
         """Write an adapter's pairs on layers of this stack; return its rows.
 
         The matrices stand where the tensor `like`, a weight of these layers, stands, in its dtype.
@@ -76,11 +74,11 @@ class Stack:
                 down_NI.index_copy_(0, index_R[:num_ranks], pair.down_RI.to(down_NI))
                 up_NO.index_copy_(0, index_R[:num_ranks], up_RO.to(up_NO))
 
-    def give_back(self, rows: Rows) -> None:
+    def give_back(self, rows: tuple[int, ...]) -> None:
         """Let other adapters have these rows. Any thread may call it at any time."""
         self._returned.append(rows)
 
-    def _take(self, num_ranks: int) -> Rows:
+    def _take(self, num_ranks: int) -> tuple[int, ...]:
         """Take the first rows that are free."""
         while self._returned:
             for row in self._returned.popleft():
@@ -122,7 +120,7 @@ class Resident:
     def __init__(self, paths: tuple[str, ...], source: LoraAdapter | None) -> None:
         self.paths = paths
         self.source = source
-        self.rows: dict[Stack, Rows] = {}
+        self.rows: dict[Stack, tuple[int, ...]] = {}
         weakref.finalize(self, _give_back, self.rows).atexit = False
 
     @property
@@ -147,6 +145,6 @@ class Resident:
         return digest.hexdigest()
 
 
-def _give_back(rows_of: Mapping[Stack, Rows]) -> None:
+def _give_back(rows_of: Mapping[Stack, tuple[int, ...]]) -> None:
     for stack, rows in rows_of.items():
         stack.give_back(rows)
