@@ -53,7 +53,7 @@ def reference(
     up_NO: Tensor,
 ) -> Tensor:
     """Return the output (B, S, O) of a layer with the weighted sum of adapters, as float32."""
-    result_BSO = y_BSO.float()
+    result_BSO = y_BSO.to(torch.float32, copy=True)
     for prompt, own in enumerate(weighted_rows):
         for row, weight in own:
             hidden_S = x_BSI[prompt].float() @ down_NI[row].float()
