@@ -62,7 +62,7 @@ def serve(
         float | None,
         typer.Option(
             min=0.001,
-            help="How much memory adapters take; others are read again when they are routed to.",
+            help="Memory of a pool of adapters in MiB; others are copied in when routed to.",
             show_default="all adapters stay in memory",
         ),
     ] = None,

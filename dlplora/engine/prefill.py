@@ -68,8 +68,7 @@ class Prefill:
         self._prompts = prompts
         self._num_top = num_top or [None] * len(prompts)
         self._watch = None if watch is None else Watch(watch, range(len(prompts)))
-        mix = layers.mix(rows)
-        self._mix = mix if self._watch is None else mix.watched(self._watch)
+        self._mix = BatchMix(rows, self._watch)
         self._cache = caches.new_cache(base, len(prompts))
         self._can_pause = knows_masks(base.model, self._cache)
         self._owners: list[int] = []  # whose beginning each prompt has
@@ -183,7 +182,7 @@ class Prefill:
         return Batch(
             self._base,
             self._layers,
-            mix=self._mix if self._watch is None else self._mix.of(self._mix.rows),
+            mix=self._mix if self._watch is None else BatchMix(self._mix.rows),
             cache=self._cache,
             mask_BS=self._mask_BS,
             positions_B=torch.tensor([len(prompt) - 1 for prompt in self._prompts]),

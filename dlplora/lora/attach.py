@@ -60,14 +60,13 @@ class Pool:
 
     def row(self, route: Route) -> Row:
         """Take the adapters of a route as they are now; `RouterError` on one that is not here."""
-        if route.per_token:
-            raise RouterError("no layers here weigh adapters for each token, as the route says")
+        refuse_per_token(route)
         adapters = self._adapters
         return tuple((found(adapters, name), weight) for name, weight in route.mix)
 
     def mix(self, routes: Sequence[Route]) -> BatchMix:
         """Return the mix of a batch by its routes; `RouterError` on an adapter that is not here."""
-        return self.layers.mix([self.row(route) for route in routes])
+        return BatchMix([self.row(route) for route in routes])
 
     def mixing(self, mix: BatchMix) -> AbstractContextManager[None]:
         """Run a batch in the `with` block by its mix."""
@@ -84,6 +83,12 @@ def attached(
         for adapter in adapters:
             pool.add(adapter)
         yield pool
+
+
+def refuse_per_token(route: Route) -> None:
+    """Raise `RouterError` on a route that leaves the weights to layers."""
+    if route.per_token:
+        raise RouterError("no layers here weigh adapters for each token, as the route says")
 
 
 def refuse_taken(adapters: Mapping[str, object], name: str, *, replaces: bool) -> None:

@@ -73,10 +73,10 @@ class OneMix:
 
     def prepare(self, matrices: Matrices) -> Matrices:
         """Pick the rows; the weights are multiplied into those that expand."""
-        down_PI = matrices.down_GNI.index_select(1, self._rows_K).flatten(0, 1)
+        down_PI = matrices.down.index_select(1, self._rows_K).flatten(0, 1)
         ups = (
             embedding(self._rows_K, up_NO).float().mul_(self._weights_K1).to(self._dtype)
-            for up_NO in matrices.ups_NO
+            for up_NO in matrices.ups
         )
         return Matrices(matrices.paths, down_PI.to(self._dtype).T.contiguous(), tuple(ups))
 
@@ -146,8 +146,8 @@ class Bagged:
 
     def prepare(self, matrices: Matrices) -> Matrices:
         """Pick the rows in use for the product that shrinks."""
-        down_PI = matrices.down_GNI.index_select(1, self._used_U).flatten(0, 1)
-        return replace(matrices, down_GNI=down_PI)
+        down_PI = matrices.down.index_select(1, self._used_U).flatten(0, 1)
+        return replace(matrices, down=down_PI)
 
     def shrink(self, down_PI: Tensor, x_BSI: Tensor) -> Tensor:
         """Return hidden values (G·n·K,)."""
@@ -162,17 +162,16 @@ class Bagged:
 
 
 def _padded(weighted_rows: WeightedRows) -> tuple[list[list[int]], list[list[float]]]:
-    """Return rows and weights; a prompt with fewer rows than others has some with the weight 0."""
+    """Return rows and weights; prompts with fewer rows than others have row 0, which is zero."""
     size = max(map(len, weighted_rows))
-    other = next(row for own in weighted_rows for row, _ in own)
-    padded = [[*own, *[(other, 0.0)] * (size - len(own))] for own in weighted_rows]
+    padded = [[*own, *[(0, 0.0)] * (size - len(own))] for own in weighted_rows]
     return [[row for row, _ in own] for own in padded], [[w for _, w in own] for own in padded]
 
 
 Form = OneMix | Gathered | Bagged
 
 
-def laid_out(
+def lay_out(
     weighted_rows: WeightedRows,
     *,
     is_one_mix: bool,

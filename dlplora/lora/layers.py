@@ -1,7 +1,7 @@
 """Fused layers put into a loaded model, and taken out again."""
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -9,10 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from dlplora.adapters import LoraAdapter
+from dlplora.adapters import LoraAdapter, LoraPair
 from dlplora.errors import AdapterError, RouterError
 from dlplora.lora.fused import FusedLinear
-from dlplora.lora.mix import BatchMix, OwnLayers, Row
+from dlplora.lora.mix import BatchMix, OwnLayers
 from dlplora.lora.stacks import Resident, Stack
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -29,18 +29,13 @@ class FusedLayers:
         self._changing = threading.RLock()
         self._is_unwrapped = False
 
-    def mix(self, rows: Sequence[Row]) -> BatchMix:
-        """Return the mix of a batch by what answers each of its prompts."""
-        return BatchMix(rows)
-
     @contextmanager
     def mixing(self, mix: BatchMix) -> Iterator[None]:
         """Run a batch in the `with` block by its mix.
 
         Raises `RouterError` once the layers are taken out of the model.
         """
-        if self._is_unwrapped:
-            raise RouterError("the adapters are taken out of the model, so nothing is answered")
+        self._check_wrapped()
         token = self._running.set(mix)
         try:
             yield
@@ -51,23 +46,22 @@ class FusedLayers:
         """Copy an adapter into the stacks of its layers, which are wrapped; raises as `wrap`."""
         with self._changing:
             layers = self.wrap(adapter)
-            by_stack: dict[Stack, list[str]] = {}
-            for path in layers:
-                stack = self._fused[path].stack = self._stacks.setdefault(path, Stack())
-                by_stack.setdefault(stack, []).append(path)
             resident = Resident(tuple(layers), adapter if keeps_source else None)
-            for stack, paths in by_stack.items():
-                pairs = {path: adapter.pairs[path] for path in paths}
-                resident.rows[stack] = stack.add(pairs, _weight(layers[paths[0]]))
+            for stack, pairs, like in self._by_stack(adapter, layers):
+                try:
+                    resident.rows[stack] = stack.add(pairs, like)
+                except AdapterError as error:
+                    raise AdapterError(f"adapter {adapter.name!r}: {error}") from None
             return resident
 
     def wrap(self, adapter: LoraAdapter) -> dict[str, nn.Module]:
-        """Wrap the layers that an adapter changes, and return what they were.
+        """Wrap the layers that an adapter changes, and return the original ones.
 
-        Raises `AdapterError` if the model has no such layer, or one of another shape; nothing is
-        changed then.
+        Raises `AdapterError` if the model has no such layer, or one of another shape, and
+        `RouterError` once the layers are taken out of the model; nothing is changed then.
         """
         with self._changing:
+            self._check_wrapped()
             layers = {path: self._layer(adapter, path) for path in adapter.pairs}
             if not self._stacks:
                 self._stacks = self._find_stacks()
@@ -77,15 +71,14 @@ class FusedLayers:
     def wrap_own(self, own: OwnLayers) -> None:
         """Wrap the layers that others are to stand in for."""
         with self._changing:
+            self._check_wrapped()
             self._wrap(own)
 
     def num_bytes(self, adapter: LoraAdapter) -> int:
         """Return what an adapter takes in its stacks; raises as `wrap`."""
-        return sum(
-            (adapter.pairs[path].down_RI.numel() + adapter.pairs[path].up_OR.numel())
-            * _weight(layer).element_size()
-            for path, layer in self.wrap(adapter).items()
-        )
+        with self._changing:
+            found = self._by_stack(adapter, self.wrap(adapter))
+            return sum(stack.num_bytes(pairs, like) for stack, pairs, like in found)
 
     def unwrap(self) -> None:
         """Put the model's own layers back in their places."""
@@ -94,6 +87,21 @@ class FusedLayers:
                 set_module(self.model, path, layer.base)
             self._fused, self._stacks = {}, {}
             self._is_unwrapped = True
+
+    def _check_wrapped(self) -> None:
+        if self._is_unwrapped:
+            raise RouterError("the adapters are taken out of the model, so nothing is answered")
+
+    def _by_stack(
+        self, adapter: LoraAdapter, layers: Mapping[str, nn.Module]
+    ) -> list[tuple[Stack, dict[str, LoraPair], Tensor]]:
+        """Return each stack of an adapter's layers, its pairs there, and a weight of the layers."""
+        found: dict[Stack, tuple[dict[str, LoraPair], Tensor]] = {}
+        for path, layer in layers.items():
+            stack = self._stacks.setdefault(path, Stack())
+            self._fused[path].stack = stack
+            found.setdefault(stack, ({}, _weight(layer)))[0][path] = adapter.pairs[path]
+        return [(stack, *rest) for stack, rest in found.items()]
 
     def _wrap(self, paths: Iterable[str]) -> None:
         for path in paths:

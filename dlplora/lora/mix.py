@@ -6,10 +6,10 @@ Shapes as in `lora.fused`.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from dlplora.errors import AdapterError, RouterError
-from dlplora.lora.fused import Form, FusedLinear, laid_out
+from dlplora.lora.fused import Form, FusedLinear, lay_out
 from dlplora.lora.stacks import Matrices, Resident, Stack
 
 
@@ -59,10 +59,10 @@ def own_layers(row: Row) -> int | None:
 class BatchMix:
     """The mix of one batch. It keeps the adapters that it needs, whatever the pool does later.
 
-    What a stack adds is prepared when its layers are first met, and again when the number of
-    tokens a prompt changes: once for a prompt, once for all tokens that follow. A mix serves one
-    thread. With a `watch`, one layer's inputs are noted on the way. Raises `RouterError` on rows of
-    which some have layers of their own, and others not the same ones.
+    What a stack adds is prepared when its layers are first met, and again for other numbers of
+    tokens: once for a prompt, once for all tokens that follow. A mix serves one thread. With a
+    `watch`, one layer's inputs are noted on the way. Raises `RouterError` on rows of which some
+    have layers of their own, and others not the same ones.
     """
 
     def __init__(self, rows: Sequence[Row], watch: Watch | None = None) -> None:
@@ -72,19 +72,10 @@ class BatchMix:
         self._weighted = [[pair for pair in weighted(row) if pair[1]] for row in rows]
         self._used = list(dict.fromkeys(one for row in self._weighted for one, _ in row))
         self._is_one_mix = len(set(map(row_key, rows))) <= 1
-        self._num_tokens = 0
         self._forms: dict[tuple[object, ...], Form | None] = {}
-        self._prepared: dict[Stack, tuple[Form, Matrices] | None] = {}
-        self._x: Tensor | None = None  # whose hidden values are there, by the paths of layers
-        self._hidden: dict[str, Tensor] = {}
-
-    def of(self, rows: Sequence[Row]) -> "BatchMix":
-        """Return the mix of other rows on the same model, unwatched."""
-        return BatchMix(rows)
-
-    def watched(self, watch: Watch) -> "BatchMix":
-        """Return the same mix under a watch."""
-        return BatchMix(self.rows, watch)
+        self._prepared: dict[tuple[Stack, Size], tuple[Form, Matrices] | None] = {}
+        # Of stacks whose layers are in turn: their input, and the hidden values of layers to come.
+        self._hidden: dict[Stack, tuple[Tensor, dict[str, Tensor]]] = {}
 
     def select(self, rows: Sequence[int]) -> "BatchMix":
         """Return the mix of some of the prompts."""
@@ -107,46 +98,44 @@ class BatchMix:
         stack = layer.stack
         if stack is None or not self._used:
             return y_BSO
-        if x_BSI.shape[-2] != self._num_tokens:
-            self._num_tokens, self._forms, self._prepared = x_BSI.shape[-2], {}, {}
-        if stack not in self._prepared:
-            self._prepared[stack] = self._prepare(layer.path, stack, x_BSI)
-        if (prepared := self._prepared[stack]) is not None:
-            self._add(*prepared, layer.path, x_BSI, y_BSO)
+        key = stack, x_BSI.shape[:-1]
+        if key not in self._prepared:
+            self._prepared[key] = self._prepare(layer.path, stack, x_BSI)
+        prepared = self._prepared[key]
+        if prepared is not None and layer.path in prepared[1].paths:  # else it has joined since
+            form, matrices = prepared
+            hidden = self._hidden_of(layer.path, stack, x_BSI, form=form, matrices=matrices)
+            form.expand(matrices.ups[matrices.paths.index(layer.path)], hidden, y_BSO)
         return y_BSO
 
-    def _add(self, form: Form, matrices: Matrices, path: str, x_BSI: Tensor, y_BSO: Tensor) -> None:
-        """Add a layer's sum to its output.
+    def _hidden_of(
+        self, path: str, stack: Stack, x_BSI: Tensor, *, form: Form, matrices: Matrices
+    ) -> Tensor:
+        """Return a layer's hidden values.
 
-        Hidden values are computed when the first of the layers that read an input asks, and let go
-        with the last; they are computed again for any other input.
+        They are computed when the first of the layers that read an input asks, and let go with the
+        last; they are computed again for another tensor.
         """
-        if path not in matrices.paths:  # it had no adapter when the batch began
-            return
-        if x_BSI is not self._x or path not in self._hidden:
-            hidden = form.shrink(matrices.down_GNI, x_BSI)
-            parts = hidden.tensor_split(len(matrices.paths), dim=-1)
-            self._x, self._hidden = x_BSI, dict(zip(matrices.paths, parts, strict=True))
-        up_NO = matrices.ups_NO[matrices.paths.index(path)]
-        form.expand(up_NO, self._hidden.pop(path), y_BSO)
-        if not self._hidden:
-            self._x = None
+        x, hidden = self._hidden.pop(stack, (None, {}))
+        if x is not x_BSI or path not in hidden:
+            parts = form.shrink(matrices.down, x_BSI).tensor_split(len(matrices.paths), dim=-1)
+            hidden = dict(zip(matrices.paths, parts, strict=True))
+        found = hidden.pop(path)
+        if hidden:
+            self._hidden[stack] = x_BSI, hidden
+        return found
 
     def _prepare(self, path: str, stack: Stack, x_BSI: Tensor) -> tuple[Form, Matrices] | None:
         """Lay the batch out for a stack; None if no adapter of the batch is in it."""
-        if x_BSI.dim() != 3 or len(x_BSI) != len(self.rows):
-            raise AdapterError(
-                f"{path}: an input of {tuple(x_BSI.shape)} for the routes of {len(self.rows)} "
-                f"prompts; expected (prompts, tokens, inputs)"
-            )
         matrices = stack.matrices
-        key = (len(matrices.paths), x_BSI.device, *(one.rows.get(stack) for one in self._used))
+        kind = len(matrices.paths), matrices.down.device, matrices.down.dtype
+        key = (x_BSI.shape[:-1], *kind, *(one.rows.get(stack) for one in self._used))
         if key not in self._forms:
-            self._forms[key] = self._lay_out(stack, len(matrices.paths), x_BSI)
+            self._forms[key] = self._lay_out(path, stack, x_BSI)
         form = self._forms[key]
         return None if form is None else (form, form.prepare(matrices))
 
-    def _lay_out(self, stack: Stack, num_layers: int, x_BSI: Tensor) -> Form | None:
+    def _lay_out(self, path: str, stack: Stack, x_BSI: Tensor) -> Form | None:
         """Lay out the rows of each prompt in a stack; most stacks have the same ones."""
         weighted_rows = [
             [(row, weight) for one, weight in own for row in one.rows.get(stack, ())]
@@ -154,12 +143,17 @@ class BatchMix:
         ]
         if not any(weighted_rows):
             return None
-        return laid_out(
+        if x_BSI.dim() != 3 or len(x_BSI) != len(self.rows):
+            raise AdapterError(
+                f"{path}: an input of {tuple(x_BSI.shape)} for the routes of {len(self.rows)} "
+                f"prompts; expected (prompts, tokens, inputs)"
+            )
+        return lay_out(
             weighted_rows,
             is_one_mix=self._is_one_mix,
-            num_layers=num_layers,
+            num_layers=len(stack.matrices.paths),
             num_tokens=x_BSI.shape[1],
-            like=stack.matrices.down_GNI,
+            like=stack.matrices.down,
         )
 
 

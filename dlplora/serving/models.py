@@ -257,7 +257,7 @@ class Models:
             pool = self.current.engine.pool
             if name not in pool.names:
                 raise unknown("adapter", name, pool.names, param="lora_name")
-            pool.remove(name)
+            await asyncio.to_thread(pool.remove, name)
             self._loaded.pop(name, None)
 
 

@@ -45,7 +45,7 @@ class Settings:
         drain_seconds: How long answers may run on when the server ends or the model is replaced.
         log: The file that decisions are appended to, if any.
         max_log_mib: How large it may grow before another one is begun.
-        adapter_mib: How much memory adapters take; None keeps all of them in memory.
+        adapter_mib: How much memory a pool of adapters takes; None keeps all of them in memory.
         place: Device and dtype; None takes the best that this machine has.
     """
 

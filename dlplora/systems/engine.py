@@ -9,6 +9,7 @@ from dlplora.engine.runner import Runner
 from dlplora.errors import GenerationError, choices
 from dlplora.lora.attach import Pool
 from dlplora.lora.layers import FusedLayers
+from dlplora.lora.paging import check_limit
 from dlplora.routing.base import Classifier
 from dlplora.runtime import Place, best_place
 from dlplora.systems.load import Systems
@@ -53,13 +54,16 @@ class Engine(Runner):
                 threshold that each system's router has from validation.
             log: A file that every decision is appended to; the params say what a line holds.
             max_log_mib: How large that file may grow before another one is begun.
-            adapter_mib: How much memory the adapters of a pool take; those used least recently are
-                read again when they are routed to. By default all stay in memory.
+            adapter_mib: How much memory each pool of plain adapters takes; those used least
+                recently are copied in again when they are routed to. Fusion and Arrow are not
+                limited. By default all adapters stay in memory.
             settings: Those of a `Runner`: max_batch_size, prefill_tokens, cache_mib,
                 window_chars, language.
 
         Raises a `DlpLoraError` if anything in the folder cannot be used.
         """
+        if adapter_mib is not None:
+            check_limit(adapter_mib)
         loaded = Systems(folder, [system, *systems], place=place or best_place())
         names = dict.fromkeys([loaded.name(system), *systems])
         built = {name: loaded.named(name) for name in names}

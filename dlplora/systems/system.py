@@ -81,7 +81,7 @@ class Pooled:
 
     def make(self, layers: FusedLayers) -> Pool:
         """Make the pool on a model's fused layers."""
-        pool = self.empty(layers)
+        pool = self.start(layers, max_mib=None)
         self.add_to(pool)
         return pool
 

@@ -15,6 +15,7 @@ from dlplora.engine.runner import Runner
 from dlplora.errors import GenerationError, RouterError
 from dlplora.lora.attach import Pool
 from dlplora.lora.layers import FusedLayers
+from dlplora.lora.mix import BatchMix
 from dlplora.models import Base
 from dlplora.records.routes import BASE_ROUTE, PER_TOKEN, Route
 from dlplora.routing.simple import ConstantRouter
@@ -203,7 +204,7 @@ def test_arrow_runs_in_a_batch_of_its_own_beside_the_others(tmp_path: Path) -> N
     for plain, weighed, question in zip(together[::2], together[1::2], QUESTIONS, strict=False):
         ids = list(base.chat.prompt(question))
         for row, answer in ((layers, weighed), ((), plain)):
-            with pool.mixing(pool.layers.mix([row])):
+            with pool.mixing(BatchMix([row])):
                 token = int(base.model(on_device([ids])).logits[0, -1].argmax())
             assert answer.text.startswith(base.chat.text([token]))
     assert together[::2] != together[1::2]

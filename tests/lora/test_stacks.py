@@ -2,7 +2,9 @@
 
 import gc
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dlplora.adapters import LoraAdapter, LoraPair
+from dlplora.engine.prefix_cache import PrefixCache
 from dlplora.errors import AdapterError, GenerationError, RouterError
 from dlplora.lora.attach import Pool
 from dlplora.lora.fused import FusedLinear
@@ -24,7 +27,7 @@ SIZES = {"self_attn.q_proj": (16, 16), "self_attn.v_proj": (16, 8), "mlp.down_pr
 
 def made(name: str, rank: int, *, layers: Sequence[str] = ("self_attn.q_proj",)) -> LoraAdapter:
     """An adapter of random matrices, by its name."""
-    draw = torch.Generator().manual_seed(sum(name.encode()))
+    draw = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     pairs = {}
     for block in range(2):
         for layer in layers:
@@ -70,7 +73,7 @@ def num_bytes(layers: FusedLayers) -> int:
         matrix.nbytes
         for stack in stacks
         if stack is not None
-        for matrix in (stack.matrices.down_GNI, *stack.matrices.ups_NO)
+        for matrix in (stack.matrices.down, *stack.matrices.ups)
     )
 
 
@@ -135,6 +138,81 @@ def test_a_layer_that_gets_its_first_adapter_later_joins_the_others(layers: Fuse
         assert torch.equal(pool.layers.model(IDS).logits, expected)
 
 
+def test_an_adapter_that_cannot_be_added_leaves_the_stacks_as_they_were(
+    layers: FusedLayers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = Pool(layers)
+    pool.add(made("one", 3))
+    before, expected = num_bytes(layers), logits(pool, "one")
+    with monkeypatch.context() as patch:
+        patch.setattr(Tensor, "new_empty", lambda *_, **__: 1 / 0)  # no memory for larger stacks
+        with pytest.raises(ZeroDivisionError):
+            pool.add(made("wide", 64))
+    pool.add(made("two", 3))
+    assert num_bytes(layers) <= 2 * before + 4 * 32 * 4
+    assert torch.equal(logits(pool, "one"), expected)
+    torch.testing.assert_close(logits(pool, "two"), alone(made("two", 3)), atol=1e-5, rtol=1e-5)
+
+
+def test_an_adapter_whose_values_overflow_is_refused_by_name(layers: FusedLayers) -> None:
+    good = made("good", 3)
+    bad = LoraAdapter("bad", {k: replace(v, scaling=1e39) for k, v in good.pairs.items()})
+    pool = Pool(layers)
+    with pytest.raises(AdapterError, match=r"adapter 'bad': .*q_proj: its values, scaled, are too"):
+        pool.add(bad)
+    pool.add(good)
+    torch.testing.assert_close(logits(pool, "good"), alone(good), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 9])
+def test_a_prompt_whose_values_overflow_spoils_no_other(
+    layers: FusedLayers, num_tokens: int
+) -> None:
+    pool = Pool(layers)
+    wide = made("huge", 5, layers=["self_attn.q_proj", "self_attn.v_proj"])
+    huge = {k: replace(v, down_RI=torch.full_like(v.down_RI, 3e38)) for k, v in wide.pairs.items()}
+    pool.add(LoraAdapter("huge", huge))
+    pool.add(made("good", 3))
+    route = Route(("good",), (1.0,))
+    ids = torch.arange(5, 5 + num_tokens).repeat(3, 1)
+    with torch.no_grad():
+        with pool.mixing(pool.mix([route] * 3)):
+            expected = layers.model(ids).logits
+        with pool.mixing(pool.mix([Route(("huge",), (1.0,)), route, Route((), ())])):
+            found = layers.model(ids).logits
+    assert not found[0].isfinite().all()
+    torch.testing.assert_close(found[1], expected[1], atol=1e-5, rtol=1e-5)
+    assert found[2].isfinite().all()
+
+
+def test_nothing_is_put_into_a_model_that_others_were_taken_out_of(
+    model: PreTrainedModel, layers: FusedLayers
+) -> None:
+    pool, paged = Pool(layers), PagedPool(layers, max_mib=1)
+    pool.add(made("one", 3))
+    paged.add(made("one", 3))
+    layers.unwrap()
+    for late in (
+        lambda: pool.add(made("two", 3)),
+        lambda: paged.add(made("two", 3)),
+        lambda: paged.row(Route(("one",), (1.0,))),
+    ):
+        with pytest.raises(RouterError, match="taken out of the model"):
+            late()
+    assert not any(isinstance(module, FusedLinear) for module in model.modules())
+
+
+def test_layers_of_one_input_count_for_what_an_adapter_takes(layers: FusedLayers) -> None:
+    layers.add(made("all", 2, layers=["self_attn.q_proj", "self_attn.v_proj"]))
+    before = num_bytes(layers)
+    adapters = [made(f"a{number}", 4) for number in range(40)]
+    each = layers.num_bytes(adapters[0])
+    assert each == 2 * 4 * (2 * 16 + 16 + 8) * 4
+    residents = [layers.add(adapter) for adapter in adapters]
+    assert 40 * each <= num_bytes(layers) <= 2 * (40 * each + before)
+    assert len(residents) == 40
+
+
 def test_the_hash_of_an_adapter_is_that_of_its_matrices_wherever_they_stand(
     layers: FusedLayers,
 ) -> None:
@@ -188,6 +266,35 @@ def test_a_batch_runs_on_with_adapters_that_were_paged_out(layers: FusedLayers) 
         pool.add(adapters[2])
     with pytest.raises(GenerationError, match="adapter_mib is 0, expected more than 0"):
         PagedPool(layers, max_mib=0)
+
+
+def test_an_adapter_that_still_runs_is_not_copied_again(layers: FusedLayers) -> None:
+    adapters = [made(name, 4) for name in ("a", "b")]
+    pool = PagedPool(layers, max_mib=1e-9)
+    for adapter in adapters:
+        pool.add(adapter)
+    rows = [pool.row(Route((name,), (1.0,))) for name in "ab" * 8]
+    assert len({id(one) for row in rows for one, _ in row}) == 2
+    pool.add(LoraAdapter("a", made("c", 4).pairs), replaces=True)
+    ((replaced, _),) = pool.row(Route(("a",), (1.0,)))
+    assert all(one is not replaced for row in rows for one, _ in row)
+
+
+def test_known_tokens_of_an_adapter_outlive_its_paging_and_not_its_replacement(
+    layers: FusedLayers,
+) -> None:
+    pool = PagedPool(layers, max_mib=1e-9)
+    for name in ("a", "b"):
+        pool.add(made(name, 4))
+    routes = {name: Route((name,), (1.0,)) for name in ("a", "b")}
+    cache, ids = PrefixCache(1), list(range(20))
+    cache.store(pool.row(routes["a"]), ids, ((torch.zeros(1, 20, 2), torch.zeros(1, 20, 2)),))
+    pool.row(routes["b"])
+    assert pool.resident == ("b",)
+    assert cache.has(pool.row(routes["a"]), ids)
+    assert not cache.has(pool.row(routes["b"]), ids)
+    pool.add(made("a", 3), replaces=True)
+    assert not cache.has(pool.row(routes["a"]), ids)
 
 
 def test_threads_page_adapters_in_while_others_answer(layers: FusedLayers) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 import dlplora
 from dlplora.errors import GenerationError, ParamsError, RouterError
+from dlplora.lora.paging import PagedPool
 from dlplora.records.router_card import write_fallback
 from dlplora.systems.engine import Engine
 from dlplora.systems.load import Systems
@@ -40,14 +41,19 @@ def test_an_engine_answers_as_its_system_until_it_is_closed(
     settings = {"place": PLACE, "max_batch_size": 2, "adapter_mib": adapter_mib}
     with Engine.load(data, system=name, **settings) as engine:
         assert engine.generate(PROMPTS, sampling=SAMPLING) == expected
+        if isinstance(engine.pool, PagedPool):
+            assert len(engine.pool.resident) == (name != "base")
+        assert isinstance(engine.pool, PagedPool) == (
+            adapter_mib is not None and name not in ("fused", "arrow")
+        )
         running = {path: type(module) for path, module in engine.base.model.named_modules()}
         assert (running == own) == (name == "base")
-    closed = {path: type(module) for path, module in engine.base.model.named_modules()}
-    assert closed == own
     engine.close()
     for requests in (PROMPTS, [dlplora.Request("say red", routes=(ONE,))]):
         with pytest.raises(RouterError):
             engine.generate(requests)
+    closed = {path: type(module) for path, module in engine.base.model.named_modules()}
+    assert closed == own
 
 
 def test_an_engine_that_is_not_closed_answers_on(data: Path) -> None:
@@ -85,6 +91,8 @@ def test_what_an_engine_cannot_load_is_told_in_one_line(data: Path) -> None:
         Engine.load(data, system="base", place=PLACE, fallback_below="often")  # type: ignore[arg-type]
     with pytest.raises(GenerationError, match="adapter_mib is '1', expected more than 0"):
         Engine.load(data, place=PLACE, adapter_mib="1")  # type: ignore[arg-type]
+    with pytest.raises(GenerationError, match="adapter_mib is -1, expected more than 0"):
+        Engine.load(data, system="arrow", place=PLACE, adapter_mib=-1)
     with pytest.raises(ParamsError, match=r"a project's folder; expected its .*/data"):
         Engine.load(data.parent)
     with pytest.raises(ParamsError, match="absent: no such folder"):
