@@ -108,7 +108,8 @@ class Sampler:
     ) -> None:
         self._sampling = sampling
         self._num_prompt = num_prompt
-        self._end_ids = torch.tensor(sorted(end_ids), dtype=torch.long, device=device)
+        forbidden = sorted(end_ids) if sampling.min_tokens else []
+        self._end_ids = torch.tensor(forbidden, dtype=torch.long, device=device)
         self._processors = LogitsProcessorList()
         if sampling.repetition_penalty != 1:
             penalty = float(sampling.repetition_penalty)

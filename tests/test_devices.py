@@ -67,7 +67,7 @@ def engine(adapters: list[LoraAdapter]) -> Iterator[tuple[Base, Pool, Dispatch]]
     """A base model with its pool, under the checks of a device."""
     base = on_device()
     with ExitStack() as stack:
-        with Dispatch():  # attaching may take a pass of the model, once, and read what it likes
+        with Dispatch():  # setup may read the device
             pool = stack.enter_context(attached(base.model, adapters))
         mode = stack.enter_context(dispatched(base.model))
         yield base, pool, mode
@@ -191,7 +191,7 @@ def test_a_training_step_reads_loss_and_norm(shared: bool, kernels: Kernels) -> 
         )
 
     with ExitStack() as stack:
-        with Dispatch():  # what is found out at first may read what it likes
+        with Dispatch():  # setup may read the device
             ran = stack.enter_context(use_kernels(model, kernels))
         mode = stack.enter_context(dispatched(base.model))
         fit(
