@@ -402,7 +402,7 @@ def compare_training(base: Base, adapters: Path) -> float:
         total = total - answered.gather(1, ids[0, len(pair.prompt) :, None]).sum()
     expected = gradients(total / sum(len(pair.answer) for pair in pairs))
     with use_kernels(model, "auto") as ran:
-        found = gradients(mean_loss(model, pairs, base.chat, kernels=ran))
+        found = gradients(mean_loss(model, pairs, base.chat, ran=ran))
     largest = max(part.abs().max().item() for part in expected)
     return max(
         (one - other).abs().max().item() / largest

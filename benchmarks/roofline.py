@@ -99,7 +99,7 @@ def measure(data: Path, place: Place, rounds: int) -> dict[str, dict[str, float]
         with use_kernels(model, "auto") as ran:
 
             def learn(part: Any = part, ran: Any = ran) -> None:
-                loss = mean_loss(model, part, base.chat, kernels=ran)
+                loss = mean_loss(model, part, base.chat, ran=ran)
                 loss.backward()  # type: ignore[no-untyped-call]
 
             note(f"training_{kind}_{BATCH}", operations, seconds_of(learn, rounds))

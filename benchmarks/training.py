@@ -128,7 +128,7 @@ def train_ours(base: Base, model: Any, task: Task) -> Run:
 
     def backward(step: int, rows: Sequence[int]) -> float:
         model.train()
-        loss = mean_loss(model, task.batches[step - 1], base.chat, kernels=ran)
+        loss = mean_loss(model, task.batches[step - 1], base.chat, ran=ran)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()
 

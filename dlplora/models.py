@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
@@ -124,6 +124,12 @@ def check_vocabulary(num_tokens: int, model: PreTrainedModel, title: str) -> Non
 def num_embeddings(model: PreTrainedModel) -> int:
     """Return how many tokens a model has embeddings for; a tokenizer may have fewer."""
     return len(next(model.get_input_embeddings().parameters()))
+
+
+def inner_model(model: nn.Module) -> Any:
+    """Return transformers' model that PEFT wraps, or the model itself."""
+    unwrap = getattr(model, "get_base_model", None)
+    return model if unwrap is None else unwrap()
 
 
 def whole_model(title: str, model: PreTrainedModel, told: dict[str, Any]) -> PreTrainedModel:

@@ -98,3 +98,10 @@ def has_bfloat16(device: torch.device) -> bool:
 def is_supported(dtype: str) -> bool:
     """Tell whether this machine has instructions for a dtype; float32 it always has."""
     return dtype == "float32" or has_bfloat16(_device())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that the memory of the processor or the device is out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -11,7 +11,7 @@ Advance = Callable[..., None]
 Primary = Literal["accuracy", "exact_match", "rougeL", "bleu"]
 # How training computes: by kernels where a model has layers that they know, or by the model's own
 # forward alone.
-Kernels = Literal["auto", "reference"]
+KernelChoice = Literal["auto", "reference"]
 # When a prompt is routed: once; again when a sentence begins, and the cache is kept as the earlier
 # mix made it, or all that was read and written is read again under the new mix; or once for each
 # question that the prompt is split into.

@@ -30,7 +30,7 @@ from dlplora.training.loop import Schedule, fit
 from dlplora.training.loss import mean_loss
 from dlplora.training.micro_batches import MicroBatches
 from dlplora.training.pairs import Pair
-from dlplora.words import Kernels
+from dlplora.words import KernelChoice
 from tests.dispatch import META, Dispatch, HostReadError, MixedDevicesError, dispatched
 from tests.engine.limits import limited
 from tests.peft_adapters import peft_pool
@@ -173,7 +173,7 @@ def test_each_token_of_all_answers_is_read_at_once(
 
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_training_step_reads_loss_and_norm(shared: bool, kernels: Kernels) -> None:
+def test_a_training_step_reads_loss_and_norm(shared: bool, kernels: KernelChoice) -> None:
     base = on_device()
     config: Any = LoraConfig(r=2, target_modules=TARGETS["llama"], task_type="CAUSAL_LM")
     model = get_peft_model(base.model, config)
@@ -185,7 +185,7 @@ def test_a_training_step_reads_loss_and_norm(shared: bool, kernels: Kernels) -> 
     def backward(*_: object) -> float:
         return parts.backward(
             pairs,
-            lambda part: mean_loss(model, part, base.chat, kernels=ran),
+            lambda part: mean_loss(model, part, base.chat, ran=ran),
             weight=lambda pair: len(pair.answer),
             parameters=parameters,
         )

@@ -1,6 +1,7 @@
 """The mean cross-entropy, log Σ exp(x) − x[target], without a float32 copy of all logits.
 
-Its gradient, (softmax(x) − 1[target]) / n, is computed in the forward pass.
+Its gradient, (softmax(x) − 1[target]) / n, is computed in the forward pass. The backward pass
+scales it in place: it runs once, and not again with `retain_graph`.
 
 Shapes: n tokens, V entries of the vocabulary.
 """

@@ -20,15 +20,27 @@ def computes(
 ) -> bool:
     """Tell whether the forward of a module's class maps `x` to `expected`.
 
-    The forward gets these attributes and no others: what depends on anything else – on being in
-    training, on a limit – fails. It runs on `x` alone, so the module itself may be on any device.
+    The forward gets these attributes and no others: what asks for anything else – whether it
+    trains, a limit, or even an attribute with a default – fails. It runs on `x` alone, so the
+    module itself may be on any device.
     """
+    stub = _Stub(**attributes)
     try:
         with torch.no_grad():
-            found = type(module).forward(SimpleNamespace(**attributes), x)
+            found = type(module).forward(stub, x)
     except Exception:  # it needs more than these attributes
         return False
-    return isinstance(found, Tensor) and same(found, expected)
+    return not stub.missed and isinstance(found, Tensor) and same(found, expected)
+
+
+class _Stub(SimpleNamespace):
+    """A few attributes; notes in `missed` whether others were asked for."""
+
+    missed = False
+
+    def __getattr__(self, name: str) -> Any:
+        self.missed = True
+        raise AttributeError(name)
 
 
 def same(found: Tensor, expected: Tensor) -> bool:

@@ -3,7 +3,6 @@
 Shapes: n tokens, I inputs, U hidden units.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -24,9 +23,8 @@ def reference(x: Tensor, gate_UI: Tensor, up_UI: Tensor, down_IU: Tensor) -> Ten
 
 
 def is_candidate(module: nn.Module) -> bool:
-    """Tell whether a module is some MLP without adapters on its layers."""
-    is_frozen = not any(parameter.requires_grad for parameter in module.parameters())
-    return type(module).__name__.endswith("MLP") and is_frozen
+    """Tell whether a module is some MLP."""
+    return type(module).__name__.endswith("MLP")
 
 
 def matches(module: nn.Module) -> bool:
@@ -53,9 +51,15 @@ def matches(module: nn.Module) -> bool:
     )
 
 
-def fast_forward(module: Any) -> Callable[[Tensor], Tensor]:
-    """Return the forward of a module that matches."""
-    return lambda x: apply(GatedMlp, x, *(getattr(module, name).weight for name in _LAYERS))
+def suits(module: Any, x: Tensor) -> bool:
+    """Tell whether the input has the dtype of the weights."""
+    is_equal: bool = x.dtype == module.down_proj.weight.dtype
+    return is_equal
+
+
+def fast_forward(module: Any, x: Tensor) -> Tensor:
+    """Compute the output of a module that matches."""
+    return apply(GatedMlp, x, *(getattr(module, name).weight for name in _LAYERS))
 
 
 class GatedMlp(torch.autograd.Function):
@@ -68,7 +72,7 @@ class GatedMlp(torch.autograd.Function):
         open_nU = silu(gate_nU)
         y_nI = (open_nU * up_nU) @ down_IU.T
         ctx.save_for_backward(gate_nU, open_nU, up_nU, gate_UI, up_UI, down_IU)
-        return y_nI.view(x.shape)
+        return y_nI.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
@@ -78,4 +82,4 @@ class GatedMlp(torch.autograd.Function):
         to_up_nU = gradient_nU * open_nU
         to_gate_nU = torch.ops.aten.silu_backward(gradient_nU.mul_(up_nU), gate_nU)
         to_x = (to_gate_nU @ gate_UI).addmm_(to_up_nU, up_UI)
-        return to_x.view_as(gradient), None, None, None
+        return to_x.view(*gradient.shape[:-1], -1), None, None, None

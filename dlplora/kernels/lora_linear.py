@@ -6,7 +6,6 @@ computes it; PEFT computes it apart, in the dtype of the pair.
 Shapes: n tokens, I inputs, O outputs, R rank.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,33 +36,42 @@ def is_candidate(module: nn.Module) -> bool:
     return isinstance(module, LoraLayer)
 
 
+def mismatch(module: nn.Module) -> str | None:
+    """Return what a layer has besides one pair on a frozen linear layer; None if nothing."""
+    if type(module) is not PeftLinear:
+        return type(module).__name__
+    base, names = module.base_layer, module.active_adapters
+    if type(base) is not nn.Linear:
+        return type(base).__name__
+    if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
+        return "trainable base layer"
+    if module.merged or module.disable_adapters:
+        return "adapter merged or off"
+    if len(names) != 1 or names[0] not in module.lora_A:
+        return "several adapters"
+    if module.lora_variant:
+        return type(next(iter(module.lora_variant.values()))).__name__
+    if module.lora_bias[names[0]]:
+        return "bias of the pair"
+    return None if isinstance(module.lora_dropout[names[0]], nn.Identity) else "dropout"
+
+
 def matches(module: nn.Module) -> bool:
-    """Tell whether PEFT would add one pair, without dropout or bias, to a linear layer."""
-    if type(module) is not PeftLinear or module.merged or module.disable_adapters:
-        return False
-    names = module.active_adapters
-    return (
-        type(module.base_layer) is nn.Linear
-        and len(names) == 1
-        and names[0] in module.lora_A
-        and not module.lora_variant
-        and not module.lora_bias[names[0]]
-        and isinstance(module.lora_dropout[names[0]], nn.Identity)
-    )
+    """Tell whether PEFT would add one pair, without dropout or bias, to a frozen linear layer."""
+    return mismatch(module) is None
 
 
-def fast_forward(module: Any) -> Callable[[Tensor], Tensor]:
-    """Return the forward of a module that matches; PEFT's own while its adapter is off."""
+def suits(module: nn.Module, _: Tensor) -> bool:
+    """Tell whether a module that matched still does: its adapter may be off by now."""
+    return matches(module)
 
-    def forward(x: Tensor) -> Tensor:
-        if not matches(module):
-            return PeftLinear.forward(module, x)
-        (name,) = module.active_adapters
-        base, down, up = module.base_layer, module.lora_A[name], module.lora_B[name]
-        pair = down.weight, up.weight, module.scaling[name]
-        return apply(LoraLinear, x, base.weight, base.bias, *pair)
 
-    return forward
+def fast_forward(module: Any, x: Tensor) -> Tensor:
+    """Compute the output of a module that matches."""
+    (name,) = module.active_adapters
+    base, down, up = module.base_layer, module.lora_A[name], module.lora_B[name]
+    pair = down.weight, up.weight, module.scaling[name]
+    return apply(LoraLinear, x, base.weight, base.bias, *pair)
 
 
 class LoraLinear(torch.autograd.Function):

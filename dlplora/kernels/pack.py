@@ -8,6 +8,7 @@ H heads of queries, K of keys, G = H / K.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ class Pack:
         own = [place for length in self.lengths for place in range(length)]
         return [*range(self.num_shared), *(self.num_shared + place for place in own)]
 
+    @cached_property
     def blocks(self) -> list["Block"]:
         """Return the prefix, if there is one, and the rows."""
         prefix = [Block(0, 0, [self.num_shared])] if self.num_shared else []
@@ -83,6 +85,11 @@ class Block:
             answers_nH=row_nH * self.width + self._place_n[:, None],
             own_keys_nK=row_nK * seen_BT.shape[1] + self.before + self._place_n[:, None],
         )
+
+    @property
+    def windows(self) -> set[int | None]:
+        """The windows that attention has asked masks for."""
+        return {window for window, _ in self._masks}
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """Return what is added to scores (S, T): a token sees the last `window` up to itself."""

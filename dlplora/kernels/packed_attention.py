@@ -8,27 +8,26 @@ attends as it always does.
 Shapes: as in `pack`; n wanted places, D width of a head, V entries of the vocabulary.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding
+from transformers import PreTrainedConfig
 
 from dlplora.data.batches import Padded
 from dlplora.kernels.autograd import apply
+from dlplora.kernels.hooks import without_hooks
 from dlplora.kernels.pack import Block, Pack
-from dlplora.models import logits_at, num_embeddings, reads_apart
-from dlplora.patch import patched
+from dlplora.models import inner_model, logits_at, num_embeddings, reads_apart
+from dlplora.runtime import is_out_of_memory
 
 NAME = "ALL_ATTENTION_FUNCTIONS"  # transformers' attention interface, in each file of a family
 # What transformers passes to every attention and a pack determines by itself.
 _PASSED = {"position_ids", "use_cache", "cache_position", "is_causal", "output_attentions"}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 def reference(
@@ -106,21 +105,17 @@ def packed_logits(model: nn.Module, pack: Pack, keep_N: Tensor) -> Tensor:
     """Return the logits (n, V) at the n places of a pack where `keep_N` is true."""
     first = next(model.parameters())
     ids_1N, positions_1N = torch.tensor([pack.ids]), torch.tensor([pack.positions])
-    # A mask of four dimensions keeps transformers from making one; this one has no memory.
-    mask_11NN = first.new_zeros(()).expand(1, 1, len(pack.ids), len(pack.ids))
+    # A mask of four dimensions keeps transformers from making one; this one takes no memory.
+    # Attention that does not know packs adds it: its logits are NaN, not silently wrong.
+    mask_11NN = first.new_full((), torch.nan).expand(1, 1, len(pack.ids), len(pack.ids))
     return logits_at(
         model,
         Padded(ids_1N, torch.ones_like(ids_1N), positions_1N),
         keep_N[None],
         attention_mask=mask_11NN,
         use_cache=False,
-        packed=pack.blocks(),
+        packed=pack.blocks,
     )
-
-
-def inner_model(model: nn.Module) -> Any:
-    """Return transformers' model that PEFT wraps, or the model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 # Shares of the vocabulary: three short rows with a shared prefix, and others beside the second.
@@ -134,21 +129,24 @@ def takes_packs(model: nn.Module) -> bool:
 
     The logits of one row must be those that the model's own attention gives it alone, up to
     rounding, and must not change by a single bit if the other rows do. A model fails if its
-    attention drops, caps or biases scores, or if tokens see each other outside of attention.
+    attention drops, caps or biases scores, or if tokens see each other outside of attention. These
+    rows are too short for sliding windows: attention must be told those of the configuration.
     """
     inner = inner_model(model)
     if reads_apart(inner):
         return False
-    size = num_embeddings(inner)
+    size, windows = num_embeddings(inner), set[int | None]()
 
     def logits(first: Sequence[float], last: Sequence[float]) -> Tensor:
         shared, *own = [[int(x * size) for x in row] for row in (_SHARED, first, _ROW, last)]
         pack = Pack.of(shared, own)
         keep_N = torch.zeros(len(pack.ids), dtype=torch.bool)
         keep_N[len(shared) + len(first) :][: len(_ROW)] = True
-        return packed_logits(model, pack, keep_N)
+        found = packed_logits(model, pack, keep_N)
+        windows.update(*(block.windows for block in pack.blocks))
+        return found
 
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), _without_hooks(model):
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), without_hooks(model):
         try:
             with _mode(model, training=False):
                 ids_1S = torch.tensor([[int(x * size) for x in (*_SHARED, *_ROW)]])
@@ -160,20 +158,24 @@ def takes_packs(model: nn.Module) -> bool:
                 )
             with _mode(model, training=True):
                 logits(*_OTHERS)
-        except Exception:  # the model does not know the keyword, or needs more than a pack says
+        except Exception as error:  # the model does not know the keyword, or needs more than packs
+            if is_out_of_memory(error):
+                raise
             return False
     gap = (found_SV - alone_SV).norm() / alone_SV.norm()
-    return bool(gap < _GAP) and torch.equal(found_SV, changed_SV)
+    return (
+        bool(gap < _GAP)  # nor NaN
+        and torch.equal(found_SV, changed_SV)
+        and windows == _windows_of(inner.config.get_text_config(decoder=True))
+    )
 
 
-@contextmanager
-def _without_hooks(model: nn.Module) -> Iterator[None]:
-    """Let no hook run in the block: hooks of a user see what the user computes."""
-    with ExitStack() as stack:
-        for module in model.modules():
-            for name in _HOOKS:
-                stack.enter_context(patched(module, name, OrderedDict()))
-        yield
+def _windows_of(config: PreTrainedConfig) -> set[int | None]:
+    """Return the sliding windows of a model's layers, None for layers without one."""
+    is_off = getattr(config, "use_sliding_window", True) is False
+    window = None if is_off else getattr(config, "sliding_window", None) or None
+    layers = getattr(config, "layer_types", None) or ["sliding_attention"]
+    return {window if layer == "sliding_attention" else None for layer in layers}
 
 
 @contextmanager
@@ -229,8 +231,9 @@ class PackedAttention(torch.autograd.Function):
         to_queries: list[Tensor] = []
         to_keys: list[Tensor] = []
         to_values: list[Tensor] = []
+        saved = ctx.saved_tensors  # once: gradient checkpointing computes it again at each access
         for number, block in enumerate(ctx.blocks):
-            query, key, value, shares = ctx.saved_tensors[4 * number : 4 * number + 4]
+            query, key, value, shares = saved[4 * number : 4 * number + 4]
             places = block.places(heads, keys)
             gradient = embedding(places.queries_BKGS, vectors)
             gradient.masked_fill_(block.is_behind_B11S1, 0)

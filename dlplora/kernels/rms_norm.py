@@ -1,6 +1,5 @@
 """RMSNorm (arXiv 1910.07467): w · x / √(mean(x²) + ε), in float32, with a frozen weight w."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,9 +34,15 @@ def matches(module: nn.Module) -> bool:
     )
 
 
-def fast_forward(module: Any) -> Callable[[Tensor], Tensor]:
-    """Return the forward of a module that matches."""
-    return lambda x: apply(RmsNorm, x, module.weight, module.variance_epsilon)
+def suits(module: Any, x: Tensor) -> bool:
+    """Tell whether the input has the dtype of the weight: else families differ in the output's."""
+    is_equal: bool = x.dtype == module.weight.dtype
+    return is_equal
+
+
+def fast_forward(module: Any, x: Tensor) -> Tensor:
+    """Compute the output of a module that matches."""
+    return apply(RmsNorm, x, module.weight, module.variance_epsilon)
 
 
 class RmsNorm(torch.autograd.Function):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from transformers import PreTrainedConfig
 
 from dlplora.kernels.autograd import apply
 from dlplora.kernels.definitions import same
@@ -38,6 +39,20 @@ def matches(home: ModuleType) -> bool:
         and [type(part) for part in found] == [Tensor, Tensor]
         and all(map(same, found, expected))
     )
+
+
+def rotates_parts(home: ModuleType, config: PreTrainedConfig) -> bool:
+    """Tell whether a file's function, called with whole heads, leaves a part of them as it is."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    sections = [one for one in (rope, *rope.values()) if isinstance(one, dict)]
+    if all((one.get("partial_rotary_factor") or 1) == 1 for one in sections):
+        return False
+    heads_1H3D = torch.ones(1, 1, 3, 4)
+    try:
+        getattr(home, NAME)(heads_1H3D, heads_1H3D, *torch.ones(2, 1, 3, 2))
+    except Exception:  # the model cuts heads itself
+        return False
+    return True
 
 
 def fast_function(home: ModuleType) -> RotatePair:

@@ -17,7 +17,7 @@ from dlplora.params.routing import (
 )
 from dlplora.params.systems import Evaluation, System
 from dlplora.params.training import Adapter, Experts, ImportedAdapter, LoraHub, Merge
-from dlplora.words import Kernels
+from dlplora.words import KernelChoice
 
 PARAMS_FILE = Path("params.yaml")
 BASE = "data/base"  # stands where a system reads no folder of its own
@@ -33,7 +33,7 @@ class Runtime(Section):
 
     dtype: Literal["float32", "bfloat16"]
     threads: Count
-    kernels: Kernels
+    kernels: KernelChoice
 
 
 class Flow(Section):

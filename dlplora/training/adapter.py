@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from dlplora.training.answers import (
 from dlplora.training.checkpoint import Checkpoint
 from dlplora.training.pairs import encode_pairs
 from dlplora.training.warnings import ignore_peft_warnings
-from dlplora.words import Advance, Kernels
+from dlplora.words import Advance, KernelChoice
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def train_adapter(
     name: str,
     params: Adapter,
     seed: int,
-    kernels: Kernels,
+    kernels: KernelChoice,
     in_order: bool = False,
     checkpoint: Checkpoint | None,
     advance: Advance,
@@ -74,12 +75,12 @@ def train_adapter(
     training = AnswerTraining(
         model, base.chat, params=params, kernels=kernels, title=f"adapter {name}"
     )
-    curve = training.fit(
+    curve, ran = training.fit(
         lambda step, rows: [pairs[row][step % len(pairs[row])] for row in rows],
         batches_in_order(first_lengths(pairs), params.batch_size)
         if in_order
         else like_batches(pairs, params.batch_size, seed=seed),
-        lambda: training.validation_loss(held_out),
+        partial(training.validation_loss, held_out),
         checkpoint=checkpoint,
         advance=advance,
     )
@@ -90,7 +91,7 @@ def train_adapter(
         validation,
         pairs=pairs,
         num_parameters=sum(parameter.numel() for parameter in training.parameters),
-        kernels=training.ran,
+        kernels=ran,
         curve=curve,
     )
     return TrainedAdapter(model, base.id, told)

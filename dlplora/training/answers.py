@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from peft import LoraConfig
 from torch import nn
@@ -20,14 +20,11 @@ from dlplora.training.loop import Schedule, fit
 from dlplora.training.loss import mean_loss
 from dlplora.training.micro_batches import MicroBatches
 from dlplora.training.pairs import Pair
-from dlplora.words import Advance, Kernels
+from dlplora.words import Advance, KernelChoice
 
 
 class AnswerTraining:
-    """The training of those parameters of a model that take gradients; `title` names it.
-
-    `ran` names the kernels that a training by `fit` runs by.
-    """
+    """The training of those parameters of a model that take gradients; `title` names it."""
 
     def __init__(
         self,
@@ -35,7 +32,7 @@ class AnswerTraining:
         chat: ChatFormat,
         *,
         params: Adapter,
-        kernels: Kernels,
+        kernels: KernelChoice,
         title: str,
     ) -> None:
         self._model = model
@@ -44,15 +41,16 @@ class AnswerTraining:
         self._title = title
         self._micro_batches = MicroBatches(params.batch_size, params.micro_batch_size, title)
         self._kernels = kernels
-        self.ran: tuple[Kernel, ...] = ()
         self.parameters = [one for one in model.parameters() if one.requires_grad]
 
-    def validation_loss(self, pairs: Sequence[Sequence[Pair]]) -> float:
-        """Return the mean loss of the tokens of the first answers."""
+    def validation_loss(
+        self, pairs: Sequence[Sequence[Pair]], ran: Collection[Kernel] = ()
+    ) -> float:
+        """Return the mean loss of the tokens of the first answers; in `fit`, pass its `ran` on."""
         self._model.eval()
         return self._micro_batches.mean(
             sorted((options[0] for options in pairs), key=lambda pair: len(pair.prompt)),
-            lambda rows: mean_loss(self._model, rows, self._chat, kernels=self.ran),
+            lambda rows: mean_loss(self._model, rows, self._chat, ran=ran),
             weight=lambda pair: len(pair.answer),
         )
 
@@ -60,12 +58,14 @@ class AnswerTraining:
         self,
         batch_of: Callable[[int, Sequence[int]], Sequence[Pair]],
         batches: Iterator[list[int]],
-        validation_loss: Callable[[], float],
+        validation_loss: Callable[[tuple[Kernel, ...]], float],
         *,
         checkpoint: Checkpoint | None,
         advance: Advance,
-    ) -> Curve:
+    ) -> tuple[Curve, tuple[Kernel, ...]]:
         """Train by `batch_of(step, rows)` with the rows of `batches`; raises as `loop.fit`.
+
+        Returns the curve and the kernels in use, which `validation_loss` gets, too.
 
         `advance` gets the loss and how many tokens were learned in a second so far.
         """
@@ -80,18 +80,18 @@ class AnswerTraining:
             return self._micro_batches.backward(
                 batch,
                 lambda rows: mean_loss(
-                    self._model, rows, self._chat, kernels=self.ran, always_share=always_share
+                    self._model, rows, self._chat, ran=ran, always_share=always_share
                 ),
                 weight=lambda pair: len(pair.answer),
                 parameters=self.parameters,
             )
 
-        with use_kernels(self._model, self._kernels) as self.ran:
-            return fit(
+        with use_kernels(self._model, self._kernels) as ran:
+            curve = fit(
                 self.parameters,
                 backward,
                 batches,
-                validation_loss=validation_loss,
+                validation_loss=lambda: validation_loss(ran),
                 schedule=Schedule.of(self._params),
                 checkpoint=checkpoint,
                 on_step=lambda point: advance(
@@ -99,6 +99,7 @@ class AnswerTraining:
                 ),
                 title=self._title,
             )
+        return curve, ran
 
 
 def first_lengths(pairs: Sequence[Sequence[Pair]]) -> list[int]:

@@ -10,13 +10,13 @@ from dlplora.kernels.choice import use_kernels
 from dlplora.models import Base, alone_logits, check_alike, probe_rows
 from dlplora.training.loss import mean_loss
 from dlplora.training.pairs import Pair
-from dlplora.words import Kernels
+from dlplora.words import KernelChoice
 
 # Measured: 0.001 of the loss, and 0.12 of the gradient of 30 layers.
 _LOSS_OF_16_BITS, _GRADIENT_OF_16_BITS = 0.05, 0.5
 
 
-def check_training(base: Base, *, kernels: Kernels) -> None:
+def check_training(base: Base, *, kernels: KernelChoice) -> None:
     """Compare the loss of a few short rows of unequal lengths, and its gradient, with each row's.
 
     The gradient is that of a vector which is added to each token's embedding. Raises `ModelError`
@@ -30,7 +30,7 @@ def check_training(base: Base, *, kernels: Kernels) -> None:
     pairs = [Pair(tuple(row[:-2]), tuple(row[-2:])) for row in probe_rows(base.model)]
     try:
         with use_kernels(base.model, kernels) as ran:
-            found = mean_loss(base.model, pairs, base.chat, kernels=ran)
+            found = mean_loss(base.model, pairs, base.chat, ran=ran)
             (found_I,) = torch.autograd.grad(found, shift_I)
         expected = torch.stack([_plain_loss(base, pair) for pair in pairs]).mean()
         (expected_I,) = torch.autograd.grad(expected, shift_I)

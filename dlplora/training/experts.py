@@ -4,7 +4,7 @@ A step learns a batch of one task, and the tasks take turns: each has the same n
 whatever its size, and what the prompts of a task have in common is computed once for a batch.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import nn
 
 from dlplora.adapters import WholeAdapter, peft_tensors
 from dlplora.data.wordings import asked
+from dlplora.kernels.choice import Kernel
 from dlplora.lora.cluster import Cluster, cluster_of
 from dlplora.lora.experts import attach_experts
 from dlplora.models import Base
@@ -25,7 +26,7 @@ from dlplora.records.training import AdapterTraining
 from dlplora.training.answers import AnswerTraining, like_batches, lora_config, training_of
 from dlplora.training.checkpoint import Checkpoint
 from dlplora.training.pairs import Pair, encode_pairs
-from dlplora.words import Advance, Kernels
+from dlplora.words import Advance, KernelChoice
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def train_experts(
     experts: Experts,
     training: Adapter,
     seed: int,
-    kernels: Kernels,
+    kernels: KernelChoice,
     checkpoint: Checkpoint | None,
     advance: Advance,
 ) -> TrainedExperts:
@@ -102,14 +103,14 @@ def train_experts(
         own = [learned[number][row] for row in rows]
         return [options[turn % len(options)] for options in own]
 
-    def validation_loss() -> float:
+    def validation_loss(ran: Collection[Kernel]) -> float:
         losses = []
         for number, own in enumerate(held_out):
             gate.task = number
-            losses.append(answers.validation_loss(own))
+            losses.append(answers.validation_loss(own, ran))
         return sum(losses) / len(losses)
 
-    curve = answers.fit(
+    curve, ran = answers.fit(
         batch,
         in_turns([like_batches(own, training.batch_size, seed=seed) for own in learned]),
         validation_loss,
@@ -132,7 +133,7 @@ def train_experts(
                 examples[task].validation,
                 pairs=own,
                 num_parameters=size,
-                kernels=answers.ran,
+                kernels=ran,
                 curve=curve,
             )
             for task, own in zip(tasks, learned, strict=True)

@@ -8,7 +8,7 @@ from dlplora.params.training import Adapter
 from dlplora.records.examples import Example
 from dlplora.training.adapter import TrainedAdapter, train_adapter
 from dlplora.training.checkpoint import Checkpoint
-from dlplora.words import Advance, Kernels
+from dlplora.words import Advance, KernelChoice
 
 
 def train_joint_adapter(
@@ -19,7 +19,7 @@ def train_joint_adapter(
     name: str,
     params: Adapter,
     seed: int,
-    kernels: Kernels,
+    kernels: KernelChoice,
     checkpoint: Checkpoint | None,
     advance: Advance,
 ) -> TrainedAdapter:

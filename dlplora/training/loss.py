@@ -23,8 +23,8 @@ from dlplora.kernels import cross_entropy
 from dlplora.kernels.autograd import apply
 from dlplora.kernels.choice import Kernel
 from dlplora.kernels.pack import Pack
-from dlplora.kernels.packed_attention import inner_model, packed_logits
-from dlplora.models import head_at, logits_at, reads_apart
+from dlplora.kernels.packed_attention import packed_logits
+from dlplora.models import head_at, inner_model, logits_at, reads_apart
 from dlplora.training.pairs import Pair
 
 
@@ -33,14 +33,14 @@ def mean_loss(
     pairs: Sequence[Pair],
     chat: ChatFormat,
     *,
-    kernels: Collection[Kernel] = (),
+    ran: Collection[Kernel] = (),
     always_share: bool = False,
 ) -> Tensor:
     """Return the mean cross-entropy of the answer tokens of a batch.
 
     The prefix that all prompts of the batch share is computed once, and the gradients of all rows
     sum into it. Dropout would drop the same places of it for all rows: then it is shared only if
-    `always_share`. `kernels` are those of the `use_kernels` block that the model is in; with
+    `always_share`. `ran` names the kernels of the `use_kernels` block that the model is in; with
     packed attention nothing is padded. A model that has to read each row by itself does.
     """
     prompts = [pair.prompt for pair in pairs]
@@ -49,20 +49,22 @@ def mean_loss(
         shared = shared_beginning(prompts)
     if reads_apart(inner_model(model)):
         logits_nV = torch.cat([_alone(model, pair) for pair in pairs])
-    elif "packed_attention" in kernels:
+    elif "packed_attention" in ran:
         logits_nV = _packed(model, pairs, shared)
     else:
         logits_nV = _padded(model, pairs, shared, chat)
     targets = [token for pair in pairs for token in pair.answer]
     targets_n = torch.tensor(targets, device=logits_nV.device)
-    if "cross_entropy" in kernels:
+    if "cross_entropy" in ran:
         return apply(cross_entropy.MeanCrossEntropy, logits_nV, targets_n)
     return cross_entropy.reference(logits_nV, targets_n)
 
 
 def _has_dropout(model: nn.Module) -> bool:
-    return model.training and any(
-        isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()
+    drops_attention = (getattr(inner_model(model).config, "attention_dropout", None) or 0) > 0
+    return model.training and (
+        drops_attention
+        or any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
     )
 
 

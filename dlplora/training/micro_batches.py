@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dlplora.errors import TrainingError
+from dlplora.runtime import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -127,10 +128,3 @@ def _read(losses: Sequence[Tensor]) -> list[float]:
 
 def _examples(count: int) -> str:
     return f"{count} example{'s' if count > 1 else ''}"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that the memory of the processor or the device is out."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

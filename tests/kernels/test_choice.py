@@ -22,10 +22,12 @@ from transformers import (
 )
 from transformers.models.llama import modeling_llama
 
+from dlplora.errors import TrainingError
+from dlplora.kernels import rotary
 from dlplora.kernels.choice import use_kernels
 from dlplora.training.loss import mean_loss
 from dlplora.training.pairs import Pair
-from dlplora.words import Kernels
+from dlplora.words import KernelChoice
 from tests.tiny import ALL_TARGETS, TARGETS, chat_of, tiny_model, tiny_sizes, tiny_tokenizer
 
 CHAT = chat_of(tiny_tokenizer(), "")
@@ -52,9 +54,9 @@ def learned(model: PeftModel) -> list[Tensor]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def loss_and_gradients(model: PeftModel, kernels: Kernels) -> tuple[Tensor, ...]:
+def loss_and_gradients(model: PeftModel, kernels: KernelChoice) -> tuple[Tensor, ...]:
     with use_kernels(model, kernels) as ran:
-        loss = mean_loss(model, BATCH, CHAT, kernels=ran)
+        loss = mean_loss(model, BATCH, CHAT, ran=ran)
         return loss.detach(), *torch.autograd.grad(loss, learned(model))
 
 
@@ -91,7 +93,7 @@ def test_losses_and_gradients_are_pefts_own(kind: str, everywhere: bool) -> None
 
 
 def test_in_bfloat16_gradients_differ_by_its_noise() -> None:
-    def flat(model: PeftModel, kernels: Kernels) -> Tensor:
+    def flat(model: PeftModel, kernels: KernelChoice) -> Tensor:
         return torch.cat([part.flatten() for part in loss_and_gradients(model, kernels)])
 
     expected = flat(with_adapter(tiny_model(), TARGETS["llama"]), "reference")
@@ -154,25 +156,25 @@ def with_dropping_mlps() -> PreTrainedModel:
         (
             gpt2,
             ["c_attn"],
-            "GPT2LMHeadModel: no kernel, so slower training, for gated_mlp (GPT2MLP); "
-            "lora_linear (Linear); packed_attention (own attention); rms_norm (LayerNorm)",
+            "GPT2LMHeadModel trains more slowly: no kernel for gated_mlp (GPT2MLP); "
+            "lora_linear (Conv1D); packed_attention; rms_norm (LayerNorm); rotary",
         ),
         (
             gemma3,
             ["q_proj"],
-            "Gemma3ForCausalLM: no kernel, so slower training, for gated_mlp (Gemma3MLP); "
+            "Gemma3ForCausalLM trains more slowly: no kernel for gated_mlp (Gemma3MLP); "
             "rms_norm (Gemma3RMSNorm)",
         ),
         (
             cohere,
             ["q_proj"],
-            "CohereForCausalLM: no kernel, so slower training, for rms_norm (CohereLayerNorm); "
+            "CohereForCausalLM trains more slowly: no kernel for rms_norm (CohereLayerNorm); "
             "rotary (modeling_cohere)",
         ),
         (
             with_dropping_mlps,
             ["q_proj"],
-            "SeedOssForCausalLM: no kernel, so slower training, for gated_mlp (SeedOssMLP)",
+            "SeedOssForCausalLM trains more slowly: no kernel for gated_mlp (SeedOssMLP)",
         ),
     ],
 )
@@ -195,10 +197,90 @@ def test_half_rotated_heads_learn_as_peft_alone() -> None:
     config = Phi3Config(**tiny_sizes(32), partial_rotary_factor=0.5)
     model = with_adapter(Phi3ForCausalLM(config), "all-linear")
     assert_same(loss_and_gradients(model, "auto"), row_by_row(model))
+    with use_kernels(model, "auto") as ran:
+        assert "rotary" not in ran
+
+
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_biases_that_learn_get_pefts_own_gradients(
+    bias: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = with_adapter(tiny_model("qwen2"), ["q_proj", "v_proj"], bias=bias)
+    expected = row_by_row(model)
+    assert_same(loss_and_gradients(model, "auto"), expected)
+    assert "lora_linear (trainable base layer)" in caplog.text
+
+
+def test_a_name_that_moved_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = with_adapter(tiny_model(), ["q_proj"])
+    monkeypatch.setattr(rotary, "NAME", "apply_rotary_gone")
+    for module in model.modules():
+        if type(module) is modeling_llama.LlamaRMSNorm:
+            module.__class__ = type("LlamaRms", (modeling_llama.LlamaRMSNorm,), {})
+    with use_kernels(model, "auto") as ran:
+        assert ran == ("cross_entropy", "gated_mlp", "lora_linear", "packed_attention")
+    assert caplog.messages == [
+        "LlamaForCausalLM trains more slowly: no kernel for rms_norm; rotary"
+    ]
+
+
+def test_an_error_in_the_block_leaves_nothing_patched() -> None:
+    model = with_adapter(tiny_model(), ["q_proj"])
+    before = patched_state(model)
+    with pytest.raises(ZeroDivisionError), use_kernels(model, "auto"):
+        1 / (patched_state(model) == before)
+    assert patched_state(model) == before
+    with use_kernels(model, "auto"):  # the lock is free again
+        pass
+
+
+def test_a_second_block_is_refused_and_leaves_the_first_as_it_is() -> None:
+    model, other = (with_adapter(tiny_model(), ["q_proj"]) for _ in range(2))
+    expected = loss_and_gradients(model, "auto")
+    before, others = patched_state(model), patched_state(other)
+    with use_kernels(model, "auto") as ran:
+        within = patched_state(model)
+        for second in (other, model):
+            with pytest.raises(TrainingError, match="one model at a time"):
+                use_kernels(second, "auto").__enter__()
+        with use_kernels(other, "reference"):
+            pass
+        assert patched_state(model) == within
+        assert patched_forwards(other) == others[2]
+        loss = mean_loss(model, BATCH, CHAT, ran=ran)
+        found = loss.detach(), *torch.autograd.grad(loss, learned(model))
+    assert all(map(torch.equal, found, expected))
+    assert patched_state(model) == before
+
+
+def patched_state(model: nn.Module) -> tuple[object, object, list[nn.Module]]:
+    functions = modeling_llama.ALL_ATTENTION_FUNCTIONS, modeling_llama.apply_rotary_pos_emb
+    return *functions, patched_forwards(model)
+
+
+def patched_forwards(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if "forward" in vars(module)]
+
+
+def test_another_forward_inside_a_layer_and_global_hooks_are_heard() -> None:
+    model = with_adapter(tiny_model(), ["q_proj"])
+    mlp: Any = model.base_model.model.model.layers[0].mlp
+    x, seen = torch.ones(1, 16), []
+    with use_kernels(model, "auto"):
+        handle = nn.modules.module.register_module_forward_hook(
+            lambda module, _, __: seen.append(module)
+        )
+        mlp(x)
+        handle.remove()
+        assert seen == [mlp.gate_proj, mlp.act_fn, mlp.up_proj, mlp.down_proj, mlp]
+        mlp.up_proj.forward = lambda x: x.new_zeros(*x.shape[:-1], mlp.up_proj.out_features)
+        assert mlp(x).abs().sum() == 0
 
 
 def seen_by_hooks(
-    model: PeftModel, kernels: Kernels, *, inside: bool
+    model: PeftModel, kernels: KernelChoice, *, inside: bool
 ) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
     """Return what a hook on each submodule sees, and the hidden states of the same pass."""
     seen: dict[str, Tensor] = {}
@@ -266,7 +348,7 @@ def test_on_another_device_attention_is_the_models_own() -> None:
     model = with_adapter(tiny_model(), TARGETS["llama"]).to("meta")
     with use_kernels(model, "auto") as ran:
         assert ran == tuple(name for name in ALL if name != "packed_attention")
-        mean_loss(model, BATCH, CHAT, kernels=ran).backward()  # type: ignore[no-untyped-call]
+        mean_loss(model, BATCH, CHAT, ran=ran).backward()  # type: ignore[no-untyped-call]
     for parameter in learned(model):
         assert parameter.grad is not None
         assert parameter.grad.shape == parameter.shape

@@ -13,7 +13,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP
 from transformers.models.seed_oss.modeling_seed_oss import SeedOssMLP
 
 from dlplora.kernels.autograd import apply
-from dlplora.kernels.gated_mlp import GatedMlp, matches, reference
+from dlplora.kernels.gated_mlp import GatedMlp, fast_forward, matches, reference
 from tests.kernels.beside import assert_like_reference, drawn
 from tests.tiny import tiny_sizes
 
@@ -48,6 +48,23 @@ class DroppingMLP(LlamaMLP):  # type: ignore[misc]
         return nn.functional.dropout(super().forward(x), 0.5, self.training)
 
 
+class ScaledMLP(LlamaMLP):  # type: ignore[misc]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(hidden) * getattr(self, "scale", 1.0)
+
+
+def test_an_mlp_may_have_other_outputs_than_inputs() -> None:
+    module = LlamaMLP(LlamaConfig(**tiny_sizes()))
+    module.down_proj = nn.Linear(module.intermediate_size, 5, bias=False)
+    assert matches(frozen(module))
+    x = drawn(2, 3, 16).requires_grad_()
+    found, expected = fast_forward(module, x), module(x)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize(
     "module",
     [LlamaMLP(LlamaConfig(**tiny_sizes())), Qwen3MLP(Qwen3Config(**tiny_sizes()))],
@@ -68,6 +85,7 @@ def test_a_gated_mlp_is_known_on_any_device(module: nn.Module, device: str) -> N
         frozen(SeedOssMLP(SeedOssConfig(**tiny_sizes(), residual_dropout=0.1))),
         frozen(ClampedMLP(LlamaConfig(**tiny_sizes()))),
         frozen(DroppingMLP(LlamaConfig(**tiny_sizes()))),
+        frozen(ScaledMLP(LlamaConfig(**tiny_sizes()))),
     ],
     ids=lambda module: type(module).__name__,
 )

@@ -8,7 +8,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from dlplora.kernels.autograd import apply
-from dlplora.kernels.lora_linear import LoraLinear, fast_forward, matches, reference
+from dlplora.kernels.choice import use_kernels
+from dlplora.kernels.lora_linear import LoraLinear, matches, mismatch, reference, suits
 from tests.kernels.beside import assert_like_reference, drawn
 from tests.tiny import tiny_model
 
@@ -49,22 +50,52 @@ def test_a_float32_pair_on_a_bfloat16_layer_gets_float32_gradients() -> None:
         assert (one - other).norm() <= 0.02 * other.norm()
 
 
-def layer_of(**more: Any) -> Any:
+def adapted(**more: Any) -> Any:
     config = LoraConfig(r=3, target_modules=["q_proj"], task_type="CAUSAL_LM", **more)
-    model: Any = get_peft_model(tiny_model("qwen2"), config)
+    return get_peft_model(tiny_model("qwen2"), config)
+
+
+def q_proj(model: Any) -> Any:
     return model.base_model.model.model.layers[0].self_attn.q_proj
 
 
-def test_a_plain_pair_is_known_and_pairs_with_more_are_not() -> None:
-    assert matches(layer_of())
-    for more in ({"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}):
-        assert not matches(layer_of(**more)), more
+def test_a_plain_pair_is_known() -> None:
+    assert matches(q_proj(adapted()))
+
+
+@pytest.mark.parametrize(
+    ("more", "found"),
+    [
+        ({"lora_dropout": 0.5}, "dropout"),
+        ({"use_dora": True}, "DoraLinearVariant"),
+        ({"lora_bias": True}, "bias of the pair"),
+        ({"bias": "lora_only"}, "trainable base layer"),
+        ({"bias": "all"}, "trainable base layer"),
+    ],
+)
+def test_pairs_with_more_are_not(more: dict[str, Any], found: str) -> None:
+    layer = q_proj(adapted(**more))
+    assert not matches(layer)
+    assert mismatch(layer) == found
+
+
+def test_nor_are_several_pairs_or_a_trainable_weight() -> None:
+    model = adapted()
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"]))
+    model.base_model.set_adapter(["default", "other"])
+    assert mismatch(q_proj(model)) == "several adapters"
+    layer = q_proj(adapted())
+    layer.base_layer.weight.requires_grad_(True)
+    assert mismatch(layer) == "trainable base layer"
 
 
 def test_while_its_adapter_is_off_a_layer_computes_without_it() -> None:
-    layer, x = layer_of(), drawn(2, 16)
+    model, x = adapted(), drawn(2, 16)
+    layer = q_proj(model)
     torch.nn.init.normal_(layer.lora_B["default"].weight)
-    forward = fast_forward(layer)
-    torch.testing.assert_close(forward(x), layer(x))
-    layer.enable_adapters(False)
-    assert torch.equal(forward(x), layer.base_layer(x))
+    expected = layer(x)
+    with use_kernels(model, "auto"):
+        torch.testing.assert_close(layer(x), expected)
+        layer.enable_adapters(False)
+        assert not suits(layer, x)
+        assert torch.equal(layer(x), layer.base_layer(x))

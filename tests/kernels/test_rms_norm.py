@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from dlplora.kernels.autograd import apply
-from dlplora.kernels.rms_norm import RmsNorm, matches, reference
+from dlplora.kernels.rms_norm import RmsNorm, matches, reference, suits
 from tests.kernels.beside import assert_like_reference, drawn
 
 
@@ -43,12 +43,26 @@ class HalvedRMSNorm(LlamaRMSNorm):  # type: ignore[misc]
         return super().forward(hidden_states) / 2
 
 
+class ShiftedRMSNorm(LlamaRMSNorm):  # type: ignore[misc]
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        weight = self.weight + 1 if getattr(self, "is_shifted", False) else self.weight
+        scale = torch.rsqrt(hidden_states.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return weight * hidden_states * scale
+
+
+def test_an_input_of_another_dtype_than_the_weight_is_left_to_the_own_forward() -> None:
+    norm = frozen(LlamaRMSNorm(8))
+    assert suits(norm, drawn(2, 8))
+    assert not suits(norm, drawn(2, 8).bfloat16())
+
+
 @pytest.mark.parametrize(
     "module",
     [
         LlamaRMSNorm(8),  # its weight is learned
         frozen(Gemma3RMSNorm(8)),
         frozen(HalvedRMSNorm(8)),
+        frozen(ShiftedRMSNorm(8)),
         frozen(nn.LayerNorm(8)),
     ],
     ids=lambda module: type(module).__name__,

@@ -29,11 +29,11 @@ from dlplora.training.adapter import train_adapter
 from dlplora.training.checkpoint import Checkpoint
 from dlplora.training.loss import mean_loss
 from dlplora.training.pairs import Pair, encode_pairs
-from dlplora.words import Kernels
+from dlplora.words import KernelChoice
 from tests.device import on_device
 from tests.tiny import opposites, tiny_base, write_raw
 
-KERNELS: dict[Kernels, tuple[str, ...]] = {
+KERNELS: dict[KernelChoice, tuple[str, ...]] = {
     "auto": ("cross_entropy", "lora_linear", "packed_attention", "rms_norm", "rotary"),
     "reference": (),
 }

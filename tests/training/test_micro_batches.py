@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dlplora.errors import TrainingError
-from dlplora.training.micro_batches import MicroBatches, is_out_of_memory
+from dlplora.runtime import is_out_of_memory
+from dlplora.training.micro_batches import MicroBatches
 
 CPU_ERROR = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
