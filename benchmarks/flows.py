@@ -129,7 +129,7 @@ def main() -> None:
     write_results(
         "flows",
         {"stages": options.stages, **found},
-        place=set_up(Runtime(dtype="float32", threads=1, kernels="auto"), seed=0),
+        place=set_up(Runtime(dtype="float32", threads=1), seed=0),
         rounds=options.rounds,
         libraries=("dvc", "prefect", "fastapi"),
     )

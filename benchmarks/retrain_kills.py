@@ -191,7 +191,7 @@ def main() -> None:
     write_results(
         "retrain_kills",
         {"whole_seconds": round(whole_seconds, 1), "blows": blows},
-        place=set_up(Runtime(dtype="float32", threads=2, kernels="auto"), seed=0),
+        place=set_up(Runtime(dtype="float32", threads=2), seed=0),
         rounds=1,
         libraries=("dvc", "gto", "prefect", "torch"),
     )

@@ -350,7 +350,7 @@ def main() -> None:
     add_device(parser)
     options = parser.parse_args()
     choose_device(chosen_place(options.device).device.type)
-    place = set_up(Runtime(dtype="float32", threads=1, kernels="auto"), seed=0)
+    place = set_up(Runtime(dtype="float32", threads=1), seed=0)
     folder = Path(tempfile.mkdtemp(prefix="serving-soak-"))
     url = f"http://127.0.0.1:{options.port}"
     try:

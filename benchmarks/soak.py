@@ -212,7 +212,7 @@ def main() -> None:
     add_device(parser)
     options = parser.parse_args()
     choose_device(chosen_place(options.device).device.type)
-    place = set_up(Runtime(dtype="float32", threads=1, kernels="auto"), seed=0)
+    place = set_up(Runtime(dtype="float32", threads=1), seed=0)
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         soak = Soak(Path(folder), options.seed)
         works = [soak.ask] * 3 + [soak.ask_alone, soak.come_and_go]

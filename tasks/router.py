@@ -21,7 +21,7 @@ def main(name: str, router_data: Path, no_task: Path, reads: Path, out: Path, ti
     title = f"router {name}"
     folder = checkpoint_folder(
         title,
-        params={"seed": params.seed, "runtime": params.runtime, "router": settings},
+        params={"seed": params.seed, "runtime": params.runtime.without_kernels, "router": settings},
         inputs=[
             *sorted(router_data.glob("*.parquet")),
             *sorted(path for path in reads.rglob("*") if path.is_file()),

@@ -25,7 +25,7 @@ def main(name: str, embedder: Path, data: Path, out: Path, timing: Path) -> None
         title,
         params={
             "seed": params.seed,
-            "runtime": params.runtime,
+            "runtime": params.runtime.without_kernels,
             "index": params.index,
             "tuned_embedder": settings,
         },

@@ -102,6 +102,20 @@ def test_every_section_that_a_stage_reads_is_tracked(name: str) -> None:
     assert sections - {"answers"} <= tracked(name)  # what is kept of answers changes no result
 
 
+@pytest.mark.parametrize("name", STAGES)
+def test_only_what_trains_by_kernels_depends_on_them(name: str) -> None:
+    source = (ROOT / "tasks" / f"{name}.py").read_text()
+    listed = {one for one in STAGES[name].get("params", []) if one.split(".")[0] == "runtime"}
+    if "params.runtime.kernels" in source or "params.runtime.model_dump" in source:
+        assert listed == {"runtime"}
+    elif "set_up(" in source or "served_of(" in source:
+        assert listed == {"runtime.dtype", "runtime.threads"}
+    else:
+        assert not listed
+    whole = '"runtime": params.runtime,' in source  # the key of a checkpoint
+    assert not whole or listed == {"runtime"}
+
+
 def test_the_report_shows_the_timings_that_stages_write() -> None:
     written = {
         name: (stage["foreach"] or "").removeprefix("${").removesuffix("}") or None

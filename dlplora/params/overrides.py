@@ -49,6 +49,7 @@ def is_in_model(system: SystemEntry) -> bool:
 def served_of(params: Params) -> Served:
     """Return what a model holds of the params: the systems that it can answer by."""
     values = {name: getattr(params, name) for name in Served.model_fields}
+    values["runtime"] = params.runtime.without_kernels
     systems = {name: system for name, system in params.systems.items() if is_in_model(system)}
     return Served.model_construct(**values | {"systems": systems})
 

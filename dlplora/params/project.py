@@ -26,14 +26,24 @@ REFERENCE = "single"  # the system that others are compared with: each task by i
 
 
 class Runtime(Section):
-    """What the same bytes depend on besides the inputs.
+    """What the same bytes depend on besides the inputs."""
+
+    dtype: Literal["float32", "bfloat16"]
+    threads: Count
+
+
+class TrainingRuntime(Runtime):
+    """What the bytes of trained weights depend on, too.
 
     `kernels` is how training computes: faster where it can, or by the plain reference.
     """
 
-    dtype: Literal["float32", "bfloat16"]
-    threads: Count
     kernels: KernelChoice
+
+    @property
+    def without_kernels(self) -> Runtime:
+        """What all depends on that trains no language model."""
+        return Runtime(dtype=self.dtype, threads=self.threads)
 
 
 class Flow(Section):
@@ -89,6 +99,7 @@ class Served(Section):
 class Params(Served):
     """All of params.yaml."""
 
+    runtime: TrainingRuntime
     flow: Flow
     answers: Answers
     gate: Gate

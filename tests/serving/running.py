@@ -99,5 +99,6 @@ def write_version(data: Path, folder: Path, seed: int) -> None:
         save_peft(adapter, folder / "adapters" / name)
     params = yaml.safe_load((data.parent / "params.yaml").read_text())
     served = {key: params[key] for key in Served.model_fields}
+    del served["runtime"]["kernels"]
     (folder / "params.yaml").write_text(yaml.safe_dump(served))
     (folder / "model.json").write_text(json.dumps({"version": folder.name}))
