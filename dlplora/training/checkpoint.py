@@ -20,10 +20,9 @@ from torch import Tensor
 from dlplora.records.files import file_sha256, read_json, record_of, write_json, written_folder
 from dlplora.records.training import Curve, curve_to_json
 
-# A training may spend one hundredth of its time on saving, and one that is killed loses what it did
-# in a hundred times as long as a save takes. How long that is, the first save tells.
-_SHARE = 0.01
+_SHARE = 0.01  # of the time that a training may spend on saving
 _FIRST_SECONDS = 1.0
+_MAX_SECONDS = 60.0  # so that one slow save does not put off the next for minutes
 _TENSORS = "state.safetensors"
 _VALUES = "state.json"
 
@@ -45,6 +44,8 @@ class Progress:
 
 class Checkpoint:
     """The place of a training's state. Random states are saved and restored with it.
+
+    After each save, the next is due in a hundred times as long as it took, or in a minute.
 
     Args:
         folder: Where the state stands.
@@ -68,7 +69,7 @@ class Checkpoint:
         self._saved = clock()
 
     def is_due(self) -> bool:
-        """Tell whether enough time went by since the last one for what that took."""
+        """Tell whether the next save is due."""
         return self._clock() - self._saved >= self._seconds_between
 
     def save(self, progress: Progress) -> None:
@@ -76,7 +77,7 @@ class Checkpoint:
         began = self._clock()
         self._write(progress)
         self._saved = self._clock()
-        self._seconds_between = (self._saved - began) / self._share
+        self._seconds_between = min((self._saved - began) / self._share, _MAX_SECONDS)
 
     def _write(self, progress: Progress) -> None:
         tensors = {"random": torch.get_rng_state()}

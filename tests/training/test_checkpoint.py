@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 from math import inf
 from pathlib import Path
 
@@ -188,27 +188,23 @@ def test_when_little_time_goes_by_only_the_end_is_saved(tmp_path: Path) -> None:
     assert train(checkpoint).done == []
 
 
-def test_saving_takes_no_more_than_its_share_of_the_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("took", "due_in"), [(0.5, 25.0), (5.0, 60.0)])
+def test_the_next_save_is_due_by_what_the_last_one_took_and_within_a_minute(
+    tmp_path: Path, took: float, due_in: float
+) -> None:
     train(every_step(tmp_path / "other"))
     progress = every_step(tmp_path / "other").load()
     assert progress is not None
-    now = 100.0
-
-    class Slow(Checkpoint):
-        def _write(self, progress: Progress) -> None:
-            nonlocal now
-            now += 0.5
-
-    checkpoint = Slow(tmp_path / "state", share=0.02, first_seconds=1.0, clock=lambda: now)
-    dues = []
-    for _ in range(1000):
-        now += 0.25
-        if checkpoint.is_due():
-            checkpoint.save(progress)
-            dues.append(now)
-    assert dues[0] == 101.5  # a second, and the time that it took
-    assert {later - earlier for earlier, later in pairwise(dues)} == {25.5}
-    assert 0.5 * len(dues) <= 0.02 * (now - 100) + 0.5
+    saved = 101 + took
+    clock = iter((100.0, 100.9, 101.0, 101.0, saved, saved + due_in - 0.1, saved + due_in))
+    checkpoint = Checkpoint(
+        tmp_path / "state", share=0.02, first_seconds=1.0, clock=partial(next, clock)
+    )
+    assert not checkpoint.is_due()
+    assert checkpoint.is_due()
+    checkpoint.save(progress)
+    assert not checkpoint.is_due()
+    assert checkpoint.is_due()
 
 
 def test_a_training_that_goes_on_saves_its_first_state_soon(tmp_path: Path) -> None:
