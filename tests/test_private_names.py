@@ -4,7 +4,9 @@ After an upgrade, a test that fails here says where its name is used and what to
 """
 
 import ast
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook, register_module_forward_hook
 from transformers import PreTrainedModel, modeling_gguf_pytorch_utils
 from transformers.models.llama import modeling_llama
 from transformers.models.mamba.modeling_mamba import MambaForCausalLM
@@ -44,6 +47,14 @@ def has_hooks(name: str, register: str) -> bool:
     before = len(getattr(layer, name))
     getattr(layer, register)(lambda *_: None)
     return before == 0 and len(getattr(layer, name)) == 1
+
+
+def has_global_hook() -> bool:
+    before = bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
+    handle = register_module_forward_hook(lambda *_: None)
+    within = bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
+    handle.remove()
+    return within and not before
 
 
 def passes_keywords_on() -> bool:
@@ -82,21 +93,17 @@ NAMES: dict[str, tuple[Callable[[], bool], str]] = {
         has_silu_backward,
         "write σ(x)(1 + x(1 − σ(x))) in the backward pass of gated_mlp, some passes more",
     ),
-    "_forward_hooks": (
-        lambda: has_hooks("_forward_hooks", "register_forward_hook"),
-        "find where torch keeps a module's hooks: a kernel must not skip a layer that has some",
-    ),
-    "_forward_pre_hooks": (
-        lambda: has_hooks("_forward_pre_hooks", "register_forward_pre_hook"),
-        "find where torch keeps a module's hooks: a kernel must not skip a layer that has some",
-    ),
-    "_backward_hooks": (
-        lambda: has_hooks("_backward_hooks", "register_full_backward_hook"),
-        "find where torch keeps a module's hooks: a kernel must not skip a layer that has some",
-    ),
-    "_backward_pre_hooks": (
-        lambda: has_hooks("_backward_pre_hooks", "register_full_backward_pre_hook"),
-        "find where torch keeps a module's hooks: a kernel must not skip a layer that has some",
+    **{
+        f"_{kind}_hooks": (
+            partial(has_hooks, f"_{kind}_hooks", f"register_{full}{kind}_hook"),
+            "find where torch keeps a module's hooks: a kernel must not skip a layer that has some",
+        )
+        for full, way in (("", "forward"), ("full_", "backward"))
+        for kind in (way, f"{way}_pre")
+    },
+    "_has_any_global_hook": (
+        has_global_hook,
+        "find where torch keeps hooks on all modules: a kernel must not skip layers under some",
     ),
     "ALL_ATTENTION_FUNCTIONS": (
         lambda: callable(modeling_llama.ALL_ATTENTION_FUNCTIONS.get_interface),
@@ -164,14 +171,24 @@ NAMES: dict[str, tuple[Callable[[], bool], str]] = {
 }
 
 
+def words_of(file: Path) -> Iterator[str]:
+    """Yield the whole identifiers and string literals of a file."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        for field in ("id", "attr", "arg", "name", "value"):  # of names, attributes, keywords …
+            if isinstance(word := getattr(node, field, None), str):
+                yield word
+
+
+WORDS = {
+    str(file.relative_to(PACKAGE.parent)): set(words_of(file))
+    for file in sorted(PACKAGE.rglob("*.py"))
+}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_private_name_is_where_it_is_looked_for(name: str) -> None:
     holds, advice = NAMES[name]
-    files = [
-        str(file.relative_to(PACKAGE.parent))
-        for file in sorted(PACKAGE.rglob("*.py"))
-        if name in file.read_text()
-    ]
+    files = [file for file, words in WORDS.items() if name in words]
     assert files, f"nothing uses {name} any more: drop it here"
     try:
         found = holds()
@@ -180,13 +197,19 @@ def test_a_private_name_is_where_it_is_looked_for(name: str) -> None:
     assert found, f"{name}, used in {', '.join(files)}, moved: {advice}"
 
 
-def test_no_other_private_attribute_is_in_use() -> None:
-    used, own = set(), {"_exit", "_replace"}  # these two are documented
+def test_no_other_private_name_is_in_use() -> None:
+    documented, ending = {"_exit", "_replace"}, {"_by_task"}  # of names of systems
+    used, own = set[str](), documented | ending
     for file in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Attribute) and node.attr[0] == "_" and node.attr[1] != "_":
+            if isinstance(node, ast.Attribute):
                 is_own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
                 (own if is_own else used).add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                used.add(node.value)  # as in getattr
+            elif isinstance(node, ast.alias):
+                used.add(node.name)
             elif isinstance(node, ast.FunctionDef):
                 own.add(node.name)
-    assert used - own <= NAMES.keys()
+    private = {name for name in used if name.isidentifier() and re.match("_[^_]", name)}
+    assert private - own <= NAMES.keys()

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from dlplora.records.routes import Route
 from dlplora.records.training import read_adapter_training
 from dlplora.sampling import Sampling
 from dlplora.training.adapter import train_adapter
+from dlplora.training.answers import AnswerTraining, like_batches, lora_config
 from dlplora.training.checkpoint import Checkpoint
 from dlplora.training.loss import mean_loss
 from dlplora.training.pairs import Pair, encode_pairs
@@ -329,6 +331,34 @@ def test_kernels_train_as_the_reference_does_and_are_named(
         curves.append([point.loss for point in training.curve.points[1:]])
         curves[-1] += [point.validation_loss for point in training.curve.points[::20]]
     assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+
+
+def test_a_training_logs_once_which_kernels_it_lacks(
+    examples: dict[str, list[Example]], caplog: pytest.LogCaptureFixture
+) -> None:
+    params = PARAMS.model_copy(update={"steps": 4, "validate_every": 2, "dropout": 0.1})
+    base = tiny_base()
+    model = get_peft_model(base.model, lora_config(params))
+    training = AnswerTraining(model, base.chat, params=params, kernels="auto", title="x")
+    encoded = [[pair] for pair in pairs(examples["train"])]
+    before = training.validation_loss(encoded)
+    curve, ran = training.fit(
+        lambda _, rows: [encoded[row][0] for row in rows],
+        like_batches(encoded, params.batch_size, seed=0),
+        partial(training.validation_loss, encoded),
+        checkpoint=None,
+        advance=silent,
+    )
+    assert ran == ("cross_entropy", "packed_attention", "rms_norm", "rotary")
+    assert caplog.messages == [
+        "LlamaForCausalLM trains more slowly: no kernel for gated_mlp (LlamaMLP); "
+        "lora_linear (dropout)"
+    ]
+    losses = [point.validation_loss for point in curve.points if point.validation_loss is not None]
+    assert len(losses) == 3
+    assert losses[0] == pytest.approx(before, rel=1e-4)
+    after = training.validation_loss(encoded)  # by the reference again
+    assert min(losses) == pytest.approx(after, rel=1e-4)
 
 
 def test_on_a_bfloat16_base_the_adapter_its_gradients_and_moments_are_float32(
