@@ -9,8 +9,7 @@ Advance = Callable[..., None]
 
 # What counts as a task's score.
 Primary = Literal["accuracy", "exact_match", "rougeL", "bleu"]
-# How training computes: by kernels where a model has layers that they know, or by the model's own
-# forward alone.
+# How training computes: by kernels for the layers that they match, or by the model's own forward.
 KernelChoice = Literal["auto", "reference"]
 # When a prompt is routed: once; again when a sentence begins, and the cache is kept as the earlier
 # mix made it, or all that was read and written is read again under the new mix; or once for each

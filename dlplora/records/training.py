@@ -39,9 +39,9 @@ def curve_to_json(curve: Curve) -> dict[str, Any]:
 class AdapterTraining:
     """How an adapter came to be: training.json in its folder.
 
-    `data_sha256` covers the training and validation examples; `kernels` names those that it was
-    trained by. An adapter that was imported or composed of others has only a size: its counts are
-    0, and it has no kernels and no curve.
+    `data_sha256` covers the training and validation examples; `kernels` names those that
+    at least one layer was trained by. An adapter that was imported or composed of others has only
+    a size: its counts are 0, and it has no kernels and no curve.
     """
 
     task: str
