@@ -361,6 +361,20 @@ def test_a_training_logs_once_which_kernels_it_lacks(
     assert min(losses) == pytest.approx(after, rel=1e-4)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_a_prefix_is_shared_only_while_attention_drops_nothing(share: float) -> None:
+    base, widths = tiny_base(), []
+    base.model.config.attention_dropout = share
+    base.model.get_input_embeddings().register_forward_hook(
+        lambda _, given, __: widths.append(given[0].shape[1])
+    )
+    batch = [Pair((4, 5, 6, 7), (8, 2)), Pair((4, 5, 6, 9), (10, 2))]
+    for trains in (False, True):
+        widths.clear()
+        mean_loss(base.model.train(trains), batch, base.chat)
+        assert len(widths) == (1 if trains and share else 2)
+
+
 def test_on_a_bfloat16_base_the_adapter_its_gradients_and_moments_are_float32(
     examples: dict[str, list[Example]], tmp_path: Path
 ) -> None:
