@@ -77,10 +77,13 @@ def _patch(model: nn.Module, stack: ExitStack) -> tuple[set[Kernel], dict[Kernel
     """Patch a model until the stack is closed; return the kernels in use, and what lacks which."""
     ran: set[Kernel] = {"cross_entropy"}
     fell_back: dict[Kernel, set[str]] = defaultdict(set)
+    expected = set[Kernel](get_args(Kernel))
     for module in model.modules():
         for name, kernel in _OF_LAYERS.items():
             if kernel.is_candidate(module):
-                if "forward" not in vars(module) and kernel.matches(module):
+                if any(map(lora_linear.is_candidate, module.children())):
+                    expected.discard(name)  # its parts carry the adapters, and have a kernel each
+                elif "forward" not in vars(module) and kernel.matches(module):
                     stack.enter_context(patched(module, "forward", _forward(kernel, module)))
                     ran.add(name)
                 else:
@@ -92,14 +95,13 @@ def _patch(model: nn.Module, stack: ExitStack) -> tuple[set[Kernel], dict[Kernel
             ran.add("rotary")
         else:
             fell_back["rotary"].add(home.__name__.rpartition(".")[2])
-    expected = set[Kernel](get_args(Kernel))
     # On other devices the model's own fused attention is the faster, and scores are too large.
     if next(model.parameters()).device.type != "cpu":
-        expected.remove("packed_attention")
+        expected.discard("packed_attention")
     elif _patch_attention(model, stack):
         ran.add("packed_attention")
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        expected.remove("lora_linear")
+        expected.discard("lora_linear")
     for name in expected - ran:
         fell_back.setdefault(name, set())
     return ran, fell_back
