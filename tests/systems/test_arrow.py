@@ -18,7 +18,7 @@ from dlplora.engine.requests import Request
 from dlplora.engine.runner import Runner
 from dlplora.errors import AdapterError
 from dlplora.lora.layers import fused, set_module
-from dlplora.lora.mix import OwnLayers
+from dlplora.lora.mix import BatchMix, OwnLayers
 from dlplora.models import Base
 from dlplora.params.systems import ArrowSystem
 from dlplora.records.routes import PER_TOKEN
@@ -193,7 +193,7 @@ def test_the_base_model_stays_as_it_was(pool: list[LoraAdapter], tmp_path: Path)
         assert state_of(base) == before
         with fused(base.model) as wrapped:
             wrapped.wrap_own(layers)
-            with wrapped.mixing(wrapped.mix([layers])):
+            with wrapped.mixing(BatchMix([layers])):
                 by_arrow.append(base.model(IDS).logits)
             assert torch.equal(base.model(IDS).logits, logits)
         assert state_of(base) == before
