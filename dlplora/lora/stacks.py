@@ -118,7 +118,7 @@ class Stack:
         if not new and num_rows <= capacity:
             return
         if num_rows > capacity:
-            capacity = max(2 * capacity, num_rows)
+            capacity = 1 << (num_rows - 1).bit_length()  # doubles
         num_in = next(iter(pairs.values())).down_RI.shape[1]
         down = like.new_empty(num_layers + len(new), capacity, num_in)
         down[:, 0] = 0
