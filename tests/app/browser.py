@@ -28,6 +28,12 @@ class Browser:
         self.driver = driver
         self.address = ""
 
+    def turn_to(self, address: str) -> None:
+        """Leave the page of before, which may go on asking its own app, for an app's pages."""
+        self.driver.get("about:blank")
+        self.address = address
+        self.requested()
+
     def open(self, page: str) -> None:
         """Open a page, such as "data", and wait until it is drawn."""
         self.driver.get(f"{self.address}/{page}")

@@ -42,7 +42,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str,
 
 @pytest.fixture
 def opened(window: Browser, served: tuple[str, str, Path]) -> Iterator[Opened]:
-    window.address, url, root = served
+    address, url, root = served
+    window.turn_to(address)
     window.size(1280, 1400)
     window.open("ask")
     window.sees("data: 2 adapters, routed by dlp_mlp")

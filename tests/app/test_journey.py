@@ -72,7 +72,8 @@ def test_from_a_file_to_a_promoted_model_and_back(
     file = tmp_path / "shapes.json"
     write_raw(file, reds("shapes", count=60))
     with whole_app(project.root) as (address, pid):
-        browser, browser.address = window, address
+        browser = window
+        browser.turn_to(address)
         browser.open("ask")
         browser.sees("v0.0.1: 2 adapters", within=LONG)
         ask(browser, "colours", "colour of w1")

@@ -50,14 +50,13 @@ def served(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.fixture
 def opened(window: Browser, served: Served) -> Opened:
     """A browser at the app."""
-    window.address = served.address
+    window.turn_to(served.address)
     window.size(1280, 1400)
     return Opened(window, served.runs, served.root)
 
 
 def test_every_page_fits_a_narrow_window_and_asks_nobody_but_the_app(opened: Opened) -> None:
     browser = opened.browser
-    browser.requested()
     for width, dark in ((1280, False), (390, True)):
         browser.size(width, 844, dark=dark)
         for page in DRAWN:
