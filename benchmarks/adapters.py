@@ -7,8 +7,8 @@ its own:
 
 - loading: 100 adapters of rank 8, from disk to resident.
 - mixed: 999 adapters of rank 8 and one of 64; memory beside what base and adapters hold.
-- mixes: 16 prompts of three adapters each; a decoding step with a mix that is new, and with one
-  that is laid out already.
+- mixes: 16 prompts of three adapters each; what a decoding step takes longer after a change:
+  all are new, the prompts are in another order, one has left, one has joined.
 - paging: 200 adapters and memory for 20; routes with adapters that are resident, and that are not.
 
 Writes benchmarks/results/adapters.json.
@@ -35,6 +35,7 @@ from benchmarks.devices import add_device, allocated_mib, chosen_place, synchron
 from benchmarks.lora_rivals import ALPHA, RANK, TARGETS, adapter_of, some_routes
 from benchmarks.record import write_results
 from dlplora.adapters import LoraAdapter, peft_tensors, read_adapter, write_adapter
+from dlplora.engine.batch import Batch
 from dlplora.engine.reading import prefill
 from dlplora.lora.attach import Pool
 from dlplora.lora.fused import FusedLinear
@@ -119,26 +120,34 @@ def measure_loading(base: Base, ranks: Sequence[int]) -> dict[str, float]:
 
 
 def measure_mixes(base: Base) -> dict[str, float]:
-    """Time decoding steps with mixes that are new and that are not."""
+    """Time decoding steps after a mix has changed, beside the steps that follow."""
     pool = Pool(FusedLayers(base.model))
     for number in range(100):
         pool.add(adapter_of(base, number))
-    routes = some_routes(100, 16)
-    batch = prefill(base, pool, [[7] * 8] * 16, routes)
-    num_layers = sum(isinstance(layer, FusedLinear) for layer in base.model.modules())
-    new, known = [], []
-    for number in range(ROUNDS):
-        order = [(row + number) % 16 for row in range(16)]
-        fork = batch.fork()
-        fork.reroute([batch.rows[row] for row in order])
-        new.append(seconds_of(partial(fork.step, [7] * 16)))
-        known.append(seconds_of(partial(fork.step, [7] * 16)))
-    extra = statistics.median(first - later for first, later in zip(new, known, strict=True))
-    return {
-        "new_ms": 1000 * statistics.median(new),
-        "known_ms": 1000 * statistics.median(known),
-        "microseconds_a_layer": 1e6 * extra / num_layers,
+    routes = some_routes(100, 17)
+    changes: dict[str, Callable[[Batch, Batch], None]] = {
+        "all_new": lambda batch, other: None,
+        "reordered": lambda batch, other: batch.keep([*range(1, 16), 0]),
+        "one_left": lambda batch, other: batch.keep(range(15)),
+        "one_joined": lambda batch, other: batch.join(other),
     }
+    found = {}
+    for name, change in changes.items():
+        known, extra = [], []
+        for _ in range(3 * ROUNDS):
+            batch, other = (
+                prefill(base, pool, [[7] * 8] * len(own), own) for own in (routes[:16], routes[16:])
+            )
+            if name != "all_new":
+                batch.step([7] * 16)
+            change(batch, other)
+            first, later = (seconds_of(partial(batch.step, [7] * len(batch))) for _ in range(2))
+            known.append(later)
+            extra.append(first - later)
+        num_layers = sum(isinstance(layer, FusedLinear) for layer in base.model.modules())
+        found[f"{name}_microseconds_a_layer"] = 1e6 * statistics.median(extra) / num_layers
+        found["step_ms"] = 1000 * statistics.median(known)
+    return found
 
 
 def measure_paging(base: Base, count: int = 200, share: float = 0.1) -> dict[str, float]:

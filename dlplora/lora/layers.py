@@ -47,9 +47,11 @@ class FusedLayers:
         with self._changing:
             layers = self.wrap(adapter)
             resident = Resident(tuple(layers), adapter if keeps_source else None)
+            same: dict[tuple[int, ...], tuple[int, ...]] = {}  # equal rows are one object
             for stack, pairs, like in self._by_stack(adapter, layers):
                 try:
-                    resident.rows[stack] = stack.add(pairs, like)
+                    rows = stack.add(pairs, like)
+                    resident.rows[stack] = same.setdefault(rows, rows)
                 except AdapterError as error:
                     raise AdapterError(f"adapter {adapter.name!r}: {error}") from None
             return resident

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from torch import Size, Tensor, nn
 
 from dlplora.errors import AdapterError, RouterError
-from dlplora.lora.fused import Form, FusedLinear, lay_out
+from dlplora.lora.fused import Form, FusedLinear, Weighted, lay_out
+from dlplora.lora.picked import Picked
 from dlplora.lora.stacks import Matrices, Resident, Stack
 
 
@@ -61,26 +62,35 @@ class BatchMix:
 
     What a stack adds is prepared when its layers are first met, and again for other numbers of
     tokens: once for a prompt, once for all tokens that follow. A mix serves one thread. With a
-    `watch`, one layer's inputs are noted on the way. Raises `RouterError` on rows of which some
-    have layers of their own, and others not the same ones.
+    `watch`, one layer's inputs are noted on the way. `picked` is what an earlier mix has picked.
+    Raises `RouterError` on rows of which some have layers of their own, and others not the same
+    ones.
     """
 
-    def __init__(self, rows: Sequence[Row], watch: Watch | None = None) -> None:
+    def __init__(
+        self, rows: Sequence[Row], watch: Watch | None = None, picked: Picked | None = None
+    ) -> None:
         self.rows = tuple(rows)
         self._watch = watch
         self._own = _common_layers(rows)
         self._weighted = [[pair for pair in weighted(row) if pair[1]] for row in rows]
-        self._used = list(dict.fromkeys(one for row in self._weighted for one, _ in row))
+        self._used = dict.fromkeys(one for row in self._weighted for one, _ in row)
+        self._picked = picked if picked and picked.suits(self._used) else Picked()
+        self._picked.add(self._used)
         self._is_one_mix = len(set(map(row_key, rows))) <= 1
-        self._forms: dict[tuple[object, ...], Form | None] = {}
+        self._forms: dict[tuple[object, ...], Form] = {}
         self._prepared: dict[tuple[Stack, Size], tuple[Form, Matrices] | None] = {}
         # Of stacks whose layers are in turn: their input, and the hidden values of layers to come.
-        self._hidden: dict[Stack, tuple[Tensor, dict[str, Tensor]]] = {}
+        self._hidden: dict[Stack, tuple[Tensor, dict[int, Tensor]]] = {}
 
     def select(self, rows: Sequence[int]) -> "BatchMix":
         """Return the mix of some of the prompts."""
         watch = None if self._watch is None else self._watch.select(rows)
-        return BatchMix([self.rows[row] for row in rows], watch)
+        return BatchMix([self.rows[row] for row in rows], watch, self._picked)
+
+    def turn_to(self, rows: Sequence[Row]) -> "BatchMix":
+        """Return the mix of a batch that goes on with other rows, without a watch."""
+        return BatchMix(rows, picked=self._picked)
 
     def distinct(self) -> tuple[list[int], list[int]]:
         """Return the first prompt of each different mix, and for every prompt which one it has."""
@@ -104,12 +114,13 @@ class BatchMix:
         prepared = self._prepared[key]
         if prepared is not None and layer.path in prepared[1].paths:  # else it has joined since
             form, matrices = prepared
-            hidden = self._hidden_of(layer.path, stack, x_BSI, form=form, matrices=matrices)
-            form.expand(matrices.ups[matrices.paths.index(layer.path)], hidden, y_BSO)
+            layer_index = matrices.paths.index(layer.path)
+            hidden = self._hidden_of(layer_index, stack, x_BSI, form=form, matrices=matrices)
+            form.expand(matrices, layer_index, hidden, y_BSO)
         return y_BSO
 
     def _hidden_of(
-        self, path: str, stack: Stack, x_BSI: Tensor, *, form: Form, matrices: Matrices
+        self, layer: int, stack: Stack, x_BSI: Tensor, *, form: Form, matrices: Matrices
     ) -> Tensor:
         """Return a layer's hidden values.
 
@@ -117,44 +128,42 @@ class BatchMix:
         last; they are computed again for another tensor.
         """
         x, hidden = self._hidden.pop(stack, (None, {}))
-        if x is not x_BSI or path not in hidden:
-            parts = form.shrink(matrices.down, x_BSI).tensor_split(len(matrices.paths), dim=-1)
-            hidden = dict(zip(matrices.paths, parts, strict=True))
-        found = hidden.pop(path)
+        if x is not x_BSI or layer not in hidden:
+            hidden = dict(enumerate(form.shrink(matrices, x_BSI)))
+        found = hidden.pop(layer)
         if hidden:
             self._hidden[stack] = x_BSI, hidden
         return found
 
     def _prepare(self, path: str, stack: Stack, x_BSI: Tensor) -> tuple[Form, Matrices] | None:
         """Lay the batch out for a stack; None if no adapter of the batch is in it."""
-        matrices = stack.matrices
-        kind = len(matrices.paths), matrices.down.device, matrices.down.dtype
-        key = (x_BSI.shape[:-1], *kind, *(one.rows.get(stack) for one in self._used))
-        if key not in self._forms:
-            self._forms[key] = self._lay_out(path, stack, x_BSI)
-        form = self._forms[key]
-        return None if form is None else (form, form.prepare(matrices))
-
-    def _lay_out(self, path: str, stack: Stack, x_BSI: Tensor) -> Form | None:
-        """Lay out the rows of each prompt in a stack; most stacks have the same ones."""
-        weighted_rows = [
-            [(row, weight) for one, weight in own for row in one.rows.get(stack, ())]
-            for own in self._weighted
-        ]
-        if not any(weighted_rows):
+        if not any(stack in one.rows for one in self._used):
             return None
         if x_BSI.dim() != 3 or len(x_BSI) != len(self.rows):
             raise AdapterError(
                 f"{path}: an input of {tuple(x_BSI.shape)} for the routes of {len(self.rows)} "
                 f"prompts; expected (prompts, tokens, inputs)"
             )
-        return lay_out(
-            weighted_rows,
-            is_one_mix=self._is_one_mix,
-            num_layers=len(stack.matrices.paths),
-            num_tokens=x_BSI.shape[1],
-            like=stack.matrices.down,
-        )
+        matrices, num_tokens = stack.matrices, x_BSI.shape[1]
+        kind = num_tokens, len(matrices.paths), matrices.down.device, matrices.down.dtype
+        if kind not in self._forms:
+            self._forms[kind] = lay_out(
+                self._weighted_places(),
+                is_one_mix=self._is_one_mix,
+                num_places=self._picked.num_places,
+                num_layers=len(matrices.paths),
+                num_tokens=num_tokens,
+                like=matrices.down,
+            )
+        return self._forms[kind], self._forms[kind].prepare(stack, matrices, self._picked)
+
+    def _weighted_places(self) -> Weighted:
+        """Return each prompt's places and their weights."""
+        places = self._picked.places
+        return [
+            [(place, weight) for one, weight in own for place in places[one]]
+            for own in self._weighted
+        ]
 
 
 def _common_layers(rows: Sequence[Row]) -> OwnLayers | None:

@@ -14,7 +14,7 @@ import heapq
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -29,12 +29,13 @@ class Matrices:
     """A and (s B)ᵀ of all adapters on the layers at `paths`, which read one input.
 
     In a stack `down` is (G, N, I) and `ups` are (N, O), and row 0 is zero in all of them. A form of
-    the sum keeps what it prepares for a batch in shapes of its own.
+    the sum keeps what it prepares for a batch in shapes of its own, with the `rows` of its prompts.
     """
 
     paths: tuple[str, ...]
     down: Tensor
     ups: tuple[Tensor, ...]
+    rows: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
 
     def by_path(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Yield each layer's path, down (N, I) and up (N, O)."""
@@ -149,6 +150,11 @@ class Resident:
     def identity(self) -> object:
         """What tells it from others; the same of one that was copied again from its source."""
         return self if self.source is None else self.source
+
+    @cached_property
+    def num_ranks(self) -> int:
+        """The most ranks that it has on any layer."""
+        return max(map(len, self.rows.values()), default=0)
 
     @cached_property
     def sha256(self) -> str:

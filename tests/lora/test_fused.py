@@ -23,13 +23,14 @@ from dlplora.lora.fused import (
     FusedLinear,
     Gathered,
     OneMix,
-    WeightedRows,
+    Weighted,
     lay_out,
     reference,
 )
 from dlplora.lora.layers import FusedLayers
 from dlplora.lora.mix import BatchMix
-from dlplora.lora.stacks import Matrices
+from dlplora.lora.picked import Picked
+from dlplora.lora.stacks import Resident, Stack
 from dlplora.records.routes import BASE_ROUTE, Route
 from tests.peft_adapters import peft_model, peft_pool, save_peft
 from tests.tiny import FAN_IN_FAN_OUT, TARGETS, tiny_model
@@ -103,11 +104,11 @@ FORMS = [Gathered, Bagged, None]
 def always(form: Kind) -> Callable[..., Gathered | Bagged]:
     """Lay batches out in one form, whatever is fastest."""
 
-    def chosen(rows: WeightedRows, *, like: Tensor, **told: Any) -> Gathered | Bagged:
+    def chosen(places: Weighted, *, like: Tensor, **told: Any) -> Gathered | Bagged:
         del told["is_one_mix"]
         if form is Gathered:
-            del told["num_tokens"]
-        return form(rows, like=like, **told)
+            del told["num_tokens"], told["num_places"]
+        return form(places, like=like, **told)
 
     return chosen
 
@@ -175,12 +176,7 @@ def test_bfloat16_is_the_plain_sum_up_to_its_noise(
             torch.testing.assert_close(found.float(), exact, atol=0.05, rtol=0.05)
 
 
-ROWS = [
-    [(4, 0.5), (5, 0.5), (6, 0.25), (7, 0.25)],
-    [(2, 1.0), (1, 1.0), (4, -0.5)],
-    [],
-    [(9, 0.125), (38, 2.0)],
-]
+MIXES = [[("a", 0.5), ("b", 0.25)], [("c", 1.0), ("a", -0.5)], [], [("b", 0.125), ("d", 2.0)]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -192,23 +188,35 @@ def test_every_form_is_the_reference(kind: str, num_tokens: int, dtype: torch.dt
     def drawn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=draw).to(dtype)
 
-    rows = ROWS[:1] * 4 if kind.endswith("mix") else ROWS
-    matrices = Matrices(("q", "v"), drawn(2, 40, 16), (drawn(40, 12), drawn(40, 8)))
-    for matrix in (*matrices.down, *matrices.ups):
-        matrix[0] = 0  # for prompts of fewer rows
-    like, x = matrices.down, drawn(4, num_tokens, 16)
+    stack, picked, residents = Stack(), Picked(), {}
+    for name, ranks in zip("abcd", [{"q": 2, "v": 2}, {"v": 3}, {"q": 5, "v": 1}, {}], strict=True):
+        residents[name] = one = Resident(tuple(ranks), None)
+        pairs = {
+            path: LoraPair(drawn(rank, 16), drawn({"q": 12, "v": 8}[path], rank), 1.0)
+            for path, rank in ranks.items()
+        }
+        if pairs:
+            one.rows[stack] = stack.add(pairs, drawn(1))
+        picked.add([one])
+    mixes = MIXES[:1] * 4 if kind.endswith("mix") else MIXES
+    mixed = [[(residents[name], weight) for name, weight in mix] for mix in mixes]
+    places = [[(place, w) for one, w in mix for place in picked.places[one]] for mix in mixed]
+    rows = [[(row, w) for one, w in mix for row in one.rows.get(stack, ())] for mix in mixed]
     form = {
         "one_mix": partial(OneMix, num_tokens=num_tokens),
         "large_mix": partial(OneMix, num_tokens=10_000),  # too large for float32
         "gathered": partial(Gathered, num_layers=2),
-        "bagged": partial(Bagged, num_layers=2, num_tokens=num_tokens),
-    }[kind](rows, like=like)
-    prepared = form.prepare(matrices)
-    hidden = form.shrink(prepared.down, x).tensor_split(2, -1)
-    for part, ready, (_, down, up) in zip(hidden, prepared.ups, matrices.by_path(), strict=True):
+        "bagged": partial(
+            Bagged, num_places=picked.num_places, num_layers=2, num_tokens=num_tokens
+        ),
+    }[kind](places, like=drawn(1))
+    matrices, x = stack.matrices, drawn(4, num_tokens, 16)
+    prepared = form.prepare(stack, matrices, picked)
+    hidden = form.shrink(prepared, x)
+    for layer, (_, down, up) in enumerate(matrices.by_path()):
         y = drawn(4, num_tokens, up.shape[1])
         expected = reference(x, y, rows, down_NI=down, up_NO=up)
-        form.expand(ready, part, y)
+        form.expand(prepared, layer, hidden[layer], y)
         close = 1e-5 if dtype is torch.float32 else 0.1
         torch.testing.assert_close(y.float(), expected, atol=close, rtol=close / 5)
 
@@ -228,8 +236,9 @@ def test_the_form_follows_device_and_batch(
     expected: type, device: str, num_tokens: int, is_one_mix: bool
 ) -> None:
     like = torch.empty(1, device=device)
-    told = {"is_one_mix": is_one_mix, "num_tokens": num_tokens, "num_layers": 2, "like": like}
-    assert type(lay_out(ROWS, **told)) is expected
+    told = {"num_tokens": num_tokens, "num_layers": 2, "num_places": 9, "like": like}
+    places = [[(4, 0.5), (8, 0.5)], [(2, 1.0)], []]
+    assert type(lay_out(places, is_one_mix=is_one_mix, **told)) is expected
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,9 +5,12 @@ import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from random import Random
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -17,6 +20,7 @@ from dlplora.errors import AdapterError, GenerationError, RouterError
 from dlplora.lora.attach import Pool
 from dlplora.lora.fused import FusedLinear
 from dlplora.lora.layers import FusedLayers
+from dlplora.lora.mix import BatchMix, Row
 from dlplora.lora.paging import PagedPool
 from dlplora.records.routes import Route
 from tests.tiny import tiny_model
@@ -317,3 +321,44 @@ def test_threads_page_adapters_in_while_others_answer(layers: FusedLayers) -> No
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@given(st.randoms(use_true_random=False))
+def test_a_batch_that_changes_answers_as_one_that_is_new(random: Random) -> None:
+    """Prompts leave, join and change their adapters, while adapters leave and join the pool."""
+    pool = Pool(FusedLayers(tiny_model()))
+    names = [f"a{number}" for number in range(6)]
+    all_layers = list(SIZES)
+    for number, name in enumerate(names):
+        pool.add(made(name, 1 + number, layers=all_layers[: 1 + number % 2]))
+
+    def some(count: int) -> list[Row]:
+        chosen = [random.sample(names, random.randint(0, 3)) for _ in range(count)]
+        return [pool.row(Route(tuple(own), (0.5,) * len(own))) for own in chosen]
+
+    mixes = [BatchMix(some(4))]
+    for step in range(12):
+        mix = random.choice(mixes[-2:])  # two go on from what both have picked
+        rows = list(range(len(mix.rows)))
+        change = random.choice(["keep", "join", "turn"])
+        if change == "keep":
+            mix = mix.select(random.choices(rows, k=random.randint(1, len(rows))))
+        elif change == "join":
+            mix = mix.turn_to([*mix.rows[:6], *some(random.randint(1, 2))])
+        else:
+            mix = mix.turn_to([*mix.rows[1:], *some(1)])
+        mixes.append(mix)
+        if step % 4 == 3:  # rows are free for others, and stacks get a layer
+            name = random.choice(names)
+            pool.add(made(f"{name}{step}", step, layers=all_layers), replaces=False)
+            pool.remove(name)
+            names[names.index(name)] = f"{name}{step}"
+        for one in mixes[-2:]:
+            ids = torch.tensor([[5]] * len(one.rows))
+            with torch.no_grad():
+                with pool.mixing(one):
+                    found = pool.layers.model(ids).logits
+                with pool.mixing(BatchMix(one.rows)):
+                    expected = pool.layers.model(ids).logits
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
