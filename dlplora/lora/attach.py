@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -19,7 +19,6 @@ from dlplora.errors import (
 )
 from dlplora.lora.layers import FusedLayers, fused, in_out
 from dlplora.lora.mix import BatchMix, Row
-from dlplora.lora.stacks import Resident
 from dlplora.records.routes import Route
 
 T = TypeVar("T")
@@ -34,7 +33,7 @@ class Pool:
 
     def __init__(self, layers: FusedLayers) -> None:
         self.layers = layers
-        self._adapters: dict[str, Resident] = {}
+        self._adapters: dict[str, Any] = {}  # what `_keep` returns of each
         self._changing = threading.Lock()
 
     @property
@@ -49,14 +48,25 @@ class Pool:
         fit the model; nothing is changed then.
         """
         with self._changing:
-            refuse_taken(self._adapters, adapter.name, replaces=replaces)
-            self._adapters = {**self._adapters, adapter.name: self.layers.add(adapter)}
+            if adapter.name in self._adapters and not replaces:
+                raise AdapterError(f"there is an adapter {adapter.name!r} already")
+            kept = self._keep(adapter)
+            self._forget(adapter.name)
+            self._adapters = {**self._adapters, adapter.name: kept}
 
     def remove(self, name: str) -> None:
         """Let go of an adapter; batches that run with it end with it."""
         with self._changing:
             found(self._adapters, name)
+            self._forget(name)
             self._adapters = {k: v for k, v in self._adapters.items() if k != name}
+
+    def _keep(self, adapter: LoraAdapter) -> Any:
+        """Take in an adapter that joins; `AdapterError` if it does not fit the model."""
+        return self.layers.add(adapter)
+
+    def _forget(self, name: str) -> None:
+        """Let go of what else is kept of an adapter that leaves or is replaced."""
 
     def row(self, route: Route) -> Row:
         """Take the adapters of a route as they are now; `RouterError` on one that is not here."""
@@ -89,12 +99,6 @@ def refuse_per_token(route: Route) -> None:
     """Raise `RouterError` on a route that leaves the weights to layers."""
     if route.per_token:
         raise RouterError("no layers here weigh adapters for each token, as the route says")
-
-
-def refuse_taken(adapters: Mapping[str, object], name: str, *, replaces: bool) -> None:
-    """Raise `AdapterError` if an adapter of a name is here, and is not to be replaced."""
-    if name in adapters and not replaces:
-        raise AdapterError(f"there is an adapter {name!r} already")
 
 
 def found(adapters: Mapping[str, T], name: str) -> T:

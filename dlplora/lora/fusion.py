@@ -9,7 +9,7 @@ import torch
 
 from dlplora.adapters import LoraAdapter, LoraPair
 from dlplora.errors import AdapterError
-from dlplora.lora.attach import Pool, found, refuse_taken
+from dlplora.lora.attach import Pool, found
 from dlplora.lora.layers import FusedLayers
 from dlplora.lora.mix import Row
 from dlplora.lora.stacks import Resident
@@ -26,28 +26,14 @@ class FusionPool(Pool):
 
     def __init__(self, layers: FusedLayers) -> None:
         super().__init__(layers)
-        self._members: dict[str, LoraAdapter] = {}
         self._averages: dict[tuple[str, ...], Resident] = {}
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The adapters that routes may name."""
-        return tuple(self._members)
+    def _keep(self, adapter: LoraAdapter) -> LoraAdapter:
+        self.layers.wrap(adapter)
+        return adapter
 
-    def add(self, adapter: LoraAdapter, *, replaces: bool = False) -> None:
-        """Take an adapter in, as `Pool.add` does."""
-        with self._changing:
-            refuse_taken(self._members, adapter.name, replaces=replaces)
-            self.layers.wrap(adapter)
-            self._members[adapter.name] = adapter
-            self._averages = {}
-
-    def remove(self, name: str) -> None:
-        """Let go of an adapter; batches that run with it end with it."""
-        with self._changing:
-            found(self._members, name)
-            del self._members[name]
-            self._averages = {}
+    def _forget(self, name: str) -> None:
+        self._averages = {}
 
     def row(self, route: Route) -> Row:
         """Take the average of a route's adapters; `RouterError` on one that is not here."""
@@ -62,7 +48,7 @@ class FusionPool(Pool):
         return ((average, 1.0),)
 
     def _average(self, names: Sequence[str]) -> Resident:
-        members = [found(self._members, name) for name in names]
+        members = [found(self._adapters, name) for name in names]
         return self.layers.add(fuse(members, name=" + ".join(names)))
 
 

@@ -22,7 +22,6 @@ class Picked:
     def __init__(self) -> None:
         self.places: dict[Resident, range] = {}
         self.num_places = 1
-        self._adapters: list[Resident] = []
         self._rows: dict[Stack, tuple[int, Tensor]] = {}  # and of how many adapters
         self._same: dict[tuple[object, ...], Tensor] = {}
         self._down: dict[Stack, tuple[Matrices, int]] = {}  # and how many places are filled
@@ -37,7 +36,6 @@ class Picked:
             if one not in self.places:
                 self.places[one] = range(self.num_places, self.num_places + one.num_ranks)
                 self.num_places += one.num_ranks
-                self._adapters.append(one)
 
     def rows(self, stack: Stack) -> Tensor:
         """Return the row of each place (U,) in a stack; 0 where an adapter has none.
@@ -45,8 +43,8 @@ class Picked:
         Stacks of the very same rows, as most are, share one tensor.
         """
         count, rows_U = self._rows.get(stack, (0, None))
-        if count < len(self._adapters):
-            new = self._adapters[count:]
+        if count < len(self.places):
+            new = list(self.places)[count:]
             own = [one.rows.get(stack, ()) for one in new]
             device = stack.matrices.down.device
             key = (rows_U, device, *map(id, own))
@@ -57,7 +55,7 @@ class Picked:
                 added_U = torch.tensor(added, device=device)
                 self._same[key] = added_U if rows_U is None else torch.cat([rows_U, added_U])
             rows_U = self._same[key]
-            self._rows[stack] = len(self._adapters), rows_U
+            self._rows[stack] = len(self.places), rows_U
         assert rows_U is not None
         return rows_U
 
