@@ -40,6 +40,7 @@ from dlplora.engine.reading import prefill
 from dlplora.lora.attach import Pool
 from dlplora.lora.fused import FusedLinear
 from dlplora.lora.layers import FusedLayers
+from dlplora.lora.mix import BatchMix
 from dlplora.lora.paging import PagedPool
 from dlplora.models import Base, load_base
 from dlplora.records.routes import Route
@@ -131,6 +132,7 @@ def measure_mixes(base: Base) -> dict[str, float]:
         "one_left": lambda batch, other: batch.keep(range(15)),
         "one_joined": lambda batch, other: batch.join(other),
     }
+    num_layers = sum(isinstance(layer, FusedLinear) for layer in base.model.modules())
     found = {}
     for name, change in changes.items():
         known, extra = [], []
@@ -140,13 +142,14 @@ def measure_mixes(base: Base) -> dict[str, float]:
             )
             if name != "all_new":
                 batch.step([7] * 16)
+            rows = batch.rows
             change(batch, other)
+            of_mix = seconds_of(partial(BatchMix(rows).with_rows, batch.rows))
             first, later = (seconds_of(partial(batch.step, [7] * len(batch))) for _ in range(2))
             known.append(later)
-            extra.append(first - later)
-        num_layers = sum(isinstance(layer, FusedLinear) for layer in base.model.modules())
-        found[f"{name}_microseconds_a_layer"] = 1e6 * statistics.median(extra) / num_layers
-        found["step_ms"] = 1000 * statistics.median(known)
+            extra.append(of_mix + first - later)
+        found[f"{name}_step_ms"] = 1000 * statistics.median(known)
+        found[f"{name}_extra_microseconds_a_layer"] = 1e6 * statistics.median(extra) / num_layers
     return found
 
 

@@ -22,7 +22,7 @@ class MixedDevicesError(Exception):
 
 
 class HostReadError(Exception):
-    """A layer of the model waited for a value of the device."""
+    """The host waited for the device within a forward pass, or for values where it never may."""
 
 
 class Dispatch(TorchDispatchMode):
@@ -30,7 +30,8 @@ class Dispatch(TorchDispatchMode):
 
     Refuses an operation whose tensors, those without dimensions apart, lie on two devices. Counts
     what the host reads in `reads` and answers with zeros; within a forward pass of the model it
-    refuses that, and everywhere an operation that would wait for values by itself.
+    refuses that and copies to the device that the host would wait for, and everywhere an operation
+    that would wait for values by itself.
     """
 
     def __init__(self) -> None:
@@ -47,13 +48,18 @@ class Dispatch(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
-        if all(one.device != META for one in tensors):
+        leaves = tree_leaves((args, kwargs))
+        tensors = [one for one in leaves if isinstance(one, Tensor)]
+        named = [one for one in leaves if isinstance(one, torch.device)]
+        if META not in [*named, *(one.device for one in tensors)]:
             return operation(*args, **kwargs)
         with self:  # in inference mode operations that consist of others come whole
             found = operation.decompose(*args, **kwargs)
         if found is not NotImplemented:
             return found
+        is_from_host = operation is _COPY and tensors[0].device == HOST
+        if is_from_host and not kwargs.get("non_blocking"):
+            self._wait(operation)
         self.num_operations += 1
         if operation is _SCALAR:
             return self._read(operation, tensors[0]).item()
@@ -71,9 +77,12 @@ class Dispatch(TorchDispatchMode):
             raise HostReadError(f"{operation}: what it returns depends on values")
         return operation(*args, **kwargs)
 
-    def _read(self, operation: Any, tensor: Tensor) -> Tensor:
+    def _wait(self, operation: Any) -> None:
         if self.is_in_model:
-            raise HostReadError(f"{operation}: in a forward pass")
+            raise HostReadError(f"{operation}: the host waits in a forward pass")
+
+    def _read(self, operation: Any, tensor: Tensor) -> Tensor:
+        self._wait(operation)
         self.reads += 1
         return torch.zeros(tensor.shape, dtype=tensor.dtype)
 

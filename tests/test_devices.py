@@ -238,9 +238,22 @@ class Choosing(Misplaced):
         return y_BSO[y_BSO > 0]
 
 
+class Copying(Misplaced):
+    """A layer that waits until its weights are copied to the device."""
+
+    def forward(self, x_BSI: Tensor) -> Tensor:
+        y_BSO: Tensor = self.base(x_BSI)
+        return y_BSO + self.shift_O.to(y_BSO.device)
+
+
 @pytest.mark.parametrize(
     ("kind", "error"),
-    [(Misplaced, MixedDevicesError), (Asking, HostReadError), (Choosing, HostReadError)],
+    [
+        (Misplaced, MixedDevicesError),
+        (Asking, HostReadError),
+        (Choosing, HostReadError),
+        (Copying, HostReadError),
+    ],
 )
 def test_what_a_device_refuses_is_found(kind: type[Misplaced], error: type[Exception]) -> None:
     base = on_device()

@@ -89,7 +89,7 @@ class Batch:
         """Continue by other rows; what the cache holds was computed under the earlier ones."""
         pairs = zip(self.rows, rows, strict=True)
         if any(old is not new and row_key(old) != row_key(new) for old, new in pairs):
-            self.mix = self.mix.turn_to(rows)
+            self.mix = self.mix.with_rows(rows)
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
@@ -121,7 +121,7 @@ class Batch:
         self.mask_BS = caches.stacked([self.mask_BS, other.mask_BS], width, dim=1)
         self.positions_B = torch.cat([self.positions_B, other.positions_B])
         self.logits_BV = torch.cat([self.logits_BV, other.logits_BV])
-        self.mix = self.mix.turn_to([*self.rows, *other.rows])
+        self.mix = self.mix.with_rows([*self.rows, *other.rows])
 
     @property
     def keeps_all_tokens(self) -> bool:

@@ -182,7 +182,7 @@ class Prefill:
         return Batch(
             self._base,
             self._layers,
-            mix=self._mix if self._watch is None else self._mix.turn_to(self._mix.rows),
+            mix=self._mix if self._watch is None else self._mix.with_rows(self._mix.rows),
             cache=self._cache,
             mask_BS=self._mask_BS,
             positions_B=torch.tensor([len(prompt) - 1 for prompt in self._prompts]),

@@ -76,7 +76,7 @@ class SingleRows:
 
 
 def _read(base: Base, row: _Row, ids: Sequence[int], keep: Sequence[bool]) -> list[Tensor]:
-    """Read tokens: all at once at first, then one by one, as all states can be gone on from."""
+    """Read tokens: all at once at first, then one by one, which continues any kind of state."""
     size = len(ids) if not row.ids else 1
     found = []
     for start in range(0, len(ids), size):

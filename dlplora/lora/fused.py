@@ -11,10 +11,10 @@ weighted by. `reference` computes the sum as it is written; three forms compute 
 - `Bagged`: one product shrinks by all rows in use; each token then expands by a bag of embeddings
   of its own rows.
 
-A form lays out the places of a batch once for all stacks (`dlplora.lora.picked`). `prepare` finds
-the rows at these places in one stack, and picks what the batch reads again and again. `shrink` maps
-an input to hidden values, once for all layers that read it. `expand` adds those of one layer to its
-output, in place.
+A form lays out the places of a batch (`dlplora.lora.picked`) once for all stacks of like layers.
+`prepare` finds the rows at these places in one stack, and picks what the batch reads again and
+again. `shrink` maps an input to hidden values, once for all layers that read it. `expand` adds
+those of one layer to its output, in place.
 
 Shapes: B prompts, S tokens, n = B·S, I inputs, O outputs, G layers that read one input, N rows,
 K rows of one prompt, P = G·K, U places.
@@ -22,7 +22,8 @@ K rows of one prompt, P = G·K, U places.
 
 from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -61,17 +62,30 @@ def reference(
     return result_BSO
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What a form reads of a stack with each pass, for the layers at `paths`.
+
+    `rows` are those of the prompts, for the forms that pick them with each pass.
+    """
+
+    paths: tuple[str, ...]
+    down: Tensor
+    ups: tuple[Tensor, ...]
+    rows: Tensor
+
+
 class OneMix:
     """One pair of products for prompts that all have the rows and weights of the first."""
 
     def __init__(self, weighted: Weighted, *, num_tokens: int, like: Tensor) -> None:
         own = weighted[0]
-        self._places_K = torch.tensor([place for place, _ in own], device=like.device)
-        self._weights_K1 = torch.tensor([[weight] for _, weight in own], device=like.device)
+        self._places_K = _on_device([place for place, _ in own], like)
+        self._weights_K1 = _on_device([[weight] for _, weight in own], like)
         is_small = len(weighted) * num_tokens * len(own) <= _FLOAT32_SIZE
         self._dtype = torch.float32 if is_small and like.device.type == "cpu" else like.dtype
 
-    def prepare(self, stack: Stack, matrices: Matrices, picked: Picked) -> Matrices:
+    def prepare(self, stack: Stack, matrices: Matrices, picked: Picked) -> Prepared:
         """Pick the rows; the weights are multiplied into those that expand."""
         rows_K = picked.rows(stack)[self._places_K]
         down_PI = matrices.down.index_select(1, rows_K).flatten(0, 1)
@@ -79,14 +93,14 @@ class OneMix:
             embedding(rows_K, up_NO).float().mul_(self._weights_K1).to(self._dtype)
             for up_NO in matrices.ups
         )
-        return Matrices(matrices.paths, down_PI.to(self._dtype).T.contiguous(), tuple(ups), rows_K)
+        return Prepared(matrices.paths, down_PI.to(self._dtype).T.contiguous(), tuple(ups), rows_K)
 
-    def shrink(self, prepared: Matrices, x_BSI: Tensor) -> Sequence[Tensor]:
+    def shrink(self, prepared: Prepared, x_BSI: Tensor) -> Sequence[Tensor]:
         """Return each layer's hidden values (B, S, K)."""
         hidden_BSP = x_BSI.to(self._dtype) @ prepared.down
         return hidden_BSP.tensor_split(len(prepared.paths), dim=-1)
 
-    def expand(self, prepared: Matrices, layer: int, hidden_BSK: Tensor, y_BSO: Tensor) -> None:
+    def expand(self, prepared: Prepared, layer: int, hidden_BSK: Tensor, y_BSO: Tensor) -> None:
         """Add a layer's hidden values (B, S, K) to its output."""
         up_KO = prepared.ups[layer]
         y_nO, hidden_nK = y_BSO.view(-1, y_BSO.shape[-1]), hidden_BSK.flatten(0, 1)
@@ -105,26 +119,26 @@ class Gathered:
 
     def __init__(self, weighted: Weighted, *, num_layers: int, like: Tensor) -> None:
         places, weights = _padded(weighted)
-        self._places_BK = torch.tensor(places, device=like.device)
-        weights_B1K = torch.tensor(weights, device=like.device)[:, None]
+        self._places_BK = _on_device(places, like)
+        weights_B1K = _on_device(weights, like)[:, None]
         self._weights_B1P = weights_B1K.repeat(1, 1, num_layers).to(like.dtype)
 
-    def prepare(self, stack: Stack, matrices: Matrices, picked: Picked) -> Matrices:
+    def prepare(self, stack: Stack, matrices: Matrices, picked: Picked) -> Prepared:
         """Find the rows, layer after layer."""
         rows_BK = picked.rows(stack)[self._places_BK]
         num_layers, num_rows, _ = matrices.down.shape
         rows_BP = torch.cat([rows_BK + num_rows * layer for layer in range(num_layers)], 1)
-        return Matrices(matrices.paths, matrices.down, matrices.ups, rows_BP)
+        return Prepared(matrices.paths, matrices.down, matrices.ups, rows_BP)
 
-    def shrink(self, prepared: Matrices, x_BSI: Tensor) -> Sequence[Tensor]:
+    def shrink(self, prepared: Prepared, x_BSI: Tensor) -> Sequence[Tensor]:
         """Return each layer's hidden values (B, S, K)."""
         down_BPI = embedding(prepared.rows, prepared.down.view(-1, x_BSI.shape[-1]))
         hidden_BSP = (x_BSI @ down_BPI.transpose(1, 2)).mul_(self._weights_B1P)
         return hidden_BSP.tensor_split(len(prepared.paths), dim=-1)
 
-    def expand(self, prepared: Matrices, layer: int, hidden_BSK: Tensor, y_BSO: Tensor) -> None:
+    def expand(self, prepared: Prepared, layer: int, hidden_BSK: Tensor, y_BSO: Tensor) -> None:
         """Add a layer's hidden values (B, S, K) to its output."""
-        rows_BK = prepared.rows[:, : hidden_BSK.shape[-1]]
+        rows_BK = prepared.rows[:, : hidden_BSK.shape[-1]]  # those of the first layer of `down`
         y_BSO.baddbmm_(hidden_BSK, embedding(rows_BK, prepared.ups[layer]))
 
 
@@ -145,32 +159,33 @@ class Bagged:
             values.repeat_interleave(num_tokens, 0) for values in (places_BK, weights_BK)
         )
         num_bags, size = places_nK.shape
-        # Of hidden values (n, U, G), those of one layer are taken together.
+        # Of hidden values (U, G, n), those of one layer are taken together.
         layers_G11 = torch.arange(num_layers)[:, None, None]
-        tokens_n1 = torch.arange(num_bags)[:, None] * num_places
-        taken_GnK = (tokens_n1 + places_nK) * num_layers + layers_G11
+        taken_GnK = (places_nK * num_layers + layers_G11) * num_bags
+        taken_GnK += torch.arange(num_bags)[:, None]
+        weights = weights_nK.repeat(num_layers, 1).flatten()
         self._num_places = num_places
-        self._places = places_nK.flatten().to(like.device)
+        self._places = _on_device(places_nK.flatten(), like)
         self._starts_n = torch.arange(0, num_bags * size, size, device=like.device)
-        self._taken = taken_GnK.flatten().to(like.device)
-        self._weights = weights_nK.repeat(num_layers, 1).flatten().to(like)
+        self._taken = _on_device(taken_GnK.flatten(), like)
+        self._weights = _on_device(weights.to(like.dtype), like)
         self._rows: dict[Tensor, Tensor] = {}  # most stacks have the same
 
-    def prepare(self, stack: Stack, matrices: Matrices, picked: Picked) -> Matrices:
+    def prepare(self, stack: Stack, matrices: Matrices, picked: Picked) -> Prepared:
         """Pick the rows of all prompts for the product that shrinks."""
         rows_U = picked.rows(stack)
         if rows_U not in self._rows:
             self._rows[rows_U] = rows_U[self._places]
         down_PI = picked.down(stack, matrices)[: self._num_places].flatten(0, 1)
-        return Matrices(matrices.paths, down_PI, matrices.ups, self._rows[rows_U])
+        return Prepared(matrices.paths, down_PI, matrices.ups, self._rows[rows_U])
 
-    def shrink(self, prepared: Matrices, x_BSI: Tensor) -> Sequence[Tensor]:
+    def shrink(self, prepared: Prepared, x_BSI: Tensor) -> Sequence[Tensor]:
         """Return each layer's hidden values (n·K,)."""
-        hidden_nP = x_BSI.flatten(0, 1) @ prepared.down.T
-        hidden = hidden_nP.flatten().index_select(0, self._taken).mul_(self._weights)
+        hidden_Pn = prepared.down @ x_BSI.flatten(0, 1).T
+        hidden = hidden_Pn.flatten().index_select(0, self._taken).mul_(self._weights)
         return hidden.tensor_split(len(prepared.paths))
 
-    def expand(self, prepared: Matrices, layer: int, hidden: Tensor, y_BSO: Tensor) -> None:
+    def expand(self, prepared: Prepared, layer: int, hidden: Tensor, y_BSO: Tensor) -> None:
         """Add a layer's hidden values (n·K,) to its output."""
         # torch.nn.functional.embedding_bag checks its arguments for as long as it computes.
         up_NO = prepared.ups[layer]
@@ -178,6 +193,11 @@ class Bagged:
             0
         ]
         y_BSO.view(sum_nO.shape).add_(sum_nO)
+
+
+def _on_device(values: Any, like: Tensor) -> Tensor:
+    """Copy values to the device of a tensor, which the host does not wait for."""
+    return torch.as_tensor(values).to(like.device, non_blocking=True)
 
 
 def _padded(weighted: Weighted) -> tuple[list[list[int]], list[list[float]]]:

@@ -9,7 +9,7 @@ import torch
 
 from dlplora.adapters import LoraAdapter, LoraPair
 from dlplora.errors import AdapterError
-from dlplora.lora.attach import Pool, found
+from dlplora.lora.attach import Pool, found, refuse_per_token
 from dlplora.lora.layers import FusedLayers
 from dlplora.lora.mix import Row
 from dlplora.lora.stacks import Resident
@@ -37,6 +37,7 @@ class FusionPool(Pool):
 
     def row(self, route: Route) -> Row:
         """Take the average of a route's adapters; `RouterError` on one that is not here."""
+        refuse_per_token(route)
         if not route.adapters:
             return ()
         names = tuple(sorted(route.adapters))

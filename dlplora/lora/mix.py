@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from torch import Size, Tensor, nn
 
 from dlplora.errors import AdapterError, RouterError
-from dlplora.lora.fused import Form, FusedLinear, Weighted, lay_out
+from dlplora.lora.fused import Form, FusedLinear, Prepared, Weighted, lay_out
 from dlplora.lora.picked import Picked
-from dlplora.lora.stacks import Matrices, Resident, Stack
+from dlplora.lora.stacks import Resident, Stack
 
 
 class OwnLayers(dict[str, nn.Module]):
@@ -41,7 +41,7 @@ class Watch:
 
 
 def row_key(row: Row) -> tuple[object, ...]:
-    """Return what two rows have in common if and only if they answer alike."""
+    """Return a key: rows of equal keys answer alike."""
     if isinstance(row, OwnLayers):
         return (id(row),)
     return tuple((id(one.identity), weight) for one, weight in row)
@@ -75,12 +75,13 @@ class BatchMix:
         self._own = _common_layers(rows)
         self._weighted = [[pair for pair in weighted(row) if pair[1]] for row in rows]
         self._used = dict.fromkeys(one for row in self._weighted for one, _ in row)
-        self._picked = picked if picked and picked.suits(self._used) else Picked()
+        self._picked = picked if picked and picked.fits(self._used) else Picked()
         self._picked.add(self._used)
         self._is_one_mix = len(set(map(row_key, rows))) <= 1
         self._forms: dict[tuple[object, ...], Form] = {}
-        self._prepared: dict[tuple[Stack, Size], tuple[Form, Matrices] | None] = {}
-        # Of stacks whose layers are in turn: their input, and the hidden values of layers to come.
+        # Of each stack, for inputs of the last shape; None if it has no adapter of the batch.
+        self._prepared: dict[Stack, tuple[Size, tuple[Form, Prepared] | None]] = {}
+        # Of a stack whose layers run: their input, and the hidden values of the layers to come.
         self._hidden: dict[Stack, tuple[Tensor, dict[int, Tensor]]] = {}
 
     def select(self, rows: Sequence[int]) -> "BatchMix":
@@ -88,7 +89,7 @@ class BatchMix:
         watch = None if self._watch is None else self._watch.select(rows)
         return BatchMix([self.rows[row] for row in rows], watch, self._picked)
 
-    def turn_to(self, rows: Sequence[Row]) -> "BatchMix":
+    def with_rows(self, rows: Sequence[Row]) -> "BatchMix":
         """Return the mix of a batch that goes on with other rows, without a watch."""
         return BatchMix(rows, picked=self._picked)
 
@@ -108,34 +109,34 @@ class BatchMix:
         stack = layer.stack
         if stack is None or not self._used:
             return y_BSO
-        key = stack, x_BSI.shape[:-1]
-        if key not in self._prepared:
-            self._prepared[key] = self._prepare(layer.path, stack, x_BSI)
-        prepared = self._prepared[key]
-        if prepared is not None and layer.path in prepared[1].paths:  # else it has joined since
-            form, matrices = prepared
-            layer_index = matrices.paths.index(layer.path)
-            hidden = self._hidden_of(layer_index, stack, x_BSI, form=form, matrices=matrices)
-            form.expand(matrices, layer_index, hidden, y_BSO)
+        shape, found = self._prepared.get(stack, (None, None))
+        if shape != x_BSI.shape:
+            found = self._prepare(layer.path, stack, x_BSI)
+            self._prepared[stack] = x_BSI.shape, found
+        if found is not None and layer.path in found[1].paths:  # else it has joined since
+            form, prepared = found
+            number = prepared.paths.index(layer.path)
+            hidden = self._hidden_of(number, stack, x_BSI, form=form, prepared=prepared)
+            form.expand(prepared, number, hidden, y_BSO)
         return y_BSO
 
     def _hidden_of(
-        self, layer: int, stack: Stack, x_BSI: Tensor, *, form: Form, matrices: Matrices
+        self, number: int, stack: Stack, x_BSI: Tensor, *, form: Form, prepared: Prepared
     ) -> Tensor:
-        """Return a layer's hidden values.
+        """Return the hidden values of a stack's layer, by its number.
 
         They are computed when the first of the layers that read an input asks, and let go with the
         last; they are computed again for another tensor.
         """
         x, hidden = self._hidden.pop(stack, (None, {}))
-        if x is not x_BSI or layer not in hidden:
-            hidden = dict(enumerate(form.shrink(matrices, x_BSI)))
-        found = hidden.pop(layer)
+        if x is not x_BSI or number not in hidden:
+            hidden = dict(enumerate(form.shrink(prepared, x_BSI)))
+        found = hidden.pop(number)
         if hidden:
             self._hidden[stack] = x_BSI, hidden
         return found
 
-    def _prepare(self, path: str, stack: Stack, x_BSI: Tensor) -> tuple[Form, Matrices] | None:
+    def _prepare(self, path: str, stack: Stack, x_BSI: Tensor) -> tuple[Form, Prepared] | None:
         """Lay the batch out for a stack; None if no adapter of the batch is in it."""
         if not any(stack in one.rows for one in self._used):
             return None

@@ -23,8 +23,9 @@ class PagedPool(Pool):
     """A pool of which the adapters used last are resident, up to `max_mib` in all.
 
     The others stay as they were read, on disk as far as their files are mapped. One that is paged
-    out while a batch runs with it keeps its rows until the batch ends, beyond `max_mib`; routed to
-    again before, it is not copied again. Kept of each is the adapter and what it takes in bytes.
+    out while a batch runs with it keeps its rows until the batch needs it no more, beyond
+    `max_mib`; routed to again before, it is not copied again. Of each, the adapter is kept
+    and its size in bytes.
     """
 
     def __init__(self, layers: FusedLayers, *, max_mib: float) -> None:

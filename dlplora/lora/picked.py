@@ -14,21 +14,26 @@ from dlplora.lora.stacks import Matrices, Resident, Stack
 class Picked:
     """Adapters of a batch, each rank at a place of its own, which is the same in all stacks.
 
-    Place 0 is row 0 of every stack, which is zero. Places are only ever added: a batch that goes on
-    with other prompts copies the rows of new adapters alone, and forks of a batch share what is
-    picked. It keeps its adapters, and serves one thread.
+    Place 0 is row 0 of every stack, which is zero. So is the place of a rank that an adapter has in
+    other stacks only: it takes no memory, but the time of a row. Places are only ever added: a
+    batch that goes on with other prompts copies the rows of new adapters alone, and forks of a
+    batch share what is picked. A `Picked` keeps its adapters, and serves one thread.
     """
 
     def __init__(self) -> None:
         self.places: dict[Resident, range] = {}
         self.num_places = 1
-        self._rows: dict[Stack, tuple[int, Tensor]] = {}  # and of how many adapters
-        self._same: dict[tuple[object, ...], Tensor] = {}
-        self._down: dict[Stack, tuple[Matrices, int]] = {}  # and how many places are filled
+        self._rows: dict[Stack, Tensor] = {}
+        self._same_rows: dict[tuple[object, ...], Tensor] = {}
+        self._same_index: dict[tuple[object, ...], Tensor] = {}
+        # Of each stack: its layers, a matrix with room for more, and how many places are filled.
+        self._down: dict[Stack, tuple[tuple[str, ...], Tensor, int]] = {}
 
-    def suits(self, adapters: Collection[Resident]) -> bool:
-        """Tell whether at most a fifth of all would be of no use to a batch of these adapters."""
-        return 4 * len(self.places.keys() | adapters) <= 5 * len(adapters)
+    def fits(self, adapters: Collection[Resident]) -> bool:
+        """Tell whether a batch of these adapters would use four fifths of the places at least."""
+        used = sum(one.num_ranks for one in adapters)
+        new = sum(one.num_ranks for one in adapters if one not in self.places)
+        return 4 * (self.num_places - 1 + new) <= 5 * used
 
     def add(self, adapters: Iterable[Resident]) -> None:
         """Give the adapters that are new their places."""
@@ -42,38 +47,40 @@ class Picked:
 
         Stacks of the very same rows, as most are, share one tensor.
         """
-        count, rows_U = self._rows.get(stack, (0, None))
-        if count < len(self.places):
-            new = list(self.places)[count:]
+        rows_U = self._rows.get(stack)
+        if rows_U is None or len(rows_U) < self.num_places:
+            num_known = 0 if rows_U is None else len(rows_U)
+            new = [one for one, places in self.places.items() if places.start >= num_known]
             own = [one.rows.get(stack, ()) for one in new]
             device = stack.matrices.down.device
-            key = (rows_U, device, *map(id, own))
-            if key not in self._same:
-                added = [] if count else [0]
+            key = rows_U, device, *map(id, own)
+            if key not in self._same_rows:
+                added = [] if num_known else [0]
                 for one, rows in zip(new, own, strict=True):
                     added += [*rows, *[0] * (one.num_ranks - len(rows))]
-                added_U = torch.tensor(added, device=device)
-                self._same[key] = added_U if rows_U is None else torch.cat([rows_U, added_U])
-            rows_U = self._same[key]
-            self._rows[stack] = len(self.places), rows_U
-        assert rows_U is not None
+                added_U = torch.tensor(added).to(device, non_blocking=True)
+                longer_U = added_U if rows_U is None else torch.cat([rows_U, added_U])
+                self._same_rows[key] = longer_U
+            self._rows[stack] = rows_U = self._same_rows[key]
         return rows_U
 
     def down(self, stack: Stack, matrices: Matrices) -> Tensor:
         """Return the rows of A (U, G, I) side by side; only those of new places are copied."""
         rows_U = self.rows(stack)
         num_layers, num_rows, num_in = matrices.down.shape
-        picked, filled = self._down.get(stack, (None, 0))
-        if picked is None or picked.paths != matrices.paths or len(picked.down) < len(rows_U):
-            room = len(rows_U) + len(rows_U) // 4
-            down = matrices.down.new_empty(room, num_layers, num_in)
-            picked, filled = Matrices(matrices.paths, down, ()), 0
-        if filled < len(rows_U):
-            key = rows_U, filled, num_layers, num_rows
-            if key not in self._same:
+        paths, down, num_filled = self._down.get(stack, ((), matrices.down, 0))
+        if paths != matrices.paths or len(down) < len(rows_U):
+            num_filled, room = 0, len(rows_U) + len(rows_U) // 4
+            with torch.inference_mode(False):  # written to later, too
+                down = matrices.down.new_empty(room, num_layers, num_in)
+        if num_filled < len(rows_U):
+            key = rows_U, num_filled, num_layers, num_rows
+            if key not in self._same_index:
                 starts_G = torch.arange(0, num_layers * num_rows, num_rows, device=rows_U.device)
-                self._same[key] = (rows_U[filled:, None] + starts_G).flatten()
-            new = picked.down[filled : len(rows_U)].view(-1, num_in)
-            torch.index_select(matrices.down.view(-1, num_in), 0, self._same[key], out=new)
-            self._down[stack] = picked, len(rows_U)
-        return picked.down
+                self._same_index[key] = (rows_U[num_filled:, None] + starts_G).flatten()
+            new = down[num_filled : len(rows_U)].view(-1, num_in)
+            with torch.no_grad():
+                flat = matrices.down.view(-1, num_in)
+                torch.index_select(flat, 0, self._same_index[key], out=new)
+            self._down[stack] = matrices.paths, down, len(rows_U)
+        return down[: len(rows_U)]

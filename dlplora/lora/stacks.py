@@ -14,7 +14,7 @@ import heapq
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -28,14 +28,12 @@ from dlplora.errors import AdapterError
 class Matrices:
     """A and (s B)ᵀ of all adapters on the layers at `paths`, which read one input.
 
-    In a stack `down` is (G, N, I) and `ups` are (N, O), and row 0 is zero in all of them. A form of
-    the sum keeps what it prepares for a batch in shapes of its own, with the `rows` of its prompts.
+    `down` is (G, N, I) and `ups` are (N, O); row 0 is zero in all of them.
     """
 
     paths: tuple[str, ...]
     down: Tensor
     ups: tuple[Tensor, ...]
-    rows: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
 
     def by_path(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Yield each layer's path, down (N, I) and up (N, O)."""

@@ -198,6 +198,7 @@ def test_every_form_is_the_reference(kind: str, num_tokens: int, dtype: torch.dt
         if pairs:
             one.rows[stack] = stack.add(pairs, drawn(1))
         picked.add([one])
+        picked.rows(stack)
     mixes = MIXES[:1] * 4 if kind.endswith("mix") else MIXES
     mixed = [[(residents[name], weight) for name, weight in mix] for mix in mixes]
     places = [[(place, w) for one, w in mix for place in picked.places[one]] for mix in mixed]
