@@ -1,6 +1,6 @@
 """What any mix of adapters costs, beside one PEFT adapter and other ways to mix.
 
-    python -m benchmarks.fused [--base data/base] [--rounds 9] [--device cpu|cuda]
+    python -m benchmarks.fused [--base data/base] [--rounds 9] [--device cpu|cuda] [--short]
 
 26 seeded adapters of rank 8 on q and v of the real base model; every prompt has three of them, of
 its own. All rivals run under this project's own reading and stepping (`dlplora.engine.batch`),
@@ -10,11 +10,13 @@ interleaved in one process, in another order each round, generation eight steps 
 medians over rounds of the ratio to one PEFT adapter in the same round – the faster of PEFT's two
 ways to hold its weights, float32 (its default) and the model's.
 
-Writes benchmarks/results/fused.json and fused.svg.
+Writes benchmarks/results/fused.json and fused.svg. `--short` prints the figures of the base model,
+of PEFT's two ways and of the fused layers alone, which leaves time for more rounds.
 """
 
 import argparse
 import copy
+import json
 import statistics
 import time
 from collections.abc import Iterator, Mapping
@@ -117,13 +119,17 @@ def some_prompts() -> Tensor:
     return torch.randint(5, 40_000, (16, 64), generator=torch.Generator().manual_seed(0))
 
 
-def measure_shapes(base: Base, rounds: int) -> tuple[dict[str, dict[str, float]], float]:
+def measure_shapes(
+    base: Base, rounds: int, *, short: bool
+) -> tuple[dict[str, dict[str, float]], float]:
     """Time every rival at every shape; return ratios by rival and shape."""
     ids = some_prompts()
     by_shape: dict[str, dict[str, float]] = {}
     build_seconds = 0.0
     for size in (16, 1):
         rivals, seconds = rivals_of(base, size)
+        if short:
+            rivals = {name: rivals[name] for name in ("base", *SINGLES, "fused")}
         build_seconds = max(build_seconds, seconds)
         works: dict[str, Work]
         if size == 16:
@@ -134,12 +140,11 @@ def measure_shapes(base: Base, rounds: int) -> tuple[dict[str, dict[str, float]]
         written: dict[str, Steps] = {
             name: partial(generate, rival, ids[:size]) for name, rival in rivals.items()
         }
-        written["fused_engine"] = partial(by_engine, rivals["fused"], ids[:size])
-        written["transformers_generate"] = partial(
-            by_transformers,
-            rivals["peft_single_float32"].base.model,
-            ids[:size].to(base.device),
-        )
+        if not short:
+            single = rivals["peft_single_float32"].base.model
+            on_device = ids[:size].to(base.device)
+            written["fused_engine"] = partial(by_engine, rivals["fused"], ids[:size])
+            written["transformers_generate"] = partial(by_transformers, single, on_device)
         taken = in_turns(written, rounds, f"generate_{size}")
         by_shape[f"generate_{size}"] = ratios(taken, faster_single(taken))
     by_rival: dict[str, dict[str, float]] = {}
@@ -233,13 +238,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--base", type=Path, default=Path("data/base"))
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--short", action="store_true", help="few rivals, nothing written")
     add_device(parser)
     words = parser.parse_args()
     place = chosen_place(words.device)
     base = load_base(words.base, place=place)
     with _inference():
-        shapes, build_seconds = measure_shapes(base, words.rounds)
+        shapes, build_seconds = measure_shapes(base, words.rounds, short=words.short)
         pools = measure_pools(base, words.rounds)
+        if words.short:
+            print(json.dumps({"ratio_to_single": shapes, "pool": pools}))
+            return
         routing_ms = measure_routing(base)
     found = {
         "n_adapters": NUM_ADAPTERS,
