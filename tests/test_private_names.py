@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook, register_module_forward_hook
-from transformers import PreTrainedModel, modeling_gguf_pytorch_utils
+from transformers import LlamaConfig, PreTrainedModel, modeling_gguf_pytorch_utils
 from transformers.models.llama import modeling_llama
 from transformers.models.mamba.modeling_mamba import MambaForCausalLM
 
@@ -76,6 +76,13 @@ def keeps_masks_of_four_dimensions() -> bool:
     mask = torch.zeros(1, 1, 2, 2)
     model(input_ids=torch.tensor([[4, 5]]), attention_mask=mask)
     return seen[0] is mask
+
+
+def has_rope_types() -> bool:
+    long = {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0], "factor": 2.0}
+    config = LlamaConfig(hidden_size=4, num_attention_heads=2, rope_parameters=long)
+    found = [one.get_text_config(decoder=True).rope_parameters for one in (config, LlamaConfig())]
+    return [one["rope_type"] for one in found] == ["longrope", "default"]
 
 
 def has_backend_tokenizer() -> bool:
@@ -155,6 +162,20 @@ NAMES: dict[str, tuple[Callable[[], bool], str]] = {
             and PreTrainedModel._supports_attention_backend is False
         ),
         "find what marks models of the common attention interface: others are read row by row",
+    ),
+    "rope_parameters": (
+        has_rope_types,
+        "find where a config says that rotary embeddings change with the length: such models are "
+        "read row by row, and no kernel rotates for them",
+    ),
+    "lora_A": (
+        lambda: (
+            isinstance(lora_layer().base_layer, nn.Linear)
+            and lora_layer().lora_A["default"].weight.shape[0] == 2
+            and lora_layer().lora_B["default"].weight.shape[1] == 2
+            and lora_layer().scaling["default"] == 4.0
+        ),
+        "take the new names of PEFT's base layer, pair and scaling in lora_linear; " + FALL_BACK,
     ),
     "_is_stateful": (
         lambda: MambaForCausalLM._is_stateful is True and PreTrainedModel._is_stateful is False,
