@@ -23,13 +23,13 @@ K rows of one prompt, P = G·K, U places.
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from dlplora.lora.picked import Picked
+from dlplora.lora.picked import Picked, on_device
 from dlplora.lora.stacks import Matrices, Stack
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ class OneMix:
 
     def __init__(self, weighted: Weighted, *, num_tokens: int, like: Tensor) -> None:
         own = weighted[0]
-        self._places_K = _on_device([place for place, _ in own], like)
-        self._weights_K1 = _on_device([[weight] for _, weight in own], like)
+        self._places_K = on_device([place for place, _ in own], like.device)
+        self._weights_K1 = on_device([[weight] for _, weight in own], like.device)
         is_small = len(weighted) * num_tokens * len(own) <= _FLOAT32_SIZE
         self._dtype = torch.float32 if is_small and like.device.type == "cpu" else like.dtype
 
@@ -119,8 +119,8 @@ class Gathered:
 
     def __init__(self, weighted: Weighted, *, num_layers: int, like: Tensor) -> None:
         places, weights = _padded(weighted)
-        self._places_BK = _on_device(places, like)
-        weights_B1K = _on_device(weights, like)[:, None]
+        self._places_BK = on_device(places, like.device)
+        weights_B1K = on_device(weights, like.device)[:, None]
         self._weights_B1P = weights_B1K.repeat(1, 1, num_layers).to(like.dtype)
 
     def prepare(self, stack: Stack, matrices: Matrices, picked: Picked) -> Prepared:
@@ -165,10 +165,10 @@ class Bagged:
         taken_GnK += torch.arange(num_bags)[:, None]
         weights = weights_nK.repeat(num_layers, 1).flatten()
         self._num_places = num_places
-        self._places = _on_device(places_nK.flatten(), like)
+        self._places = on_device(places_nK.flatten(), like.device)
         self._starts_n = torch.arange(0, num_bags * size, size, device=like.device)
-        self._taken = _on_device(taken_GnK.flatten(), like)
-        self._weights = _on_device(weights.to(like.dtype), like)
+        self._taken = on_device(taken_GnK.flatten(), like.device)
+        self._weights = on_device(weights.to(like.dtype), like.device)
         self._rows: dict[Tensor, Tensor] = {}  # most stacks have the same
 
     def prepare(self, stack: Stack, matrices: Matrices, picked: Picked) -> Prepared:
@@ -189,15 +189,10 @@ class Bagged:
         """Add a layer's hidden values (n·K,) to its output."""
         # torch.nn.functional.embedding_bag checks its arguments for as long as it computes.
         up_NO = prepared.ups[layer]
-        sum_nO = torch.embedding_bag(up_NO, prepared.rows, self._starts_n, False, 0, False, hidden)[
-            0
-        ]
+        sum_nO, *_ = torch.embedding_bag(
+            up_NO, prepared.rows, self._starts_n, False, 0, False, hidden
+        )
         y_BSO.view(sum_nO.shape).add_(sum_nO)
-
-
-def _on_device(values: Any, like: Tensor) -> Tensor:
-    """Copy values to the device of a tensor, which the host does not wait for."""
-    return torch.as_tensor(values).to(like.device, non_blocking=True)
 
 
 def _padded(weighted: Weighted) -> tuple[list[list[int]], list[list[float]]]:

@@ -24,8 +24,7 @@ class PagedPool(Pool):
 
     The others stay as they were read, on disk as far as their files are mapped. One that is paged
     out while a batch runs with it keeps its rows until the batch needs it no more, beyond
-    `max_mib`; routed to again before, it is not copied again. Of each, the adapter is kept
-    and its size in bytes.
+    `max_mib`; routed to again before, it is not copied again.
     """
 
     def __init__(self, layers: FusedLayers, *, max_mib: float) -> None:
@@ -59,6 +58,7 @@ class PagedPool(Pool):
         return self._resident[name]
 
     def _keep(self, adapter: LoraAdapter) -> tuple[LoraAdapter, int]:
+        """Keep an adapter as it was read, with the bytes that it takes when it is resident."""
         return adapter, self.layers.num_bytes(adapter)
 
     def _forget(self, name: str) -> None:

@@ -4,11 +4,17 @@ Shapes as in `lora.stacks`; U places.
 """
 
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dlplora.lora.stacks import Matrices, Resident, Stack
+
+
+def on_device(values: Any, device: torch.device) -> Tensor:
+    """Copy values, a list or a tensor, to a device without waiting for it."""
+    return torch.as_tensor(values).to(device, non_blocking=True)
 
 
 class Picked:
@@ -58,7 +64,7 @@ class Picked:
                 added = [] if num_known else [0]
                 for one, rows in zip(new, own, strict=True):
                     added += [*rows, *[0] * (one.num_ranks - len(rows))]
-                added_U = torch.tensor(added).to(device, non_blocking=True)
+                added_U = on_device(added, device)
                 longer_U = added_U if rows_U is None else torch.cat([rows_U, added_U])
                 self._same_rows[key] = longer_U
             self._rows[stack] = rows_U = self._same_rows[key]
@@ -79,8 +85,6 @@ class Picked:
                 starts_G = torch.arange(0, num_layers * num_rows, num_rows, device=rows_U.device)
                 self._same_index[key] = (rows_U[num_filled:, None] + starts_G).flatten()
             new = down[num_filled : len(rows_U)].view(-1, num_in)
-            with torch.no_grad():
-                flat = matrices.down.view(-1, num_in)
-                torch.index_select(flat, 0, self._same_index[key], out=new)
+            torch.index_select(matrices.down.view(-1, num_in), 0, self._same_index[key], out=new)
             self._down[stack] = matrices.paths, down, len(rows_U)
         return down[: len(rows_U)]
